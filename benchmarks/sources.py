@@ -1,0 +1,89 @@
+"""How fast sources make batches, beside what pyarrow alone reads of the same files: `python -m benchmarks.sources`.
+
+Goal: 0.8 or more. pyarrow reads the same columns of the same row groups on one thread and makes nothing of them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.job import Columns, DataSpec
+from pipeline.registry import sources
+from pipeline.store import open_store
+
+ROWS = 200_000
+GROUP_ROWS = 20_000
+BATCH_ROWS = 1024
+REPEATS = 5
+
+Case = tuple[str, dict[str, Any], Columns, dict[str, Any]]
+
+
+def cases(rows: int) -> dict[str, Case]:
+    """By name: the source, the columns of its file, which are what, and options."""
+    draw = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz    "))
+    texts = ["".join(draw.choice(letters, 120)) for _ in range(2000)]
+    lengths = draw.integers(7, 30, rows)
+    steps = pa.ListArray.from_arrays(
+        pa.array(np.concatenate([[0], lengths.cumsum()]), pa.int32()),
+        pa.FixedSizeListArray.from_arrays(pa.array(draw.normal(size=12 * lengths.sum()).astype(np.float32)), 12),
+    )
+    images = pa.FixedSizeListArray.from_arrays(pa.array(draw.normal(size=rows * 256).astype(np.float32)), 256)
+    table = {f"n{i}": draw.normal(size=rows) for i in range(13)}
+    table |= {f"c{i}": draw.integers(0, 1000, rows).astype(str) for i in range(26)}
+    numbers, categories = tuple(f"n{i}" for i in range(13)), tuple(f"c{i}" for i in range(26))
+    return {
+        "numbers": ("parquet", {"x": images}, Columns(features="x", shape=(1, 16, 16)), {}),
+        "table": ("tabular", table, Columns(features=numbers), {"categories": categories}),
+        "series": ("series", {"x": steps}, Columns(features="x", shape=(12, 29)), {"ragged": True}),
+        "bytes": ("tokens", {"x": [texts[i % 2000] for i in range(rows)]}, Columns(features="x", shape=(128,)), {}),
+    }
+
+
+def seconds(work: Callable[[], int]) -> float:
+    """The shortest of some repetitions."""
+    found = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        if work() != ROWS:
+            raise RuntimeError("rows are missing")
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def pyarrow_alone(path: Path) -> int:
+    """Rows read group by group."""
+    file = pq.ParquetFile(path, pre_buffer=True)
+    return sum(file.read_row_group(group, use_threads=False).num_rows for group in range(file.num_row_groups))
+
+
+def main() -> None:
+    """Print a line for each kind of source."""
+    print(f"{'source':10}{'pyarrow rows/s':>18}{'batches rows/s':>18}{'share':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (kind, columns, named, options) in cases(ROWS).items():
+            path = Path(folder, f"{name}.parquet")
+            pq.write_table(pa.table(columns), path, row_group_size=GROUP_ROWS)
+            spec = DataSpec(url=str(path), columns=named, options=options)
+            source = sources()[kind](name, spec, open_store(f"{folder}/store"))
+            chunks = source.chunks("all")
+            alone = seconds(lambda path=path: pyarrow_alone(path))  # type: ignore[misc]
+            ours = seconds(
+                lambda source=source, chunks=chunks: sum(  # type: ignore[misc]
+                    batch.rows for chunk in chunks for batch in source.read(chunk, BATCH_ROWS)
+                )
+            )
+            print(f"{name:10}{ROWS / alone:18,.0f}{ROWS / ours:18,.0f}{alone / ours:8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

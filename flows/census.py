@@ -1,0 +1,169 @@
+"""The census as a Prefect flow: what a schedule runs, with its progress and its answers as artifacts.
+
+Layer 6. A Prefect task is a stage of the story, never a shard: Ray schedules those. Nothing but short strings and
+numbers passes through Prefect. Without an API address in the environment Prefect starts a temporary server by itself.
+Prefect only watches: a server that does not answer, or stops answering, keeps nothing from being measured.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+# set before the import reads them: no telemetry, room for a slow machine to start the temporary server, no traceback
+# where the command line says what is wrong, and seconds instead of minutes to give up a server that is gone
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "1")
+
+import httpx
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.settings import PREFECT_API_URL
+
+from pipeline.cluster import executor_at
+from pipeline.errors import CensusError
+from pipeline.job import load_job
+from pipeline.progress import Progress, Silent
+from pipeline.run import Outcome, run
+from pipeline.store import open_store
+
+# an update costs 15 to 27 ms
+ARTIFACT_INTERVAL_S = 1.0
+HEALTH_TIMEOUT_S = 5.0
+# what the client raises when the server is gone
+UNANSWERED = (httpx.HTTPError, OSError, RuntimeError)
+
+
+class ArtifactProgress:
+    """Progress artifacts of the flow run, at most one update a second, beside another progress on the terminal."""
+
+    def __init__(self, beside: Progress) -> None:
+        self._beside = beside
+        self._artifact: Any = None
+        self._total = self._done = 0
+        self._shown_s = 0.0
+        self._is_heard = True
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        """Open an artifact for the stage."""
+        self._beside.stage(name, total, done)
+        self._finish()
+        self._total, self._done = total, done
+        self._artifact = self.tell(
+            lambda: create_progress_artifact(self._percent, key=f"census-{name}", description=f"{total} {name}")
+        )
+
+    def advance(self, count: int) -> None:
+        """Move the stage's artifact, if the last update is long enough ago."""
+        self._beside.advance(count)
+        self._done += count
+        if time.monotonic() - self._shown_s >= ARTIFACT_INTERVAL_S:
+            self._shown_s = time.monotonic()
+            self._update()
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self._beside.note(text)
+
+    def finish(self, summary: str) -> None:
+        """Bring the last artifact to where its stage ended, and leave a summary."""
+        self._finish()
+        self.tell(lambda: create_markdown_artifact(summary, key="census-summary"))
+
+    def tell(self, update: Callable[[], Any]) -> Any:
+        """Tell the server something, as long as it listens."""
+        if not self._is_heard:
+            return None
+        try:
+            return update()
+        except UNANSWERED as error:
+            self._is_heard = False
+            self.note(f"Prefect does not answer any more ({type(error).__name__}): the run goes on without it")
+            return None
+
+    def _finish(self) -> None:
+        self._update()
+        self._artifact = None
+
+    def _update(self) -> None:
+        if self._artifact is not None:
+            self.tell(lambda: update_progress_artifact(self._artifact, self._percent))
+
+    @property
+    def _percent(self) -> float:
+        return 100.0 * self._done / self._total if self._total else 100.0
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever runs the flow in this process: where progress is shown besides the artifacts, and what came of it."""
+
+    progress: Progress = field(default_factory=Silent)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+_CALLER: ContextVar[Caller] = ContextVar("_CALLER")
+
+
+@flow(name="census", persist_result=False)
+def census(job: str, store: str, ray: str = "local") -> dict[str, Any]:
+    """Run the job file `job` into `store` on Ray (`local` or a cluster's address) or without it (`none`).
+
+    Returns the outcome as plain values. The artifacts are the stages' progress and a summary.
+    """
+    caller = _CALLER.get(None) or Caller()
+    progress = ArtifactProgress(caller.progress)
+    outcome = _census(job, store, ray, progress)
+    caller.outcomes.append(outcome)
+    progress.finish(_summary(outcome))
+    return asdict(outcome)
+
+
+def take_census(job: str, *, store: str, ray: str, progress: Progress) -> Outcome:
+    """Run the flow in this process; if Prefect's server does not answer, say so once and do without it."""
+    api = PREFECT_API_URL.value()
+    if api and not answers(api):
+        progress.note(f"Prefect at {api} does not answer: the run goes on without it")
+        return _census(job, store, ray, progress)
+    caller = Caller(progress)
+    token = _CALLER.set(caller)
+    try:
+        census(job=job, store=store, ray=ray)
+    except CensusError:
+        raise
+    except UNANSWERED:
+        # the server went away: what it could not be told is done all the same
+        if not caller.outcomes:
+            raise
+    finally:
+        _CALLER.reset(token)
+    return caller.outcomes[0]
+
+
+def answers(api: str) -> bool:
+    """Whether a Prefect server answers at an API address."""
+    try:
+        return httpx.get(f"{api.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_S).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _census(job: str, store: str, ray: str, progress: Progress) -> Outcome:
+    asked = load_job(job)
+    with executor_at(ray, asked.resources) as executor:
+        return run(asked, open_store(store), executor, progress)
+
+
+def _summary(outcome: Outcome) -> str:
+    failed = "".join(f"\n- failed: {name}: {reason}" for name, reason in outcome.failed.items())
+    return (
+        f"Run `{outcome.run}`: {outcome.trained} models trained, {outcome.cells} cells measured, "
+        f"{outcome.reused_cells} reused.{failed}"
+    )

@@ -1,0 +1,132 @@
+"""Keep a census up on this machine: a Prefect server, a schedule, and the worker that runs it, until told to stop.
+
+Layer 6. The server listens on the loopback address only: it asks for no password. What a scheduled run does is the
+flow `census`, so a night without new rows or models finds its run committed and ends; what is new is measured once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import StoreError
+from pipeline.job import load_job
+
+if TYPE_CHECKING:
+    from prefect.schedules import Schedule
+
+POOL = "neuron-census"
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Nightly:
+    """What is run, where to, on which Ray, and when: `cron` in UTC."""
+
+    job: str
+    store: str
+    ray: str = "local"
+    cron: str = "0 2 * * *"
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The flow's: absolute, because a worker runs it in a directory of its own."""
+        store = self.store if "://" in self.store else str(Path(self.store).expanduser().absolute())
+        return {"job": str(Path(self.job).absolute()), "store": store, "ray": self.ray}
+
+
+def up(nightly: Nightly, *, port: int = 4200, say: Callable[[str], None] = print) -> None:
+    """Serve the schedule until SIGINT or SIGTERM, then end everything that was started. JobError, StoreError."""
+    name = load_job(nightly.job).name
+    told = threading.Event()
+    with _until_told(told), _running("server", "start", "--host", "127.0.0.1", "--port", str(port)) as server:
+        api = f"http://127.0.0.1:{port}/api"
+        os.environ["PREFECT_API_URL"] = api
+        _wait_for(api, server, told)
+        if told.is_set():
+            return
+        deploy(nightly, name)
+        with _running("worker", "start", "--pool", POOL, "--type", "process", "--limit", "1") as worker:
+            say(f"job {name} runs at {nightly.cron!r} (UTC) into {nightly.store}; Prefect: {api[:-4]}; Ctrl-C ends it")
+            while not told.wait(1.0):
+                for part, process in (("server", server), ("worker", worker)):
+                    if process.poll() is not None:
+                        raise StoreError(f"Prefect's {part} ended by itself (exit code {process.returncode})")
+
+
+def deploy(nightly: Nightly, name: str, schedule: Schedule | None = None) -> Any:
+    """Register the flow with its schedule at the server of the environment, in place of one of the same name."""
+    from prefect.client.orchestration import get_client  # reads the address from the environment once
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.schedules import Cron
+    from prefect.types.entrypoint import EntrypointType
+
+    from flows.census import census
+
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
+    deployment: Any = census.to_deployment(
+        name=name,
+        schedule=schedule or Cron(nightly.cron),
+        parameters=nightly.parameters,
+        work_pool_name=POOL,
+        # a night that is not over when the next begins is not run twice
+        concurrency_limit=1,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    return deployment.apply()
+
+
+@contextmanager
+def _running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Prefect command in a session of its own, so that Ctrl-C reaches only this process, which ends it in order."""
+    environment = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", **os.environ}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", *command],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def _until_told(told: threading.Event) -> Iterator[None]:
+    before = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait_for(api: str, server: subprocess.Popen[bytes], told: threading.Event) -> None:
+    from flows.census import answers  # imports prefect, while its server starts
+
+    end = time.monotonic() + START_TIMEOUT_S
+    while not told.is_set() and not answers(api):
+        if server.poll() is not None:
+            raise StoreError(
+                f"Prefect's server cannot be started at {api}: is its port taken? choose another with --port"
+            )
+        if time.monotonic() > end:
+            raise StoreError(f"Prefect's server did not answer at {api} within {START_TIMEOUT_S:.0f} s")
+        told.wait(0.2)

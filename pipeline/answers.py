@@ -1,0 +1,85 @@
+"""What the failure of a storage driver means: taken, to be repeated, or refused, and who must do what about it.
+
+Layer 1: imports botocore only once something has failed. s3fs gives HTTP answers as plain OSErrors, some under a
+misleading number (a lost conditional write is EINVAL on some servers), so what counts is the chain of causes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+_ADVICE: dict[int, str] = {
+    errno.ENOSPC: ": free space there, then run again",
+    errno.EDQUOT: ": raise the quota, then run again",
+    errno.EROFS: ": choose a store that can be written",
+    errno.EPERM: ": the file system must support hard links; choose another directory",
+    errno.EOPNOTSUPP: ": the file system must support hard links; choose another directory",
+}
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def server_answer(error: BaseException) -> tuple[int, str]:
+    """The HTTP status and S3 error code behind an error; (0, "") if no server answered."""
+    from botocore.exceptions import ClientError  # on the path of errors only
+
+    for cause in _causes(error):
+        if isinstance(cause, ClientError):
+            status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return int(status), str(cause.response.get("Error", {}).get("Code", ""))
+    return 0, ""
+
+
+def is_taken(error: BaseException) -> bool:
+    """Whether a create-only write was refused because the key is taken."""
+    return any(isinstance(cause, FileExistsError) for cause in _causes(error)) or server_answer(error)[0] == 412
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed in a moment."""
+    # 409: another conditional write of the same key is under way
+    status, code = server_answer(error)
+    if status:
+        return status in (408, 409, 429) or status >= 500 or code in ("RequestTimeout", "SlowDown", "IncompleteBody")
+    return _is_unanswered(error)
+
+
+def _is_unanswered(error: BaseException) -> bool:
+    from aiohttp import ClientPayloadError
+    from botocore.exceptions import ConnectionError, HTTPClientError, IncompleteReadError
+
+    # an answer that was cut off is none
+    kinds = ConnectionError | HTTPClientError | IncompleteReadError | ClientPayloadError | TimeoutError
+    return any(isinstance(cause, kinds) for cause in _causes(error))
+
+
+def reason(error: BaseException) -> str | None:
+    """What is wrong and who must do what; never a server's own text, which may repeat what it was sent."""
+    from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
+
+    status, code = server_answer(error)
+    answer = f"({code}, HTTP {status})" if status else f"({type(error).__name__})"
+    if code == "NoSuchBucket":
+        return f"the bucket does not exist {answer}: create it, or correct the URL"
+    if code in ("ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed", "InvalidToken"):
+        return f"the credentials are not valid, or no longer {answer}: renew them (and check this machine's clock)"
+    if any(isinstance(cause, NoCredentialsError | PartialCredentialsError) for cause in _causes(error)):
+        return "no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
+    if _is_unanswered(error):
+        return f"the server does not answer {answer}: check AWS_ENDPOINT_URL, the network and the server"
+    if isinstance(error, PermissionError) and error.errno != errno.EPERM:
+        return f"access denied {answer}: its operator must allow reading, writing, listing and deleting here"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file or directory"
+    if status:
+        return f"the server refuses {answer}"
+    if isinstance(error, OSError | BotoCoreError):
+        number = (error.errno or 0) if isinstance(error, OSError) else 0
+        return f"{os.strerror(number) if number else type(error).__name__}{_ADVICE.get(number, '')}"
+    return None

@@ -1,0 +1,136 @@
+"""The columns that are nobody's statistic: whose row it is, and the tables of models, sites and receipts.
+
+Layer 1: imports nothing but the column.
+"""
+
+from __future__ import annotations
+
+from pipeline.columns import Column, DType
+
+
+def _of(table: str, *columns: tuple[str, DType, str] | tuple[str, DType, str, str]) -> tuple[Column, ...]:
+    """Columns from (name, type, meaning) or (name, type, meaning, when it is null)."""
+    return tuple(
+        Column(name=name, dtype=dtype, meaning=meaning, unit="", null=rest[0] if rest else "never", table=table)
+        for name, dtype, meaning, *rest in columns
+    )
+
+
+def unit_keys(table: str) -> tuple[Column, ...]:
+    """The columns that say whose row it is, in every table of units."""
+    return _of(
+        table,
+        ("run", "string", "id of the run that wrote the row: digest of job, models, chunks and statistics"),
+        ("model", "string", "id of the model: digest of its recipe, or of its weights if it was loaded"),
+        ("data", "string", "name of the data set in the job"),
+        ("split", "string", "split of the data set that was measured"),
+        ("site", "string", "name of the site: path of the module that owns the weight, #k for its k-th call"),
+        ("unit", "int32", "number of the unit (output channel) in its site, from 0"),
+    )
+
+
+_MODELS = _of(
+    "models",
+    ("run", "string", "id of the run that wrote the row"),
+    ("model", "string", "id of the model: digest of its recipe, or of its weights if it was loaded"),
+    ("name", "string", "name of the model: that of its entry in the job, its seed, and -init for an untrained twin"),
+    ("family", "string", "how the model is built", "null for a model that was loaded whole"),
+    ("data", "string", "name of the data set that it was trained on"),
+    ("seed", "int64", "seed of initialisation and row order", "null for a loaded model"),
+    ("step", "int64", "optimiser steps taken: 0 is the model before training", "null where unknown"),
+    ("lineage", "string", "what all checkpoints of one training share", "null for a loaded model"),
+    ("control", "string", "id of its untrained twin", "null where it has none"),
+    ("control_of", "string", "lineage whose untrained twin it is", "null for any other model"),
+    ("hyperparameters", "string", "hyperparameters of the family as JSON", "null for a loaded model"),
+    ("training", "string", "training recipe as JSON", "null for a loaded model"),
+    ("parameters", "int64", "numbers in its parameters", "null where it failed"),
+    ("train_accuracy", "float64", "share of training rows whose greatest output is their label", "null where unknown"),
+    ("train_loss", "float64", "mean cross-entropy of the training rows, in nats", "null where unknown"),
+    ("sha256", "string", "SHA-256 of the checkpoint as stored", "null where it failed"),
+    ("status", "string", "ok, or failed: it could not be built, trained, loaded or run"),
+    ("reason", "string", "why it failed", "null where it did not"),
+)
+
+_SITES = _of(
+    "sites",
+    ("run", "string", "id of the run that wrote the row"),
+    ("model", "string", "id of the model"),
+    ("data", "string", "name of the data set whose rows showed the sites"),
+    ("site", "string", "name of the site, or of a weight that is not interpreted"),
+    ("position", "int32", "order in the forward pass, from 0", "null where not interpreted"),
+    ("path", "string", "path of the module that owns the weight", "null where not interpreted"),
+    ("call", "int32", "which call of that module within one forward pass, from 0", "null where not interpreted"),
+    ("kind", "string", "kind of affine map: dense, conv2d, …", "null where not interpreted"),
+    ("gate", "string", "nonlinearity that consumes the output; identity: none", "null where not interpreted"),
+    ("norm", "string", "data-dependent norm between the affine map and the gate", "null where there is none"),
+    ("folded", "string", "norms folded into the pattern, by module path", "null where there are none"),
+    ("alias_of", "string", "site whose weight it shares", "null where the weight is its own"),
+    ("units", "int32", "output channels", "null where not interpreted"),
+    ("fan_in", "int32", "numbers in one unit's pattern", "null where not interpreted"),
+    ("groups", "int32", "groups of units that share their inputs", "null where not interpreted"),
+    ("input_kind", "string", "what a pattern's numbers stand for: pixels, lags, units, features, …", "null if unknown"),
+    ("input_shape", "list<int64>", "shape in which a pattern is read", "null where not interpreted"),
+    ("interpreted", "bool", "false: a weight acts here (or never) and is not interpreted"),
+    ("reason", "string", "why it is not interpreted, or what is unusual about it", "null where all is as usual"),
+    ("parameters", "int64", "numbers in the weight"),
+    ("error", "float64", "max |w·x + b − z| / max(‖w‖‖x‖ + |b|) over the probe rows", "null where not interpreted"),
+)
+
+_SCORES = _of(
+    "scores",
+    ("run", "string", "id of the run that wrote the row"),
+    ("model", "string", "id of the model"),
+    ("data", "string", "name of the data set in the job"),
+    ("split", "string", "split of the data set that was measured"),
+    ("metric", "string", "accuracy: share of rows whose greatest output is their label; log_loss: mean, in nats"),
+    ("value", "float64", "value of the metric"),
+    ("rows", "int64", "labelled rows that it is over"),
+)
+
+_RECEIPTS = _of(
+    "receipts",
+    ("run", "string", "id of the run that wrote the row"),
+    ("model", "string", "id of the model"),
+    ("data", "string", "name of the data set in the job"),
+    ("split", "string", "split of the data set that was measured"),
+    ("chunk", "string", "id of the chunk: digest of the file's content, its row groups and how they are read"),
+    ("statistic", "string", "statistic whose state the cell is"),
+    ("file", "string", "file that the chunk is part of, as the job names it"),
+    ("first_row", "int64", "number of the chunk's first row in the file, from 0"),
+    ("key", "string", "where the state is stored, below the root of the store"),
+    ("total", "int64", "rows in the chunk's row groups = rows + unreadable + excluded"),
+    ("rows", "int64", "rows that were read and measured"),
+    ("unreadable", "int64", "rows that could not be read"),
+    ("excluded", "int64", "rows of other splits"),
+    ("bytes", "int64", "size of the state object"),
+    ("sha256", "string", "SHA-256 of the state object as stored"),
+    ("device", "string", "kind of device that computed it"),
+)
+
+# which of a unit's several rows it is, for the tables that have several
+_HISTOGRAM_KEYS = _of(
+    "histograms",
+    ("quantity", "string", "what is counted: z, pearson, cosine, …"),
+    ("bin", "int32", "number of the bin, in ascending order of the values it holds"),
+)
+_EXEMPLAR_KEYS = _of(
+    "exemplars",
+    ("kind", "string", "what the rows are chosen by: greatest, smallest, match, random, octave"),
+    ("rank", "int32", "place among those chosen, from 0"),
+    ("file", "string", "file that the row is in, as the job names it", "null where a column names the rows: uid is it"),
+    ("row", "int64", "number of the row in that file, from 0", "null where a column names the rows"),
+)
+_CLASS_KEYS = _of("classes", ("class", "int32", "number of the class, from 0"))
+
+BASE: dict[str, tuple[Column, ...]] = {
+    "models": _MODELS,
+    "sites": _SITES,
+    "neurons": unit_keys("neurons"),
+    "histograms": unit_keys("histograms") + _HISTOGRAM_KEYS,
+    "exemplars": unit_keys("exemplars") + _EXEMPLAR_KEYS,
+    "classes": unit_keys("classes") + _CLASS_KEYS,
+    "patterns": unit_keys("patterns"),
+    "edges": unit_keys("edges"),
+    "scores": _SCORES,
+    "receipts": _RECEIPTS,
+}

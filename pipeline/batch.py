@@ -1,0 +1,43 @@
+"""One batch of rows as a model takes it, and as its rows are named.
+
+Layer 0: imports nothing of the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a data set, decoded to what a model's forward takes.
+
+    inputs   positional arguments of the model's forward (each a tensor, or any pytree of tensors)
+    uid_N    int64, ≥ 0, unique in the data set, the row's name: stable under re-sharding
+    label_N  int64 class of each row, −1 where unknown; None if the data has none
+    kwargs   keyword arguments of the forward
+    mask_NS  bool, True where a position of a row is real and not padding; None if every position is
+    call     how to call the model, `call(model, batch)`, where `model(*inputs, **kwargs)` is not it
+    """
+
+    inputs: tuple[Any, ...]
+    uid_N: torch.Tensor
+    label_N: torch.Tensor | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    mask_NS: torch.Tensor | None = None
+    call: Callable[[torch.nn.Module, Batch], Any] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows the batch has."""
+        return int(self.uid_N.shape[0])
+
+    def forward(self, model: torch.nn.Module) -> Any:
+        """Run the model on this batch and return what it returns."""
+        if self.call is not None:
+            return self.call(model, self)
+        return model(*self.inputs, **self.kwargs)

@@ -1,0 +1,85 @@
+"""State objects: what one statistic saw of one chunk in one model, as one safetensors object that is never rewritten.
+
+Layer 1: pure encoding; storage is `store.py`. The bytes are a function of the states alone: tensors under
+"<site>|<name>", one metadata entry with the rows of the chunk (safetensors orders tensors itself; a second metadata
+entry would be written in hash order).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from safetensors.torch import load, save
+
+from pipeline.errors import StoreError
+from pipeline.kernels.base import State
+
+_SEPARATOR = "|"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The ledger of one chunk: read + unreadable + excluded = rows in its row groups."""
+
+    total: int
+    read: int
+    unreadable: int = 0
+    excluded: int = 0
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every row is accounted for."""
+        return self.read + self.unreadable + self.excluded == self.total
+
+
+@dataclass(frozen=True, eq=False)
+class CellState:
+    """The decoded content of a state object: a state per site, the chunk's ledger, and sums of the model's scores."""
+
+    states: Mapping[str, State]
+    rows: Rows
+    scores: Mapping[str, float]
+    device: str
+
+
+def cell_key(model: str, statistic: str, chunk: str) -> str:
+    """Where the state of (model id, statistic key, chunk id) is stored."""
+    return f"states/{model}/{statistic}/{chunk}.safetensors"
+
+
+def encode_cell(cell: CellState) -> bytes:
+    """The bytes of a state object; equal states give equal bytes."""
+    tensors = {
+        f"{site}{_SEPARATOR}{name}": value.detach().cpu().contiguous()
+        for site, state in cell.states.items()
+        for name, value in state.items()
+    }
+    record = {
+        "rows": asdict(cell.rows),
+        "scores": dict(cell.scores),
+        "device": cell.device,
+        "sites": sorted(cell.states),
+    }
+    # an object without any tensor is refused by some readers of the format
+    tensors.setdefault(_SEPARATOR, torch.zeros(1, dtype=torch.int64))
+    return save(tensors, metadata={"cell": json.dumps(record, sort_keys=True)})
+
+
+def decode_cell(content: bytes) -> CellState:
+    """Read a state object back, bit for bit; StoreError if it is damaged."""
+    try:
+        header_bytes = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + header_bytes])
+        record = json.loads(header["__metadata__"]["cell"])
+        tensors = load(content)
+    except Exception as error:  # safetensors raises several kinds
+        raise StoreError(f"a state object is damaged ({error}); delete it and run again") from error
+    states: dict[str, State] = {site: {} for site in record["sites"]}
+    for key, value in tensors.items():
+        if key != _SEPARATOR:
+            site, name = key.rsplit(_SEPARATOR, 1)
+            states[site][name] = value
+    return CellState(states, Rows(**record["rows"]), record["scores"], record["device"])

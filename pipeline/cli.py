@@ -1,0 +1,306 @@
+"""The command line: `neuron-census`.
+
+Layer 6. Every other import is inside the command that needs it: help must answer in under 0.3 s, and torch, Ray and
+Prefect take seconds. A CensusError is one message on stderr and exit code 2; a run in which a model failed exits 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from pipeline.errors import CensusError
+
+if TYPE_CHECKING:
+    from pipeline.progress import Progress
+    from pipeline.query import Connection
+    from pipeline.run import Outcome
+
+FAILED, INTERRUPTED = 1, 130
+
+
+class Commands(click.Group):
+    """Commands in the order of their use, whose mistakes are messages."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Name the commands in the order in which they stand below."""
+        return list(self.commands)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command; a CensusError is its message and its exit code, an interruption 130."""
+        try:
+            return super().invoke(context)
+        except CensusError as error:
+            click.echo(f"error: {error}", err=True)
+            context.exit(error.exit_code)
+        except KeyboardInterrupt:
+            resumed = "; run the same command again to go on" if context.invoked_subcommand == "run" else ""
+            click.echo(f"interrupted{resumed}", err=True)
+            context.exit(INTERRUPTED)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="neuron-census", prog_name="neuron-census")
+def cli() -> None:
+    """Take a census of neurons: what each one looks for, how well the data matches it, and when it fires.
+
+    A run writes Parquet tables into a store: a directory, or a bucket as s3://bucket/prefix.
+
+    \b
+      neuron-census run jobs/demo.toml
+      neuron-census query "SELECT name, family, train_accuracy FROM models"
+      neuron-census show mlp-0/hidden0/3
+    """
+
+
+store_option = click.option(
+    "--store",
+    "url",
+    envvar="NEURON_CENSUS_STORE",
+    default="./census",
+    show_default=True,
+    show_envvar=True,
+    metavar="URL",
+    help="Directory, or s3://bucket/prefix.",
+)
+
+
+@cli.command(short_help="Run a job: train, measure, commit the tables.")
+@click.argument("job", metavar="JOB.toml")
+@store_option
+@click.option("--ray", default="local", show_default=True, metavar="none|local|ADDRESS", help="Where tasks run.")
+@click.option("--prefect", is_flag=True, help="Run inside a Prefect flow; starts a temporary server if none is set.")
+def run(job: str, url: str, ray: str, prefect: bool) -> None:
+    """Run a job: train or load its models, measure them, commit the tables.
+
+    What the store already holds is not done again; a run that was interrupted goes on where it was. Exits 1 if a model
+    failed (the others are committed), 2 if the job, the data or the store is at fault.
+
+    \b
+      neuron-census run jobs/demo.toml
+      neuron-census run jobs/demo.toml --store s3://bucket/census --ray HOST:6379
+    """
+    from pipeline.report.outcome import print_outcome
+    from pipeline.report.screen import screen
+    from pipeline.report.terminal import terminal_progress
+    from pipeline.store import open_store
+
+    with terminal_progress(screen(err=True)) as progress:
+        outcome = _run_in_flow(job, url, ray, progress) if prefect else _run(job, url, ray, progress)
+    print_outcome(outcome, open_store(url), screen())
+    if outcome.failed:
+        sys.exit(FAILED)
+
+
+def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
+    from pipeline.executor import InlineExecutor
+    from pipeline.job import load_job
+    from pipeline.run import run as take_census
+    from pipeline.store import open_store
+
+    asked, store = load_job(job), open_store(url)
+    if ray == "none":
+        return take_census(asked, store, InlineExecutor(), progress)
+    _check_before_start(job, url)
+    from pipeline.cluster import executor_at  # imports ray, which only this needs
+
+    with executor_at(ray, asked.resources) as executor:
+        return take_census(asked, store, executor, progress)
+
+
+def _run_in_flow(job: str, url: str, ray: str, progress: Progress) -> Outcome:
+    _check_before_start(job, url)
+    from flows.census import TERMINAL, census
+    from pipeline.run import Outcome
+
+    TERMINAL.set(progress)
+    return Outcome(**census(job=job, store=url, ray=ray))
+
+
+def _check_before_start(job: str, url: str) -> None:
+    """Find mistakes in what was asked for before the seconds that Ray and Prefect take to start."""
+    from pipeline.job import load_job
+    from pipeline.resolve import resolve
+    from pipeline.store import open_store
+
+    store = open_store(url)
+    resolve(load_job(job), store)
+    store.probe()
+
+
+@cli.command(short_help="Say what a job would do.")
+@click.argument("job", metavar="JOB.toml")
+@store_option
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Workers to group tasks for.")
+def plan(job: str, url: str, workers: int) -> None:
+    """Say what a job would do: tasks, rows, bytes of state, and what the store holds already.
+
+    \b
+      neuron-census plan jobs/demo.toml
+    """
+    from pipeline.job import load_job
+    from pipeline.manifest import manifest_key
+    from pipeline.plan import make_plan
+    from pipeline.report.plan import planned
+    from pipeline.report.screen import screen
+    from pipeline.resolve import resolve
+    from pipeline.store import open_store
+
+    store = open_store(url)
+    resolved = resolve(load_job(job), store)
+    key = manifest_key(resolved.run)
+    screen().print(planned(make_plan(resolved, store, workers=workers), committed=key in store.keys(key)))
+
+
+@cli.command(short_help="List the runs of a store.")
+@store_option
+def status(url: str) -> None:
+    """List the runs of a store: the committed ones, and those that are not finished.
+
+    \b
+      neuron-census status --store s3://bucket/census
+    """
+    from pipeline.report.screen import screen
+    from pipeline.report.status import print_status
+    from pipeline.store import open_store
+
+    print_status(open_store(url), screen())
+
+
+@cli.command(short_help="Answer a question in SQL.")
+@click.argument("sql", required=False)
+@store_option
+@click.option(
+    "--question",
+    metavar="NAME",
+    help="Ask a question that is known by name instead: patterns, idle, detectors, collapse.",
+)
+@click.option("--run", metavar="ID", help="Only this run; the beginning of its id is enough.")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json", "parquet"]), help="Default: table.")
+@click.option(
+    "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="File to write instead of stdout."
+)
+@click.option("--rows", default=50, show_default=True, type=click.IntRange(min=0), help="Rows of a table; 0: all.")
+def query(
+    sql: str | None, url: str, question: str | None, run: str | None, form: str | None, output: Path | None, rows: int
+) -> None:
+    """Answer a question in SQL over every committed run (DuckDB); "-" reads it from stdin.
+
+    Views: runs, and of each table of `neuron-census tables` the latest run of every model and data set as NAME, all
+    runs as NAME_all. Nothing can be written.
+
+    \b
+      neuron-census query "SELECT site, avg(fire_rate) FROM neurons GROUP BY site"
+      neuron-census query "FROM neurons WHERE dead" --format csv -o dead.csv
+      neuron-census query --question patterns
+    """
+    from pipeline.query import tables_in
+    from pipeline.report.answers import write_answer
+    from pipeline.report.questions import choose
+    from pipeline.report.screen import screen
+
+    chosen = choose(sys.stdin.read() if sql == "-" else sql, question)
+    with _connected(url, run, tables=tables_in(chosen.sql)) as con:
+        write_answer(con, chosen, screen(), form=form, output=output, limit=rows)
+
+
+@cli.command(short_help="Print the dictionary of tables and columns.")
+@click.argument("name", required=False)
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+def tables(name: str | None, form: str) -> None:
+    """Print the dictionary: every table, or every column of one, with meaning, unit, range, nulls and formula.
+
+    \b
+      neuron-census tables
+      neuron-census tables neurons
+    """
+    from pipeline.errors import nearest
+    from pipeline.report.dictionary import all_columns, entries, explained, overview
+    from pipeline.report.formats import WRITERS
+    from pipeline.report.screen import screen
+
+    known = all_columns()
+    if name is not None and name not in known:
+        raise click.UsageError(f"no table {name!r}: {nearest(name, known)}")
+    if form == "table":
+        screen().print(overview(known) if name is None else explained(entries(name)))
+        return
+    described = entries(name)
+    WRITERS[form](list(described[0]), [list(entry.values()) for entry in described], sys.stdout.buffer)
+
+
+@cli.command(short_help="Print one neuron.")
+@click.argument("neuron", nargs=-1, required=True, metavar="MODEL/SITE/UNIT")
+@store_option
+@click.option("--run", metavar="ID", help="Only this run; the beginning of its id is enough.")
+@click.option("--data", metavar="NAME", help="Data set, where the model was measured on several.")
+@click.option("--split", metavar="NAME", help="Split. [default: test if there is one]")
+def show(neuron: tuple[str, ...], url: str, run: str | None, data: str | None, split: str | None) -> None:
+    """Print one neuron: its pattern and what fires it, its numbers beside its controls', its exemplars.
+
+    MODEL is a name, or the beginning of an id. Without UNIT the site's units are listed, without SITE its sites.
+
+    \b
+      neuron-census show mlp-0/hidden0/3
+      neuron-census show mlp-0 hidden0 3
+    """
+    from pipeline.report.neuron import page
+    from pipeline.report.screen import screen
+    from pipeline.show import TABLES, find
+
+    console = screen()
+    with _connected(url, run, tables=TABLES) as con:
+        found = find(con, "/".join(neuron), data=data, split=split)
+    console.print(page(found, width=console.width, colour=console.is_terminal and not console.no_color))
+
+
+@cli.command(short_help="Check committed runs against what is stored.")
+@click.argument("run", required=False)
+@store_option
+@click.option("--deep", is_flag=True, help="Hash every cell and checkpoint as well.")
+def verify(run: str | None, url: str, deep: bool) -> None:
+    """Check committed runs (all, or the one whose id begins with RUN): hashes, row counts, ledgers, receipts.
+
+    Exits 1 with a list of what is wrong.
+
+    \b
+      neuron-census verify
+      neuron-census verify 3f2a --deep
+    """
+    from pipeline.store import open_store
+    from pipeline.verify import verify_runs
+
+    sound = True
+    for report in verify_runs(open_store(url), run=run, deep=deep):
+        click.echo(report.summary)
+        for problem in report.problems:
+            click.echo(f"  wrong: {problem}")
+        for remark in report.remarks:
+            click.echo(f"  note: {remark}")
+        sound &= not report.problems
+    if not sound:
+        sys.exit(FAILED)
+
+
+def _connected(
+    url: str, run: str | None, *, tables: Collection[str] | None = None
+) -> AbstractContextManager[Connection]:
+    from pipeline.query import connect
+    from pipeline.store import open_store
+
+    return closing(connect(open_store(url), run=run, tables=tables))
+
+
+def main() -> NoReturn:
+    """Run the command line: the console script."""
+    cli(prog_name="neuron-census")
+    raise AssertionError("unreachable")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Compiles C++ that lies in this package, once per machine.
+
+Layer 1. The library goes to a cache under a name that is the digest of everything it is made of, so that an old one is
+never taken for a new one. Contraction is off: every operation rounds as IEEE 754 says, whatever the compiler.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline.hashing import digest
+
+OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-w")
+# what torch calls the processor's vectors, and the compilers' name for such processors
+PROCESSORS = {"AVX2": "-march=x86-64-v3", "AVX512": "-march=x86-64-v3"}
+
+
+class CompilerError(Exception):
+    """Why there is no library."""
+
+
+def compiled(source: str, *, constants: Mapping[str, int], processor: str) -> str:
+    """The path of the library made of a C++ file and its neighbours, `source` below this package; else CompilerError.
+
+    `constants` are defined as macros; `processor` is what `torch.backends.cpu.get_cpu_capability()` says.
+    """
+    file = Path(__file__).parent / source
+    flags = [*OPTIONS, *(f"-D{name}={value}" for name, value in constants.items())]
+    flags += [PROCESSORS[processor]] if processor in PROCESSORS else []
+    sources = {path.name: path.read_text() for path in sorted(file.parent.iterdir()) if path.is_file()}
+    path = _cache() / f"{file.stem}-{digest([sources, flags, sys.platform], length=16)}.so"
+    if not path.exists():
+        try:
+            _compile(file, flags, path)
+        except OSError as error:
+            raise CompilerError(str(error)) from error
+    return str(path)
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "neuron-census"
+
+
+def compilers() -> list[list[str]]:
+    """The commands that may compile, the likeliest first."""
+    names = [*([os.environ["CXX"]] if os.environ.get("CXX") else []), "c++", "g++", "clang++"]
+    found = [[path] for name in names if (path := shutil.which(name))]
+    # a whole compiler as a Python package, for machines without one
+    return [*found, [sys.executable, "-m", "ziglang", "c++"]] if find_spec("ziglang") else found
+
+
+def _compile(file: Path, flags: list[str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reason = "no C++ compiler (c++, g++ or clang++, or the package ziglang)"
+    for compiler in compilers():
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            done = subprocess.run([*compiler, *flags, str(file), "-o", str(made)], capture_output=True, text=True)
+            if done.returncode == 0:
+                # in one step: other processes may be doing the same
+                made.replace(path)
+                return
+            reason = f"{' '.join(compiler)} failed: {done.stderr.strip()[-500:]}"
+    raise CompilerError(reason)

@@ -1,0 +1,49 @@
+"""The errors a person can act on. The type says who must act; the message says what, where and what was expected.
+
+Layer 0: imports nothing of the pipeline. Everything else that escapes a task is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CensusError(Exception):
+    """An error that a person can act on; shown as one message, without a traceback, and told by the exit code."""
+
+    exit_code = 2
+
+
+class JobError(CensusError):
+    """The job file asks for something that does not exist or cannot be: its submitter must act."""
+
+
+class DataError(CensusError):
+    """A data set is missing, unreadable, changed under the run, or of another schema: its owner must act."""
+
+
+class ModelError(CensusError):
+    """A model cannot be built, loaded, run or interpreted: its author must act."""
+
+
+class StoreError(CensusError):
+    """The store cannot be read or written, or holds what it should not: the operator must act."""
+
+
+class Unfinished(CensusError):  # noqa: N818
+    """Tasks came to nothing though their input is not at fault: the run stays open, and the same run goes on there."""
+
+    exit_code = 1
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known names are meant, nearest first.
+
+    >>> nearest("tamplate", ["match", "template"])
+    "did you mean 'template'? known: match, template"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    listed = f"known: {', '.join(names)}" if names else "none is known"
+    return f"did you mean '{close[0]}'? {listed}" if close else listed

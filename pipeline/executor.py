@@ -1,0 +1,44 @@
+"""Where tasks run: the contract of an executor, and the one that runs them here.
+
+Layer 1: knows nothing of what a task is. An executor maps a function over tasks; it may run them anywhere, in any
+order, twice or after a crash, because every task stores its result create-only under a key that its input decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+Task = TypeVar("Task")
+Receipt = TypeVar("Receipt")
+
+
+@dataclass(frozen=True)
+class Lost:
+    """In place of a receipt: why the last of the tries that a task was allowed came to nothing."""
+
+    reason: str
+
+
+class Executor(Protocol):
+    """Runs tasks; `workers` is how many can run at a time, for grouping and progress only."""
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at a time."""
+        ...
+
+    def map(self, function: Callable[[Task], Receipt], tasks: Sequence[Task]) -> Iterator[tuple[int, Receipt | Lost]]:
+        """Yield for every task, as they finish, its number and its receipt; a CensusError of a task is raised here."""
+        ...
+
+
+class InlineExecutor:
+    """Runs each task in this process, in order; none is ever lost, because whatever it raises is raised here."""
+
+    workers = 1
+
+    def map(self, function: Callable[[Task], Receipt], tasks: Sequence[Task]) -> Iterator[tuple[int, Receipt | Lost]]:
+        """Yield the number and the receipt of each task in the order given."""
+        yield from enumerate(map(function, tasks))

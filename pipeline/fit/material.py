@@ -1,0 +1,137 @@
+"""What a training learns from, step by step, and what it is scored on.
+
+Layer 2: turns the batches of a source into those of a training: on its device, in its precision, without the rows that
+are held out or have no label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
+from math import ceil
+from typing import Any, NoReturn
+
+import torch
+
+from pipeline.batch import Batch
+from pipeline.errors import DataError
+from pipeline.fit.objective import NOTHING, targets
+from pipeline.fit.rows import Portion, draws, is_held_out, join, order_of, passes, take
+from pipeline.fit.settings import Training
+from pipeline.hashing import splitmix64
+from pipeline.models.base import Family
+
+# rows that a checkpoint's scores, the held-out loss and an untrained twin's BatchNorm statistics are taken from
+SCORED_ROWS = 4096
+SCORED_BATCH_ROWS = 256
+# the order of the rows must not follow from the numbers that a model's weights are drawn with
+ORDER_SEED = 0x0DE5
+
+
+class Material:
+    """The training data of some models of one family, each with its seed.
+
+    scored    the first rows to learn from, in even batches; DataError if there are none
+    held_out  the first of those held out; empty where training does not stop early
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        settings: Training,
+        portions: Sequence[Portion],
+        *,
+        seeds: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.family, self.settings, self.device, self.dtype = family, settings, device, dtype
+        self.seeds = [seed ^ ORDER_SEED for seed in seeds]
+        self.portions = [replace(one, read=partial(self._read, one)) for one in portions]
+        self.scored = self._sample(held_out=False)
+        self.held_out = self._sample(held_out=True) if settings.patience else []
+
+    def draws(self, start: int) -> Iterator[tuple[Batch, torch.Tensor | None]]:
+        """What each step behind `start` learns from."""
+        if self.family.whole:
+            return ((batch, None) for batch in islice(self._wholes(), start, None))
+        return draws(self.portions, self._wanted, self.settings, seeds=self.seeds, start=start)
+
+    def _wholes(self) -> Iterator[Batch]:
+        """Batches whose rows stay together, without end; or, if neighbours are drawn, some of their rows with those."""
+        keep = self.settings.shuffle_rows if len(self.portions) > 1 else self.portions[0].rows
+        (seed,) = self.seeds
+        for number, batch in enumerate(chain.from_iterable(passes(self.portions, keep))):
+            if not self.settings.neighbours:
+                yield self._labelled(batch, held_out=False)
+                continue
+            rows = self._wanted(batch).nonzero()[:, 0]
+            order = rows[order_of(len(rows), seed=seed, window=number)]
+            neighbourhoods = self.family.neighbourhoods(batch.inputs)
+            for step, some in enumerate(order.split(self.settings.batch_rows)):
+                drawn_seed = splitmix64(seed ^ splitmix64(number) + step)
+                node, inputs = neighbourhoods.draw(some, self.settings.neighbours, drawn_seed)
+                yield _some_of(batch, node, len(some), inputs)
+
+    def _read(self, portion: Portion) -> Iterator[Batch]:
+        return (self._ready(batch) for batch in portion.read())
+
+    def _ready(self, batch: Batch) -> Batch:
+        inputs = tuple(self._moved(value) for value in batch.inputs)
+        return replace(
+            batch,
+            inputs=self.family.prepare(inputs) if self.family.whole else inputs,
+            kwargs={name: self._moved(value) for name, value in batch.kwargs.items()},
+            label_N=None if batch.label_N is None else batch.label_N.to(self.device),
+        )
+
+    def _moved(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self.device, self.dtype if value.is_floating_point() else None)
+
+    def _wanted(self, batch: Batch, held_out: bool = False) -> torch.Tensor:
+        wanted_N = is_held_out(batch, self.settings.held_out) == held_out
+        if self.family.objective == "classes":
+            wanted_N &= batch.label_N.cpu() >= 0 if batch.label_N is not None else False
+        return wanted_N
+
+    def _labelled(self, batch: Batch, *, held_out: bool) -> Batch:
+        """A batch whose rows stay together, with the labels of the wanted ones only."""
+        if batch.label_N is None:
+            return batch
+        return replace(batch, label_N=batch.label_N.where(self._wanted(batch, held_out).to(self.device), NOTHING))
+
+    def _sample(self, *, held_out: bool) -> list[Batch]:
+        """The first SCORED_ROWS rows to learn from, or held out, in even batches; DataError if there are none."""
+        batches = (batch for portion in self.portions for batch in portion.read())
+        if self.family.whole:
+            whole = [self._labelled(batch, held_out=held_out) for batch in batches]
+            return (
+                whole if any(bool((targets(self.family, one) != NOTHING).any()) for one in whole) else _refuse(held_out)
+            )
+        found: list[Batch] = []
+        while sum(one.rows for one in found) < SCORED_ROWS and (batch := next(batches, None)) is not None:
+            found.append(take(batch, self._wanted(batch, held_out).nonzero()[:, 0]))
+        rows = sum(one.rows for one in found)
+        if not rows:
+            _refuse(held_out)
+        joined = join(found)
+        # logits of every token of a sequence are large: what fits when learning fits when scoring
+        most = SCORED_BATCH_ROWS if self.family.objective == "classes" else self.settings.batch_rows
+        parts = torch.arange(min(rows, SCORED_ROWS)).chunk(ceil(min(rows, SCORED_ROWS) / most))
+        return [take(joined, part) for part in parts]
+
+
+def _some_of(batch: Batch, node: torch.Tensor, labelled: int, inputs: tuple[Any, ...]) -> Batch:
+    """Some rows of a batch with inputs of their own; the labels of the first of them only."""
+    assert batch.label_N is not None
+    label_N = batch.label_N[node]
+    label_N[labelled:] = NOTHING
+    return replace(batch, inputs=inputs, uid_N=batch.uid_N[node.cpu()], label_N=label_N)
+
+
+def _refuse(held_out: bool) -> NoReturn:
+    if held_out:
+        raise DataError("no row is held out to stop early by: raise training.held_out, or use more data")
+    raise DataError("there is no row to train on: name a label column and a training split in the job")

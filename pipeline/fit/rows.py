@@ -1,0 +1,146 @@
+"""Training rows in shuffled order, from memory that does not grow with the data.
+
+Layer 2: knows chunks by their id and a function that reads them. Each epoch takes the chunks in the order of a hash and
+fills windows of at most `shuffle_rows` rows; within a window each model has its own order, by the hash of its seed. So
+models that train together share one reading, and no order depends on which models those are. Every batch is full:
+rows that do not fill one are kept for the next window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from pipeline.batch import Batch
+from pipeline.errors import DataError
+from pipeline.fit.settings import Training
+from pipeline.hashing import digest, row_hash
+
+# no statistic and no order may use this seed: held-out rows would be no fair sample
+HELD_OUT_SEED = 0x4E1D007
+
+
+@dataclass(frozen=True)
+class Portion:
+    """A part of the training data that is read in one go: a chunk. `rows` is a bound."""
+
+    id: str
+    rows: int
+    read: Callable[[], Iterable[Batch]]
+
+
+def is_held_out(batch: Batch, share: float) -> torch.Tensor:
+    """Which rows are kept from training to stop early by: a share of them, by the hash of their uid alone."""
+    return row_hash(batch.uid_N, seed=HELD_OUT_SEED) < int(share * 2.0**63)
+
+
+def passes(portions: Sequence[Portion], keep_rows: int) -> Iterator[Iterator[Batch]]:
+    """One iterator of batches for each epoch, without end; data of at most `keep_rows` rows are read only once."""
+    kept: dict[str, list[Batch]] | None = {} if sum(portion.rows for portion in portions) <= keep_rows else None
+
+    def read(portion: Portion) -> Iterable[Batch]:
+        if kept is None:
+            return portion.read()
+        if portion.id not in kept:
+            kept[portion.id] = list(portion.read())
+        return kept[portion.id]
+
+    for epoch in count():
+        order = sorted(portions, key=lambda portion: digest([epoch, portion.id]))
+        yield (batch for portion in order for batch in read(portion))
+
+
+def windows(
+    portions: Sequence[Portion], wanted: Callable[[Batch], torch.Tensor], training: Training
+) -> Iterator[Batch]:
+    """Rows to draw from, a multiple of `batch_rows` at a time, without end; `wanted` says which rows of a batch.
+
+    DataError if an epoch holds no wanted row.
+    """
+    full = max(1, training.shuffle_rows // training.batch_rows) * training.batch_rows
+    held: list[Batch] = []
+    for epoch in passes(portions, training.shuffle_rows):
+        seen = 0
+        for batch in epoch:
+            chosen = take(batch, wanted(batch).nonzero()[:, 0])
+            seen += chosen.rows
+            held.append(chosen)
+            while sum(one.rows for one in held) >= full:
+                window, held = _cut(held, full)
+                yield window
+        if not seen:
+            raise DataError("there is no row to train on: name a label column and a training split in the job")
+        if rest := sum(one.rows for one in held) // training.batch_rows * training.batch_rows:
+            window, held = _cut(held, rest)
+            yield window
+
+
+def _cut(held: Sequence[Batch], rows: int) -> tuple[Batch, list[Batch]]:
+    joined = join(held)
+    return take(joined, slice(0, rows)), [take(joined, slice(rows, None))]
+
+
+def order_of(rows: int, *, seed: int, window: int) -> torch.Tensor:
+    """The order in which a model of that seed takes the rows of a window: a permutation of 0 … rows − 1."""
+    return row_hash(torch.arange(rows), seed=seed, unit=window).argsort(stable=True)
+
+
+def draws(
+    portions: Sequence[Portion],
+    wanted: Callable[[Batch], torch.Tensor],
+    training: Training,
+    *,
+    seeds: Sequence[int],
+    start: int = 0,
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """For each step behind `start` a window and which of its rows each of G seeds learns from, (G, batch_rows)."""
+    step = 0
+    for number, window in enumerate(windows(portions, wanted, training)):
+        batches = window.rows // training.batch_rows
+        if step + batches > start:
+            order_GW = torch.stack([order_of(window.rows, seed=seed, window=number) for seed in seeds])
+            for index_GN in order_GW.split(training.batch_rows, dim=1)[max(0, start - step) :]:
+                yield window, index_GN
+        step += batches
+
+
+def take(batch: Batch, index: torch.Tensor | slice) -> Batch:
+    """Some rows of a batch; an index of more than one axis gives every tensor these leading axes."""
+    return replace(
+        batch,
+        inputs=tuple(value[index] for value in batch.inputs),
+        kwargs={name: value[index] for name, value in batch.kwargs.items()},
+        uid_N=batch.uid_N[index],
+        label_N=None if batch.label_N is None else batch.label_N[index],
+        mask_NS=None if batch.mask_NS is None else batch.mask_NS[index],
+    )
+
+
+def join(parts: Sequence[Batch]) -> Batch:
+    """Rows of several batches in one; rows that are shorter than others are filled with zeros (False in a mask)."""
+    first = parts[0]
+    return replace(
+        first,
+        inputs=tuple(_joined(values) for values in zip(*(part.inputs for part in parts), strict=True)),
+        kwargs={name: _joined([part.kwargs[name] for part in parts]) for name in first.kwargs},
+        uid_N=torch.cat([part.uid_N for part in parts]),
+        label_N=None if first.label_N is None else _joined([part.label_N for part in parts]),
+        mask_NS=None if first.mask_NS is None else _joined([part.mask_NS for part in parts]),
+    )
+
+
+def _joined(values: Sequence[Any]) -> torch.Tensor:
+    sizes = [max(value.shape[axis] for value in values) for axis in range(1, values[0].ndim)]
+    return torch.cat([_filled(value, sizes) for value in values])
+
+
+def _filled(value: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    missing = [size - have for size, have in zip(sizes, value.shape[1:], strict=True)]
+    if not any(missing):
+        return value
+    return functional.pad(value, [side for end in reversed(missing) for side in (0, end)])

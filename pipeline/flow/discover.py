@@ -1,0 +1,103 @@
+"""Finds every site of a model on a probe batch: follows the data, folds, names, and checks each against the model.
+
+Layer 1. Nothing is found by module class or by name; names only name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from pipeline.batch import Batch
+from pipeline.errors import ModelError
+from pipeline.flow.check import Checking
+from pipeline.flow.found import Trust
+from pipeline.flow.plan import Discovery
+from pipeline.flow.reading import Reading
+from pipeline.flow.record import Recorder
+from pipeline.flow.state import plain_tensors, unchanged
+from pipeline.flow.tap import evaluate, quiet
+from pipeline.flow.trace import mark_state
+
+__all__ = ["Discovery", "discover"]
+
+
+def discover(model: nn.Module, batch: Batch, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Discovery:
+    """Find the sites of a model by following a probe batch; puts the model in eval mode.
+
+    `include` and `exclude` are glob patterns on a site's name, kind or gate; without `include` all are included.
+    Every site's w·x + b is compared with the model's own pre-activation: what cannot be reproduced is no site but
+    `unread`, with the reason. Raises ModelError where the model cannot run on the batch, changes its buffers in eval
+    mode, or is TorchScript.
+    """
+    _refuse_scripts(model)
+    evaluate(model)
+    _find_state(model, batch)
+    with unchanged(model):
+        recorder = _record(model, batch)
+    trust: dict[str, Trust] = {}
+    while True:
+        reading = Reading(model, recorder, include, exclude, trust)
+        found = reading.discovery()
+        with unchanged(model):
+            checked = _checked(model, found, batch)
+        if not checked.failed:
+            return _with_errors(found, checked)
+        for name, reason in checked.failed.items():
+            trust[reading.place_of(name)] = trust.get(reading.place_of(name), Trust()).less(reason)
+
+
+def _refuse_scripts(model: nn.Module) -> None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ModelError(
+            "a TorchScript program cannot be read (and loading one runs code from the file): give the nn.Module with "
+            "its weights as safetensors or a state_dict, or a torch.export program's .module()"
+        )
+
+
+def _find_state(model: nn.Module, batch: Batch) -> None:
+    """Mark the tensors that a forward replaces on its modules: later forwards find data there."""
+    held = plain_tensors(model)
+    if not held:
+        return
+    with unchanged(model):
+        _record(model, batch)
+        after = plain_tensors(model)
+    for place, tensor in held.items():
+        if after.get(place) is not tensor:
+            mark_state(tensor)
+
+
+def _record(model: nn.Module, batch: Batch) -> Recorder:
+    recorder = Recorder(model, batch)
+    try:
+        with quiet(model), recorder.naming(model), recorder:
+            batch.forward(model)
+    except RuntimeError as error:
+        raise recorder.blame(error) from error
+    return recorder
+
+
+def _checked(model: nn.Module, found: Discovery, batch: Batch) -> Checking:
+    checking = Checking(model, found, batch)
+    with quiet(model), checking:
+        batch.forward(model)
+    with torch.inference_mode():
+        checking.finish()
+    return checking
+
+
+def _with_errors(found: Discovery, checked: Checking) -> Discovery:
+    renewed = {}
+    for site in found.sites:
+        notes = [site.note] if site.note else []
+        if site.name in checked.unmasked:
+            notes.append("no position is masked: its positions are not those of the batch's mask")
+        error = checked.errors.get(site.name, 0.0)
+        renewed[site.name] = replace(site, error=error, note="; ".join(notes) or None)
+    plans = {plan: replace(plan, site=renewed[plan.site.name]) for plan in found.plans()}
+    calls = {key: [[plans[plan] for plan in call] for call in each] for key, each in found.calls.items()}
+    return replace(found, sites=tuple(renewed.values()), calls=calls)

@@ -1,0 +1,63 @@
+"""The lazy x of one presented call: explicit patches of any entries, and the sums over all of them, once.
+
+Layer 1: pure torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+
+from pipeline.flow.patches import Geometry
+from pipeline.flow.rows import Rows
+from pipeline.sites import InputSums
+
+
+class Inputs:
+    """`source` gives x when it is first asked for; `groups` chooses among the groups of the call."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        source: Callable[[], torch.Tensor],
+        rows: Rows,
+        *,
+        groups: torch.Tensor | None = None,
+    ) -> None:
+        self.geometry = geometry
+        self.groups = groups
+        self._source = source
+        self._rows = rows
+        self._sums: InputSums | None = None
+
+    @cached_property
+    def entries(self) -> torch.Tensor:
+        """x as `Geometry.enter` gives it."""
+        return self.geometry.enter(self._source(), self._rows)
+
+    def patches(self, start: int, stop: int) -> torch.Tensor:
+        """x of entries start … stop, (l, S, G, D)."""
+        return self._chosen(self.geometry.patches(self.entries[start:stop]))
+
+    def patches_at(self, start: int, stop: int, index_lK: torch.Tensor) -> torch.Tensor:
+        """x at K positions of each of the entries start … stop, (l, K, G, D)."""
+        return self._chosen(self.geometry.patches_at(self.entries[start:stop], index_lK))
+
+    def _chosen(self, patches_LSGD: torch.Tensor) -> torch.Tensor:
+        return patches_LSGD if self.groups is None else patches_LSGD[:, :, self.groups.to(patches_LSGD.device)]
+
+    def sums(self) -> InputSums:
+        """The sums over every presentation, computed at the first call."""
+        if self._sums is None:
+            sums = self.geometry.input_sums(self.entries)
+            if self.groups is not None:
+                chosen = self.groups.to(sums.sum_LSG.device)
+                sums = InputSums(*[part[..., chosen] for part in (sums.sum_LSG, sums.square_LSG, sums.centred_LSG)])
+            self._sums = sums
+        return self._sums
+
+    def padded(self) -> torch.Tensor | None:
+        """Which positions touch padding."""
+        return self.geometry.padded_S(self.entries) if self.geometry.pads else None

@@ -1,0 +1,210 @@
+"""Makes presentations of a site out of one call that was met.
+
+Layer 1: pure torch. Everything is a view of what the model computed, or lazy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pipeline.batch import Batch
+from pipeline.errors import ModelError
+from pipeline.flow.affine import Affine
+from pipeline.flow.cells import Presented
+from pipeline.flow.inputs import Inputs
+from pipeline.flow.layout import Arranged, arrange
+from pipeline.flow.machines import present_machine, squares_of
+from pipeline.flow.patches import Geometry, dense
+from pipeline.flow.plan import SitePlan
+from pipeline.flow.rows import Rows
+from pipeline.flow.transposed import Phase
+from pipeline.flow.values import Call
+from pipeline.sites import Presentations
+
+Lazy = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Met:
+    """An affine call that was met: its output as it stood, and the rows of that."""
+
+    plan: SitePlan
+    affine: Affine
+    out: torch.Tensor
+    rows: Rows | None
+
+
+@dataclass(frozen=True, eq=False)
+class Ending:
+    """Where a trail ends: z as the model has it, its rows, what the trail made of the call's input, and a if known."""
+
+    z: torch.Tensor
+    rows: Rows | None
+    x: Lazy
+    activation: torch.Tensor | None = None
+
+
+class Presenter:
+    """Presents the calls of one batch."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def affine(
+        self, call: Met, *, ending: Ending | None = None, before_gain: Lazy | None = None, up: Met | None = None
+    ) -> Presentations:
+        """What an affine call shows its site, with the trail's ending, the norm before it, its pair's other branch."""
+        plan, affine = call.plan, call.affine
+        geometry = _geometry_of(plan, affine)
+        own = geometry.leave(call.out, _known(call.rows, plan))
+        z_LSU = _of_part(
+            own.tensor if ending is None else _leave(plan, geometry, ending.z, ending.rows, like=own), plan
+        )
+        z_LSU = z_LSU if plan.scaling is None else plan.scaling.apply(z_LSU)
+        if ending is not None and ending.activation is not None:
+            a_LSU = _leave(plan, geometry, ending.activation, ending.rows, like=own)
+        else:
+            a_LSU = _activation(plan, z_LSU, own, up)
+        inputs = _inputs(plan, affine, geometry, ending, before_gain)
+        if plan.squares:
+            a_LSU = 0.5 * (z_LSU.square() - squares_of(plan.site, inputs.patches(0, len(z_LSU))))
+        return Presentations(
+            site=plan.site,
+            z_LSU=z_LSU,
+            a_LSU=a_LSU,
+            **self._names(z_LSU),
+            patches=inputs.patches,
+            patches_at=inputs.patches_at,
+            input_sums=inputs.sums,
+            affine_LSU=None if plan.before is None else plan.before.apply(_of_part(own.tensor, plan)),
+            row_L=own.row_L,
+            position_LS=own.position_LS,
+            mask_LS=self._mask(own),
+            padded_S=inputs.padded(),
+        )
+
+    def cell(self, shown: Presented, rows: Rows | None) -> Presentations:
+        """What a replayed recurrent call shows one of its gates."""
+        geometry, known = dense(shown.z.dim()), _known(rows, shown.plan)
+        z = geometry.leave(shown.z, known)
+        inputs = Inputs(geometry, lambda: shown.x, known)
+        gate = shown.plan.gate
+        return Presentations(
+            site=shown.plan.site,
+            z_LSU=z.tensor,
+            a_LSU=z.tensor if gate is None else gate.apply(z.tensor),
+            patches=inputs.patches,
+            patches_at=inputs.patches_at,
+            input_sums=inputs.sums,
+            row_L=z.row_L,
+            position_LS=z.position_LS,
+            mask_LS=self._mask(z),
+            **self._names(shown.z),
+        )
+
+    def machine(self, plan: SitePlan, call: Call, out: torch.Tensor) -> Presentations:
+        """What a factorisation machine's rows are shown."""
+        return present_machine(plan, call, out, **self._names(out))
+
+    def _names(self, like: torch.Tensor) -> dict[str, Any]:
+        label_N = self._batch.label_N
+        return {
+            "uid_N": self._batch.uid_N.to(like.device),
+            "label_N": None if label_N is None else label_N.to(like.device),
+        }
+
+    def _mask(self, at: Arranged) -> torch.Tensor | None:
+        """The batch's mask where the site's positions are those of the mask."""
+        mask_NS = self._batch.mask_NS
+        if mask_NS is None:
+            return None
+        mask_NS = mask_NS.to(at.tensor.device)
+        entries, positions = at.tensor.shape[:2]
+        if at.row_L is None or at.position_LS is None:
+            return mask_NS if positions == mask_NS.shape[1] else None
+        if entries * positions != mask_NS.numel() or int(at.position_LS.max()) >= mask_NS.shape[1]:
+            return None
+        return mask_NS[at.row_L[:, None], at.position_LS]
+
+    def masks_others(self, presentations: Presentations) -> bool:
+        """Whether the batch has a mask of positions, and the site positions that are not those."""
+        several = presentations.entries * presentations.positions > presentations.rows
+        return self._batch.mask_NS is not None and presentations.mask_LS is None and several
+
+    def check(self, presentations: Presentations) -> None:
+        """Raise ModelError unless every row is there, and every unit."""
+        site, z_LSU = presentations.site, presentations.z_LSU
+        expected = self._batch.rows if presentations.row_L is None else len(presentations.row_L)
+        if z_LSU.shape[0] != expected or z_LSU.shape[2] != site.units:
+            raise ModelError(
+                f"site {site.name}: presented {z_LSU.shape[0]} entries of {z_LSU.shape[2]} units; "
+                f"expected {expected} of {site.units}"
+            )
+
+
+def _activation(plan: SitePlan, z_LSU: torch.Tensor, own: Arranged, up: Met | None) -> torch.Tensor:
+    a_LSU = z_LSU if plan.gate is None else plan.gate.apply(z_LSU)
+    if plan.branch is None:
+        return a_LSU
+    other = own if up is None else up.affine.geometry.leave(up.out, _known(up.rows, plan))
+    up_LSU = other.tensor if plan.branch.part is None else choose_units(other.tensor, plan.branch.part)
+    return a_LSU * (up_LSU if plan.branch.scaling is None else plan.branch.scaling.apply(up_LSU))
+
+
+def _inputs(
+    plan: SitePlan, affine: Affine, geometry: Geometry, ending: Ending | None, before_gain: Lazy | None
+) -> Inputs:
+    source: Lazy = lambda: affine.x  # noqa: E731
+    rows = affine.x_value.rows
+    if plan.lifts and ending is not None:
+        source, rows, geometry = ending.x, ending.rows, dense(ending.z.dim())
+    elif plan.gain:
+        if before_gain is None:
+            raise ModelError(f"site {plan.site.name}: its input does not come from its norm in this batch")
+        source = before_gain
+    known = _known(rows, plan)
+    if not geometry.carries(known):
+        raise ModelError(f"site {plan.site.name}: it sums over the rows of the batch, or each row has its own weights")
+    return Inputs(geometry, source, known, groups=plan.group_part)
+
+
+def _known(rows: Rows | None, plan: SitePlan) -> Rows:
+    if rows is None:
+        raise ModelError(
+            f"site {plan.site.name}: which rows of the batch its presentations belong to cannot be followed"
+        )
+    return rows
+
+
+def _geometry_of(plan: SitePlan, affine: Affine) -> Geometry:
+    if plan.phase is not None and isinstance(affine.geometry, Phase):
+        return replace(affine.geometry, phase=plan.phase)
+    return affine.geometry
+
+
+def _leave(plan: SitePlan, geometry: Geometry, z: torch.Tensor, rows: Rows | None, *, like: Arranged) -> torch.Tensor:
+    """z where its trail ends, with the entries and positions that the call itself has, in their order."""
+    if plan.phase is not None:
+        return geometry.leave(z, _known(rows, plan)).tensor
+    entries, positions = like.tensor.shape[:2]
+    for split in (False, True):
+        tensor = arrange(z, _known(rows, plan), (plan.unit_axis,), split=split).tensor
+        if tensor.shape[:2] == (entries, positions):
+            return tensor
+    return tensor.reshape(entries, positions, -1)
+
+
+def _of_part(tensor_LSU: torch.Tensor, plan: SitePlan) -> torch.Tensor:
+    return tensor_LSU if plan.part is None else choose_units(tensor_LSU, plan.part)
+
+
+def choose_units(tensor_LSU: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+    """Some units of the last axis: a view where they are a run."""
+    first, count = int(units[0]), len(units)
+    if int(units[-1]) == first + count - 1 and bool((units.diff() == 1).all()):
+        return tensor_LSU[..., first : first + count]
+    return tensor_LSU[..., units.to(tensor_LSU.device)]

@@ -1,0 +1,241 @@
+"""How joins, choices, sums and products of several tensors carry rows.
+
+Layer 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.flow.operators import words
+from pipeline.flow.row_views import Arguments, axis_of, without
+from pipeline.flow.rows import Rows, Shape, agreed, along, chosen
+
+
+class Source(NamedTuple):
+    """An operand that holds data, with its shape from before the operation."""
+
+    rows: Rows | None
+    shape: Shape
+    tensor: torch.Tensor
+
+
+Sources = Sequence[Source]
+
+
+def _index_select(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    rows, old, source = sources[0]
+    if source is not given["self"] or rows is None or rows.axis is None:
+        # a fixed table is looked up by data, or all of it is of one row
+        return rows.at(given["dim"] % len(new)) if rows is not None and rows.axis is not None else rows
+    if given["dim"] % len(old) != rows.axis:
+        return rows
+    return chosen(rows, old[rows.axis], given["index"], rows.axis)
+
+
+def _gather(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    candidates = [rows for rows, *_ in sources if rows is not None and rows.axis != given["dim"] % len(new)]
+    return agreed([rows for rows in candidates if rows.axis is not None]) or agreed(candidates)
+
+
+def _index(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    indices = given["indices"]
+    rows, old, source = sources[0]
+    if rows is None or source is not given["self"]:
+        return _looked_up(sources, new)
+    if rows.axis is None:
+        return rows
+    used = [axis for axis, index in enumerate(indices) if index is not None]
+    if len(used) == 1 and indices[used[0]].dtype == torch.bool:
+        return _masked(rows, used[0], indices[used[0]], old)
+    if any(indices[axis].dtype == torch.bool for axis in used) or used != list(range(used[0], used[-1] + 1)):
+        return None
+    shape = torch.broadcast_shapes(*[indices[axis].shape for axis in used])
+    axis = rows.axis
+    if axis < used[0]:
+        return rows
+    if axis > used[-1]:
+        return rows.at(axis - len(used) + len(shape))
+    if len(shape) != 1:
+        return None
+    return chosen(rows, old[axis], indices[axis].expand(shape), used[0])
+
+
+def _masked(rows: Rows, first: int, mask: torch.Tensor, old: Shape) -> Rows | None:
+    axis = axis_of(rows)
+    if axis < first:
+        return rows
+    if axis >= first + mask.dim():
+        return rows.at(axis - mask.dim() + 1)
+    taken = mask.nonzero()[:, axis - first].cpu()
+    return along(first, rows.of_entries(old[axis])[taken], rows.rows)
+
+
+def _looked_up(sources: Sources, new: Shape) -> Rows | None:
+    # a table without rows, indexed by data
+    candidates = [rows for rows, shape, _ in sources if rows is not None and tuple(new[: len(shape)]) == tuple(shape)]
+    return agreed(candidates)
+
+
+def _embedding(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    return sources[-1].rows
+
+
+def joined(sources: Sources, dim: int, new: Shape) -> Rows | None:
+    """Rows of a concatenation along `dim`: those of the parts, one after another where `dim` carries them."""
+    known = [(source.rows, source.shape) for source in sources if source.rows is not None]
+    if len(known) < len(sources):
+        return None
+    if any(rows.axis not in (None, dim) for rows, _ in known):
+        return agreed([rows for rows, _ in known if rows.axis is not None])
+    if sum(shape[dim] for _, shape in known) != new[dim]:
+        # constants (class tokens, zeros) are joined along: only where that is not the rows' axis
+        return None if any(rows.axis == dim for rows, _ in known) else agreed([rows for rows, _ in known])
+    first = known[0][0]
+    if all(rows.axis == dim and rows.index is None and rows.inner == first.inner for rows, _ in known):
+        return first
+    if all(rows.axis is None for rows, _ in known) and (same := agreed([rows for rows, _ in known])):
+        return same
+    return along(dim, torch.cat([rows.of_entries(shape[dim]) for rows, shape in known]), first.rows)
+
+
+def _stack(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    known = [source.rows for source in sources if source.rows is not None]
+    dim = given.get("dim", 0) % len(new)
+    if known and all(rows.axis is None for rows in known) and len(known) == new[dim]:
+        return along(dim, torch.cat([rows.one() for rows in known]), known[0].rows)
+    rows = agreed(known)
+    return None if rows is None or rows.axis is None else rows.at(rows.axis + (dim <= rows.axis))
+
+
+def reduced(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
+    """Rows of a reduction over some axes, or all."""
+    dims = given.get("dim", given.get("dims"))
+    if rows.axis is None:
+        return rows
+    if dims is None or (isinstance(dims, list | tuple) and not dims):
+        return None
+    gone = {dim % len(old) for dim in ([dims] if isinstance(dims, int) else dims)}
+    if rows.axis in gone:
+        return None
+    return rows if len(new) == len(old) else without(rows, gone)
+
+
+def _rows_of(sources: Sources, tensor: Any) -> Rows | None:
+    return next((source.rows for source in sources if source.tensor is tensor), None)
+
+
+def _product(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    """(…, i, j) · (…, j, k): what is summed over is lost, unless a square matrix maps the rows to themselves."""
+    tensors = [value for value in given.values() if isinstance(value, torch.Tensor)][-2:]
+    left, right = tensors
+    kept = []
+    left_rows, right_rows = _rows_of(sources, left), _rows_of(sources, right)
+    if left_rows is not None and left_rows.axis is not None and left_rows.axis != left.dim() - 1:
+        kept.append(left_rows.at(left_rows.axis + len(new) - left.dim() + (right.dim() == 1)))
+    if right_rows is not None and right_rows.axis is not None and right_rows.axis != max(right.dim() - 2, 0):
+        kept.append(right_rows.at(right_rows.axis + len(new) - right.dim() + (left.dim() == 1)))
+    if kept:
+        return agreed(kept)
+    if right_rows is not None and right_rows.axis is not None and left.shape[-1] == left.shape[-2]:
+        return right_rows.at(len(new) - 2 if right.dim() > 1 else len(new) - 1)
+    return None
+
+
+def _einsum(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    equation: str = given["equation"].replace(" ", "")
+    terms, arrow, out = equation.partition("->")
+    if "..." in equation or not arrow:
+        return _first_axis(sources, new)
+    kept = []
+    for term, operand in zip(terms.split(","), given["tensors"], strict=True):
+        rows = _rows_of(sources, operand)
+        if rows is not None and rows.axis is not None and term[rows.axis] in out:
+            kept.append(rows.at(out.index(term[rows.axis])))
+    return agreed(kept)
+
+
+def _first_axis(sources: Sources, new: Shape) -> Rows | None:
+    known = [(source.rows, source.shape) for source in sources if source.rows is not None]
+    same = [rows for rows, shape in known if rows.axis == 0 and new and shape[0] == new[0]]
+    return agreed(same) if len(same) == len(known) else None
+
+
+# sums into entries that an index names
+SCATTERS = words("index_add scatter_add scatter_reduce index_reduce scatter")
+
+
+def _scattered(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    """Sums into entries: each belongs to the row of what is summed into it, or is itself a row (nodes as rows)."""
+    dim, index = given["dim"] % len(new), given["index"]
+    source = given.get("source", given.get("src"))
+    rows = _rows_of(sources, source) or _rows_of(sources, index)
+    if rows is None or rows.axis != dim:
+        return rows
+    index = index.cpu() if index.dim() == 1 else index.movedim(dim, 0).flatten(1)[:, 0].cpu()
+    of_source = rows.of_entries(len(index))
+    low = torch.full((new[dim],), rows.rows, dtype=torch.int64).scatter_reduce_(0, index, of_source, "amin")
+    high = torch.full((new[dim],), -1, dtype=torch.int64).scatter_reduce_(0, index, of_source, "amax")
+    touched = high >= 0
+    if torch.equal(low[touched], high[touched]):
+        nodes = rows.chosen_from
+        if bool(touched.all()):
+            return along(dim, high, rows.rows)
+        if nodes is not None and len(nodes) == new[dim] and torch.equal(nodes[touched], high[touched]):
+            return along(dim, nodes, rows.rows)  # some nodes are led to by no edge
+    return Rows(dim, rows.rows) if new[dim] == rows.rows else None
+
+
+def _packed(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    """Packing (N, T, …) by lengths: step by step, the sequences that are as long."""
+    rows, old, _ = sources[0]
+    axis = 0 if given["batch_first"] else 1
+    if part or rows is None or rows.axis != axis:
+        return None
+    lengths = given["lengths"].cpu()
+    steps = torch.arange(int(lengths.max()))
+    which = (lengths > steps[:, None]).nonzero()[:, 1]
+    return along(0, rows.of_entries(old[axis])[which], rows.rows)
+
+
+def _unpacked(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    rows = sources[0].rows
+    if rows is None or rows.axis != 0:
+        return None
+    count = int(given["batch_sizes"][0])
+    axis = (0 if given["batch_first"] else 1) if part == 0 else 0
+    return along(axis, rows.of_entries(len(given["data"]))[:count], rows.rows)
+
+
+def _recurrent(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    """(output, h_n, c_n): the output as the input, the states with the rows along their second axis."""
+    rows, old, _ = sources[0]
+    if rows is None or rows.axis is None or part == 0:
+        return rows
+    if "batch_sizes" in given:
+        count = int(given["batch_sizes"][0])
+        return along(1, rows.of_entries(old[0])[:count], rows.rows)
+    return rows.at(1) if len(new) == 3 else None
+
+
+JOINS = words("cat concat concatenate")
+MANY: dict[str, Callable[[Arguments, Sources, Shape, int], Rows | None]] = {
+    "stack": _stack,
+    "index_select": _index_select,
+    "index": _index,
+    "gather": _gather,
+    **dict.fromkeys(words("embedding embedding_bag"), _embedding),
+    **dict.fromkeys(words("matmul mm bmm mv addmm baddbmm addmv _sparse_mm _sparse_addmm"), _product),
+    "einsum": _einsum,
+    **dict.fromkeys(SCATTERS, _scattered),
+    "_pack_padded_sequence": _packed,
+    "_pad_packed_sequence": _unpacked,
+    **dict.fromkeys(words("lstm gru rnn_tanh rnn_relu"), _recurrent),
+}
+REDUCTIONS = words(
+    "sum mean amax amin max min prod std var logsumexp norm linalg_vector_norm argmax argmin any all std_mean var_mean "
+    "median nansum nanmean count_nonzero"
+)

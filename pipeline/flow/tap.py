@@ -1,0 +1,291 @@
+"""Runs a model on a batch and hands each site's presentations out while they are hot.
+
+Layer 1. Nothing of the batch is kept: a site is presented inside the operation that completes its z. Sites are
+recognised anew in every forward, so image sizes, lengths and the number of calls may vary.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.batch import Batch
+from pipeline.errors import ModelError
+from pipeline.flow.affine import Affine, affine_of, is_affine
+from pipeline.flow.aggregate import lifted
+from pipeline.flow.cells import live_key, presented
+from pipeline.flow.collect import Collected
+from pipeline.flow.gains import APPLYING, NORMS, applied, before_gain
+from pipeline.flow.lookups import key_of_lookup
+from pipeline.flow.plan import CallKey, Discovery, SitePlan
+from pipeline.flow.present import Ending, Met, Presenter
+from pipeline.flow.recurrent import is_recurrent
+from pipeline.flow.trace import Tracker
+from pipeline.flow.values import Call, Value
+from pipeline.sites import Presentations
+
+Observe = Callable[[Presentations], None]
+
+
+def tapped_forward(model: nn.Module, discovery: Discovery, batch: Batch, observe: Observe) -> Any:
+    """Run the model on a batch, call `observe` once per site call, return what the model returns.
+
+    Runs in eval and inference mode, without the fused attention path; all are restored. Raises ModelError if a site's
+    calls and rows are not as its plan expects.
+    """
+    tap = Tap(model, discovery, batch, observe)
+    try:
+        with quiet(model), tap:
+            out = batch.forward(model)
+    except RuntimeError as error:
+        raise tap.blame(error) from error
+    with torch.inference_mode():
+        tap.finish()
+    return out
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Eval and inference mode without the fused attention path, which hides its projections; restored afterwards."""
+    training = [module for module in model.modules() if module.training]
+    # a compiled model runs as it was written; who has none does not load the compiler
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    evaluate(model)
+    try:
+        with eager, torch.inference_mode():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module in training:
+            module.training = True
+
+
+def evaluate(model: nn.Module) -> None:
+    """Put a model in eval mode; an exported program has the mode that it was exported in."""
+    with suppress(NotImplementedError):
+        model.eval()
+
+
+@dataclass(eq=False)
+class Pending:
+    """A site whose affine map has run and whose z is still to come, `step` operations along its trail.
+
+    `x` is what the trail has made of the call's input so far, `before` what its gate overwrites.
+    """
+
+    met: Met
+    step: int
+    x: Callable[[], torch.Tensor]
+    root: Pending | None = None
+    before: torch.Tensor | None = None
+
+
+@dataclass(eq=False)
+class Notes:
+    """What the tap keeps beside a value: the sites that wait for it, and how to have it before a norm's gain."""
+
+    pending: list[Pending]
+    before_gain: Callable[[], torch.Tensor] | None = None
+
+
+class Tap(Tracker):
+    """Recognises sites in a running forward and presents them."""
+
+    def __init__(self, model: nn.Module, discovery: Discovery, batch: Batch, observe: Observe) -> None:
+        super().__init__(model, batch, discovery.leaf_axes)
+        self._discovery = discovery
+        self._presenter = Presenter(batch)
+        self._observe = observe
+        self._seen: dict[tuple[str, int], int] = {}
+        self._waiting: set[Pending] = set()
+        self._gates: dict[SitePlan, Pending] = {}
+        self._ups: dict[SitePlan, Pending] = {}
+        self._collected: dict[SitePlan, Collected] = {}
+
+    def on_data(self, call: Call) -> Any:
+        """Run one operation; present the sites that it completes."""
+        affine = affine_of(call) if is_affine(call) else None
+        noted = any(value.notes is not None for value in call.values)
+        if noted and call.op.writes:
+            self._protect(call)
+        out = self.run(call)
+        results = self.settle_data(call, out)
+        if noted:
+            self._carry(call, out, results)
+        if self._discovery.gains and call.op.name in APPLYING:
+            self._note_gain(call, results[0])
+        if affine is not None:
+            self._meet(call, affine, out, results[0])
+        elif is_recurrent(call.op.name):
+            self._meet_cells(call, out)
+        elif call.op.name == "sum" and call.values[0].lookup:
+            self._meet_machine(call, out)
+        return out
+
+    def _protect(self, call: Call) -> None:
+        # an operation in place would turn a pre-activation that is still awaited into something else
+        for index in call.op.writes:
+            notes = self.value_of(call.args[index]).notes
+            for pending in notes.pending if notes is not None else ():
+                root, plan = pending.root or pending, pending.met.plan
+                if plan.meets_gate and plan.trail[pending.step :] == (call.op.name,):
+                    pending.before = call.args[index].clone()
+                if plan.before is not None or not plan.trail:
+                    root.met = replace(root.met, out=root.met.out.clone())
+
+    def _note_gain(self, call: Call, result: Value) -> None:
+        source = applied(call, self._discovery.gains)
+        if source is not None:
+            earlier: Notes | None = self.value_of(source).notes
+            known = None if earlier is None else earlier.before_gain
+            result.notes = Notes([], known or (lambda: source))
+        elif call.op.name in NORMS:
+            weight = call.bound().get("weight")
+            if weight is not None and self.value_of(weight).key in self._discovery.gains:
+                result.notes = Notes([], cache(partial(before_gain, call)))
+
+    def _carry(self, call: Call, out: Any, results: list[Value]) -> None:
+        for position, argument in enumerate(call.args):
+            notes = self._notes_of(argument, call)
+            if notes is None:
+                continue
+            if call.op.is_view and position == 0:
+                self._carry_view(call, out, results, notes)
+            for pending in notes.pending:
+                trail = pending.met.plan.trail
+                if pending.step < len(trail) and trail[pending.step] == call.op.name:
+                    self._advance(call, position, pending, out, results[0])
+
+    def _notes_of(self, argument: Any, call: Call) -> Notes | None:
+        for tensor, value in zip(call.tensors, call.values, strict=True):
+            if tensor is argument:
+                return value.notes  # type: ignore[no-any-return]
+        return None
+
+    def _carry_view(self, call: Call, out: Any, results: list[Value], notes: Notes) -> None:
+        whole = isinstance(out, torch.Tensor)
+        for part, value in enumerate(results):
+            if value.notes is not None:
+                continue
+            gain = notes.before_gain
+            pending = [
+                Pending(one.met, one.step, _viewed(call, one.x, None if whole else part), one.root or one)
+                for one in notes.pending
+            ]
+            value.notes = Notes(pending, None if gain is None else _viewed(call, gain, None if whole else part))
+
+    def _advance(self, call: Call, position: int, pending: Pending, out: Any, result: Value) -> None:
+        root = pending.root or pending
+        plan = pending.met.plan
+        if root not in self._waiting:
+            return
+        x = lifted(call, position, pending.x) if pending.step < plan.lifts else pending.x
+        if pending.step + 1 < len(plan.trail):
+            following = Pending(pending.met, pending.step + 1, x, root)
+            result.notes = Notes([*(result.notes.pending if result.notes is not None else ()), following])
+            return
+        self._waiting.remove(root)
+        if plan.meets_gate:
+            z = call.args[position] if pending.before is None else pending.before
+            self._present(root.met, ending=Ending(z, result.rows, x, activation=out))
+        else:
+            self._present(root.met, ending=Ending(out if isinstance(out, torch.Tensor) else out[0], result.rows, x))
+
+    def _plans(self, key: CallKey) -> Sequence[SitePlan]:
+        """The plans of the next call of its kind; calls beyond those of the probe are as the last of them."""
+        plans = self._discovery.calls.get(key)
+        if plans is None:
+            return ()
+        index = self._seen.get(key, 0)
+        self._seen[key] = index + 1
+        return plans[min(index, len(plans) - 1)]
+
+    def _meet_cells(self, call: Call, out: Any) -> None:
+        plans = self._plans(live_key(call, lambda weight: self.value_of(weight).key))
+        rows = self.value_of(call.args[0]).rows
+        for shown in presented(call, out, plans) if plans else ():
+            self._guarded(shown.plan, partial(self._presenter.cell, shown, rows))
+
+    def _meet_machine(self, call: Call, out: torch.Tensor) -> None:
+        lookup = call.values[0].lookup
+        assert lookup is not None
+        for plan in self._plans(("sum", key_of_lookup(lookup))):
+            self._guarded(plan, partial(self._presenter.machine, plan, call, out))
+
+    def _meet(self, call: Call, affine: Affine, out: torch.Tensor, result: Value) -> None:
+        key = (call.op.name, affine.weight_value.key)
+        for plan in self._plans(key):
+            pending = Pending(Met(plan, affine, out, result.rows), 0, lambda: affine.x)
+            if plan.branch is not None and plan.branch.key is not None:
+                self._pair(plan, pending, result, is_gate=plan.branch.key != key)
+            elif plan.trail:
+                self._waiting.add(pending)
+                self._await(result, pending)
+            else:
+                self._present(pending.met)
+
+    def _await(self, result: Value, pending: Pending) -> None:
+        if result.notes is None:
+            result.notes = Notes([])
+        result.notes.pending.append(pending)
+
+    def _pair(self, plan: SitePlan, pending: Pending, result: Value, *, is_gate: bool) -> None:
+        own, other = (self._gates, self._ups) if is_gate else (self._ups, self._gates)
+        if plan not in other:
+            own[plan] = pending
+            self._waiting.add(pending)
+            self._await(result, pending)
+            return
+        partner = other.pop(plan)
+        self._waiting.remove(partner)
+        gate, up = (pending, partner) if is_gate else (partner, pending)
+        self._present(gate.met, up=up.met)
+
+    def _present(self, call: Met, *, ending: Ending | None = None, up: Met | None = None) -> None:
+        notes: Notes | None = call.affine.x_value.notes
+        before_gain = None if notes is None else notes.before_gain
+        self._guarded(call.plan, partial(self._presenter.affine, call, ending=ending, before_gain=before_gain, up=up))
+
+    def _guarded(self, plan: SitePlan, made: Callable[[], Presentations]) -> None:
+        try:
+            self._hand_out(plan, made())
+        except Exception as error:  # noqa: BLE001
+            self.fail(plan, error)
+
+    def fail(self, plan: SitePlan, error: Exception) -> None:
+        """What happens where a site cannot be presented."""
+        raise error
+
+    def _hand_out(self, plan: SitePlan, presentations: Presentations) -> None:
+        self._presenter.check(presentations)
+        if plan.collected:
+            self._collected.setdefault(plan, Collected()).add(presentations)
+        else:
+            self._observe(presentations)
+
+    def finish(self) -> None:
+        """Present what was collected; raise ModelError if a site's affine map ran and its z never came."""
+        for pending in self._waiting:
+            plan = pending.met.plan
+            awaited = " then ".join(plan.trail) or "its pair"
+            message = f"its output did not reach {awaited} in this batch, as it did in the probe"
+            self.fail(plan, ModelError(f"site {plan.site.name}: {message}"))
+        for collected in self._collected.values():
+            self._observe(collected.joined())
+
+
+def _viewed(call: Call, source: Callable[[], torch.Tensor], part: int | None) -> Callable[[], torch.Tensor]:
+    def view() -> torch.Tensor:
+        out = call.func(source(), *call.args[1:], **call.kwargs)
+        return out if part is None else out[part]  # type: ignore[no-any-return]
+
+    return view

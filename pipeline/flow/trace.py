@@ -1,0 +1,279 @@
+"""Runs a forward and knows of every tensor in it: made of parameters, of data, or of neither; and which axis has rows.
+
+Layer 1. A tensor that enters from outside and belongs to no module is data, however the caller wrapped it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.batch import Batch
+from pipeline.errors import ModelError
+from pipeline.flow.graphs import Graphs
+from pipeline.flow.lookup_rules import LOOKING, lookup_of
+from pipeline.flow.naming import owner_path
+from pipeline.flow.operators import COMPOSITE, FRESH, LIKES, operator
+from pipeline.flow.row_joins import SCATTERS, Source
+from pipeline.flow.row_rules import follow
+from pipeline.flow.rows import Rows, of_leaf, whole
+from pipeline.flow.values import Call, Origin, Value, tensors_in
+
+_ATTRIBUTE = "_census_value"
+
+
+def held_tensors(model: nn.Module) -> dict[int, tuple[str, torch.Tensor]]:
+    """Parameters, buffers and plain tensor attributes of a model by id, under the first path that names them."""
+    held: dict[int, tuple[str, torch.Tensor]] = {}
+    for path, module in model.named_modules():
+        own = vars(module)
+        for group in (own["_parameters"], own["_buffers"], own):
+            for name, value in group.items():
+                if isinstance(value, torch.Tensor):
+                    held.setdefault(id(value), (f"{path}.{name}" if path else name, value))
+                elif group is own and isinstance(value, list | tuple) and not name.startswith("_"):
+                    for index, part in enumerate(value):
+                        if isinstance(part, torch.Tensor):
+                            held.setdefault(id(part), (f"{path}.{name}.{index}" if path else f"{name}.{index}", part))
+    return held
+
+
+def is_state(tensor: torch.Tensor) -> bool:
+    """Whether an earlier forward left this tensor behind, made of data."""
+    value: Value | None = vars(tensor).get(_ATTRIBUTE)
+    return value is not None and value.origin is Origin.DATA
+
+
+def mark_state(tensor: torch.Tensor) -> None:
+    """Let every later forward take this tensor for what an earlier one left behind."""
+    vars(tensor)[_ATTRIBUTE] = Value(object(), Origin.DATA)
+
+
+class Tracker(TorchDispatchMode):
+    """Follows values through a forward; `on_data` decides what happens at an operation on data."""
+
+    def __init__(self, model: nn.Module, batch: Batch, leaf_axes: Sequence[int | None] = ()) -> None:
+        super().__init__()
+        self.rows = batch.rows
+        self.forward = object()
+        self._failure: tuple[RuntimeError, Call] | None = None
+        self.leaf_axes: list[int | None] = []
+        self._fixed: dict[int, Value] = {}
+        for path, tensor in held_tensors(model).values():
+            if not is_state(tensor):
+                names = frozenset((path,))
+                learned = isinstance(tensor, nn.Parameter)
+                self._fixed[id(tensor)] = Value(
+                    self.forward, Origin.PARAMETER, key=hash(path), names=names, learned=learned
+                )
+        for leaf, rows in self._leaves(batch, leaf_axes):
+            self.attach(leaf, Value(self.forward, Origin.DATA, rows=rows))
+
+    def _leaves(self, batch: Batch, preferred: Sequence[int | None]) -> Iterator[tuple[torch.Tensor, Rows | None]]:
+        leaves = list(_input_leaves(batch))
+        self._graphs = graphs = Graphs.among([leaf for leaf, row in leaves if row is None], self.rows)
+        for position, (leaf, row) in enumerate(leaves):
+            axis = preferred[position] if position < len(preferred) else None
+            rows = None if graphs is None or row is not None else graphs.rows_of(leaf.shape)
+            if rows is None:
+                rows = of_leaf(leaf.shape, self.rows, axis) if row is None else whole(row, self.rows)
+            self.leaf_axes.append(None if rows is None else rows.axis)
+            yield leaf, rows
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would import its compiler (3 s) at the first operation, only to switch it off here; see `quiet`
+        return False
+
+    def attach(self, tensor: torch.Tensor, value: Value) -> None:
+        """Let a tensor carry a value from here on."""
+        vars(tensor)[_ATTRIBUTE] = value
+
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        """What is known of a tensor now."""
+        fixed = self._fixed.get(id(tensor))
+        if fixed is not None:
+            return self._fresh(tensor, fixed)
+        value: Value | None = vars(tensor).get(_ATTRIBUTE)
+        if value is None or value.owner is not self.forward:
+            value = self._from_outside(tensor, value)
+            self.attach(tensor, value)
+        return self._fresh(tensor, value)
+
+    def _know_numbers(self, tensor: torch.Tensor) -> None:
+        """A tensor made of numbers in the forward is a constant, unless it has as many as there are rows."""
+        unknown = id(tensor) not in self._fixed and _ATTRIBUTE not in vars(tensor)
+        if unknown and (tensor.numel() == 1 or of_leaf(tensor.shape, self.rows) is None):
+            key = hash((tuple(tensor.shape), tensor.dtype))
+            self.attach(tensor, Value(self.forward, Origin.CONSTANT, key=key))
+
+    def _from_outside(self, tensor: torch.Tensor, earlier: Value | None) -> Value:
+        if earlier is not None and earlier.origin is not Origin.DATA:
+            return Value(self.forward, earlier.origin, key=earlier.key, names=earlier.names, learned=earlier.learned)
+        return Value(self.forward, Origin.DATA, rows=of_leaf(tensor.shape, self.rows))
+
+    def _fresh(self, tensor: torch.Tensor, value: Value) -> Value:
+        if value.writes == value.storage.writes:
+            return value
+        # another view of the same memory was written in place
+        storage = value.storage
+        fresh = Value(
+            self.forward,
+            storage.origin,
+            key=hash((value.key, storage.key, storage.writes)),
+            rows=value.rows or of_leaf(tensor.shape, self.rows),
+            learned=value.learned or storage.learned,
+            storage=storage,
+        )
+        self._fixed.pop(id(tensor), None)
+        self.attach(tensor, fresh)
+        self.on_rewritten(tensor, value, fresh)
+        return fresh
+
+    def __torch_dispatch__(
+        self, func: torch._ops.OpOverload, types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run one operation and give its results their values."""
+        op = operator(func)
+        tensors = list(tensors_in(args))
+        if kwargs:
+            tensors += tensors_in(kwargs)
+        if op.name in FRESH:
+            self._know_numbers(tensors[0])
+        values = [self.value_of(tensor) for tensor in tensors]
+        call = Call(op, func, args, kwargs or {}, tensors, values)
+        if op.name not in LIKES and any(value.origin is Origin.DATA for value in values):
+            if op.name in COMPOSITE and any(value.origin is Origin.PARAMETER for value in values):
+                with self:
+                    return func.decompose(*args, **(kwargs or {}))
+            return self.on_data(call)
+        out = call.run()
+        self._derive(call, out)
+        return out
+
+    def _derive(self, call: Call, out: Any) -> None:
+        sources = [] if call.op.name in LIKES else call.values
+        names = frozenset[str]().union(*[value.names for value in sources])
+        learned = any(value.learned for value in sources)
+        origin = max((value.origin for value in sources), key=lambda o: o.value, default=Origin.CONSTANT)
+        self.on_fixed(call, names)
+        made_by = hash((call.func._schema.name, self._spelled(call.args), self._spelled(tuple(call.kwargs.items()))))
+        for part, result in enumerate(tensors_in(out)):
+            value = Value(self.forward, origin, key=hash((made_by, part)), names=names, learned=learned)
+            self._settle(call, result, value)
+
+    def _spelled(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.value_of(value).key
+        if isinstance(value, list | tuple):
+            return tuple(self._spelled(part) for part in value)
+        return str(value)
+
+    def settle_data(self, call: Call, out: Any) -> list[Value]:
+        """Give the results of an operation on data their values, and follow the rows."""
+        learned = any(value.learned for value in call.values)
+        sources = [
+            Source(value.rows, shape, tensor)
+            for tensor, shape, value in zip(call.tensors, call.shapes, call.values, strict=True)
+            if value.origin is Origin.DATA
+        ]
+        given = call.bound()
+        lookup = lookup_of(call) if call.op.name in LOOKING or any(value.lookup for value in call.values) else None
+        values = []
+        for part, result in enumerate(tensors_in(out)):
+            if not call.op.writes and any(result is tensor for tensor in call.tensors):
+                values.append(self.value_of(result))
+                continue
+            rows = follow(call.op.name, given, sources, result.shape, part)
+            if rows is None and call.op.name in SCATTERS and self._graphs is not None:
+                # a node that nothing leads to
+                rows = self._graphs.rows_of(result.shape)
+            value = Value(self.forward, Origin.DATA, rows=rows, learned=learned)
+            value.lookup = lookup
+            self._settle(call, result, value)
+            values.append(value)
+        return values
+
+    def _settle(self, call: Call, result: torch.Tensor, value: Value) -> None:
+        source = call.tensors[0] if call.tensors else None
+        written = any(result is tensor for tensor in call.tensors)
+        if written and call.op.writes:
+            before = call.values[[result is tensor for tensor in call.tensors].index(True)]
+            value.storage = before.storage
+            if not call.op.is_view:
+                value.storage.write(value)
+        elif source is not None and call.op.is_view and _shares_memory(source, result):
+            value.storage = call.values[0].storage
+        value.writes = value.storage.writes
+        if written:
+            self._fixed.pop(id(result), None)
+        self.attach(result, value)
+
+    def on_data(self, call: Call) -> Any:
+        """Run an operation of which some argument is data."""
+        raise NotImplementedError
+
+    def run(self, call: Call) -> Any:
+        """Do what the model asked for; where it fails, remember at what."""
+        try:
+            return call.run()
+        except RuntimeError as error:
+            self._failure = (error, call)
+            raise
+
+    def blame(self, error: RuntimeError) -> RuntimeError | ModelError:
+        """The error of a forward as one that names the operation and its weight, if it came from one on data."""
+        if self._failure is None or self._failure[0] is not error or isinstance(error, torch.OutOfMemoryError):
+            return error
+        call = self._failure[1]
+        held = [(shape.numel(), sorted(value.names)) for shape, value in zip(call.shapes, call.values, strict=True)]
+        weights = max([(size, names) for size, names in held if names], default=(0, []))[1]
+        shapes = ", ".join(str(tuple(shape)) for shape in call.shapes)
+        owner = f"site {owner_path(weights[0])}: " if weights else ""
+        return ModelError(f"{owner}{call.op.name} of shapes {shapes} failed: {error}")
+
+    def on_fixed(self, call: Call, names: frozenset[str]) -> None:
+        """An operation without data has run."""
+
+    def on_rewritten(self, tensor: torch.Tensor, before: Value, after: Value) -> None:
+        """A tensor's memory was changed through another view."""
+
+
+def _shares_memory(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if left.layout is not torch.strided or right.layout is not torch.strided:
+        return False
+    return left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
+
+
+def _input_leaves(batch: Batch) -> Iterator[tuple[torch.Tensor, int | None]]:
+    """Every tensor of a batch's arguments, with the row it alone belongs to where a list has one entry per row."""
+    for argument in (*batch.inputs, *batch.kwargs.values()):
+        yield from _leaves_of(argument, batch.rows, None)
+    if batch.mask_NS is not None:
+        yield batch.mask_NS, None
+
+
+def _leaves_of(value: Any, rows: int, row: int | None) -> Iterator[tuple[torch.Tensor, int | None]]:
+    if isinstance(value, torch.Tensor):
+        yield value, row
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _leaves_of(part, rows, row)
+    elif isinstance(value, list | tuple):
+        per_row = row is None and isinstance(value, list) and len(value) == rows > 1
+        for index, part in enumerate(value):
+            yield from _leaves_of(part, rows, index if per_row else row)
+    elif vars_of(value) is not None:
+        yield from _leaves_of(vars_of(value), rows, row)
+
+
+def vars_of(value: Any) -> dict[str, Any] | None:
+    """The attributes of an object that is no plain value, module or type."""
+    if value is None or isinstance(value, nn.Module | type | str | bytes | int | float | complex):
+        return None
+    attributes = getattr(value, "__dict__", None)
+    return attributes if isinstance(attributes, dict) else None

@@ -1,0 +1,115 @@
+"""What is known of the tensors of a running forward, and one operation on them.
+
+Layer 1. Values hang on the tensors themselves, so memory stays flat and a freed tensor's value goes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+
+from pipeline.flow.lookups import Lookup
+from pipeline.flow.operators import Operator
+from pipeline.flow.rows import Rows
+
+
+class Origin(Enum):
+    """What a tensor is made of; data prevails over parameters, parameters over constants."""
+
+    CONSTANT = 0
+    PARAMETER = 1
+    DATA = 2
+
+
+class Storage:
+    """The memory that a tensor shares with its views: how often it was written in place, and what was written last."""
+
+    __slots__ = ("key", "learned", "origin", "writes")
+
+    def __init__(self) -> None:
+        self.writes = 0
+        self.origin = Origin.CONSTANT
+        self.key = 0
+        self.learned = False
+
+    def write(self, value: Value) -> None:
+        """Remember that a value was written into it."""
+        self.writes += 1
+        self.origin, self.key, self.learned = value.origin, value.key, value.learned
+
+
+class Value:
+    """What is known of a tensor at one moment of the forward.
+
+    owner  the forward in which it was made
+    key    names how a tensor without data was made (equal in every forward); 0 for data
+    names  the parameters and buffers it was made of, where it holds no data
+    node   index of the recorded operation that made it, and which output it was; None outside a recording
+    notes  what a tracker of its own kind keeps beside it
+    learned  a parameter is among what it was made of, data or not
+    lookup   the embeddings that it holds, as one-hot vectors and tables
+    """
+
+    __slots__ = ("key", "learned", "lookup", "names", "node", "notes", "origin", "owner", "rows", "storage", "writes")
+
+    def __init__(
+        self,
+        owner: object,
+        origin: Origin,
+        *,
+        key: int = 0,
+        names: frozenset[str] = frozenset(),
+        rows: Rows | None = None,
+        learned: bool = False,
+        storage: Storage | None = None,
+    ) -> None:
+        self.owner = owner
+        self.origin = origin
+        self.key = key
+        self.names = names
+        self.rows = rows
+        self.learned = learned
+        self.storage = storage or Storage()
+        self.writes = self.storage.writes
+        self.node: tuple[int, int] | None = None
+        self.notes: Any = None
+        self.lookup: Lookup | None = None
+
+
+@dataclass
+class Call:
+    """One operation of the forward on data, with the values of its tensor arguments in order."""
+
+    op: Operator
+    func: torch._ops.OpOverload
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    tensors: list[torch.Tensor]
+    values: list[Value]
+
+    def __post_init__(self) -> None:
+        self.shapes = [tensor.shape for tensor in self.tensors]
+
+    def run(self) -> Any:
+        """Do what the model asked for."""
+        return self.func(*self.args, **self.kwargs)
+
+    def bound(self) -> dict[str, Any]:
+        """The arguments by the names of the operation's schema; defaults are left out."""
+        return {**dict(zip(self.op.arguments, self.args, strict=False)), **self.kwargs}
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in nested arguments, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_in(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from tensors_in(part)

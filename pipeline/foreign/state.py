@@ -1,0 +1,83 @@
+"""Weights by name: read without unpickling anything but tensors, and fitted to a module in full.
+
+Layer 2: pure; takes bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from pipeline.errors import ModelError, nearest
+
+State = dict[str, torch.Tensor]
+
+# names listed in a message, of possibly thousands
+LISTED = 8
+
+
+def read_state(name: str, content: bytes, *, key: str | None = None, prefix: str = "") -> State:
+    """The weights in a .safetensors or PyTorch file. ModelError if it is damaged or holds anything else.
+
+    `key` is the entry that holds them ("state_dict", "model.ema"); `prefix` is removed from the names that have it.
+    """
+    try:
+        if PurePosixPath(name).suffix == ".safetensors":
+            found: Any = safetensors.torch.load(content)
+        else:
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged archives, refused pickles and bad headers have no common class
+        raise ModelError(f"{name} cannot be read: {_first_line(error)}") from error
+    found = _entry(name, found, key)
+    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        kinds = {one: type(value).__name__ for one, value in found.items()} if isinstance(found, Mapping) else {}
+        entries = _listed(f"{one} ({kind})" for one, kind in kinds.items() if kind != "Tensor")
+        holds = f"holds {entries}" if kinds else f"holds a {type(found).__name__}"
+        raise ModelError(f"{name} {holds}; expected tensors by name: set load.key to the entry that has them")
+    return {one.removeprefix(prefix): value for one, value in found.items()}
+
+
+def _entry(name: str, found: Any, key: str | None) -> Any:
+    for part in key.split(".") if key else ():
+        if not isinstance(found, Mapping) or part not in found:
+            known = [str(one) for one in found] if isinstance(found, Mapping) else []
+            raise ModelError(f"{name} has no entry {part!r} (load.key = {key!r}); {nearest(part, known[:20])}")
+        found = found[part]
+    return found
+
+
+def fit_state(module: nn.Module, state: Mapping[str, torch.Tensor], name: str) -> nn.Module:
+    """The module with these weights; ModelError that lists what is missing, left over or of another shape."""
+    own = module.state_dict()
+    wrong = [
+        f"{one} is {tuple(state[one].shape)}, expected {tuple(own[one].shape)}"
+        for one in own
+        if one in state and state[one].shape != own[one].shape
+    ]
+    problems = {
+        "missing": [one for one in own if one not in state],
+        # safetensors gives names in no fixed order
+        "unexpected": sorted(one for one in state if one not in own),
+        "of another shape": wrong,
+    }
+    said = [f"{len(found)} {what}: {_listed(found)}" for what, found in problems.items() if found]
+    if said:
+        raise ModelError(f"{name} does not fit the model: {'; '.join(said)}")
+    module.load_state_dict(state)
+    return module
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" … and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -1,0 +1,131 @@
+"""Find and remove what no run needs any more: garbage is named first, with the reason, and removed only when asked to.
+
+Layer 5. Nothing is garbage that is younger than an age, or that a committed run or an open one has claimed. A run is
+open while anything that it wrote is younger than the age. Whoever still misses what was removed measures it again: a
+missing cell is not done, never empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from pipeline.claims import NAME as CLAIMS
+from pipeline.claims import Claims, claims_key, read_claims
+from pipeline.manifest import decode, manifest_key
+from pipeline.store import Store, Stored
+
+DEFAULT_AGE = timedelta(days=7)
+
+Objects = Mapping[str, Stored]
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that nobody needs: an object, or the draft of one by a writer that was killed."""
+
+    key: str
+    stored: Stored
+    reason: str
+    is_draft: bool = False
+
+
+@dataclass(frozen=True)
+class _Needed:
+    """What runs have claimed: checkpoints and cells, every cell of some models, or more than is known."""
+
+    checkpoints: frozenset[str] = frozenset()
+    cells: frozenset[str] = frozenset()
+    models: frozenset[str] = frozenset()
+    unknown: bool = False
+
+    @classmethod
+    def by(cls, claims: Claims) -> _Needed:
+        cells = (f"{state}/{chunk}" for states, chunks in claims.cells for state in states for chunk in chunks)
+        return cls(frozenset(claims.checkpoints), frozenset(cells))
+
+    @classmethod
+    def all_of(cls, several: Sequence[_Needed]) -> _Needed:
+        return cls(
+            frozenset().union(*(one.checkpoints for one in several)),
+            frozenset().union(*(one.cells for one in several)),
+            frozenset().union(*(one.models for one in several)),
+            any(one.unknown for one in several),
+        )
+
+    def holds(self, key: str) -> bool:
+        """Whether a run may read this checkpoint or cell."""
+        kind, model, *rest = key.removesuffix(".safetensors").split("/")
+        if self.unknown or model in self.models:
+            return True
+        return model in self.checkpoints and (kind == "models" or "/".join(rest) in self.cells)
+
+
+def find_garbage(store: Store, *, age: timedelta = DEFAULT_AGE, now: datetime | None = None) -> list[Garbage]:
+    """Everything older than `age` that no run needs, in order of its keys; nothing is removed."""
+    before = (now or datetime.now(UTC)) - age
+    runs: dict[str, dict[str, Stored]] = {}
+    for key, stored in store.listing("runs/").items():
+        runs.setdefault(key.split("/")[1], {})[key] = stored
+    parts = {**store.listing("models/"), **store.listing("states/")}
+    judged = [_judged(store, run, objects, parts, before) for run, objects in runs.items()]
+    needed = _Needed.all_of([needs for needs, _ in judged])
+    found = [one for _, garbage in judged for one in garbage]
+    found += [Garbage(key, stored, "no run needs it") for key, stored in parts.items() if not needed.holds(key)]
+    checks = store.listing("probe-").items()
+    found += [Garbage(key, stored, "left by a check of the store that was killed") for key, stored in checks]
+    drafts = store.drafts().items()
+    found += [Garbage(name, stored, "left by a write that was killed", is_draft=True) for name, stored in drafts]
+    return sorted((one for one in found if one.stored.when < before), key=lambda one: one.key)
+
+
+def remove_garbage(store: Store, found: Sequence[Garbage]) -> Iterator[Garbage]:
+    """Remove what was found and yield it, but for what a run has claimed since."""
+    doomed = {one.key for one in found}
+    claims = [key for key in store.keys("runs/") if key.endswith(f"/{CLAIMS}") and key not in doomed]
+    needed = _Needed.all_of([_Needed.by(read_claims(store, key.split("/")[1])) for key in claims])
+    for one in found:
+        if one.is_draft:
+            store.clear(one.key)
+        elif one.key.startswith(("models/", "states/")) and needed.holds(one.key):
+            continue
+        else:
+            store.remove(one.key)
+        yield one
+
+
+def _judged(
+    store: Store, run: str, objects: Objects, parts: Objects, before: datetime
+) -> tuple[_Needed, list[Garbage]]:
+    """What a run needs, and what of its own objects nobody does."""
+    if manifest_key(run) in objects:
+        return _of_committed(store, run, objects, before)
+    return _of_open(store, run, objects, parts, before)
+
+
+def _of_committed(store: Store, run: str, objects: Objects, before: datetime) -> tuple[_Needed, list[Garbage]]:
+    if claims_key(run) in objects:
+        needed = _Needed.by(read_claims(store, run))
+    else:
+        needed = _Needed(models=frozenset(decode(store.get(manifest_key(run)), key=manifest_key(run)).models))
+    if objects[manifest_key(run)].when >= before:
+        # another driver of the same run may still be reading the rows of its models
+        return needed, []
+    reduced = [(key, stored) for key, stored in objects.items() if key.startswith(f"runs/{run}/reduced/")]
+    return needed, [Garbage(key, stored, "its rows are in the tables of the committed run") for key, stored in reduced]
+
+
+def _of_open(
+    store: Store, run: str, objects: Objects, parts: Objects, before: datetime
+) -> tuple[_Needed, list[Garbage]]:
+    if claims_key(run) not in objects:
+        needed, written = _Needed(unknown=True), list(objects.values())
+    else:
+        needed = _Needed.by(read_claims(store, run))
+        written = [*objects.values(), *(stored for key, stored in parts.items() if needed.holds(key))]
+    last = max(stored.when for stored in written)
+    if last >= before:
+        return needed, []
+    reason = f"of a run that was left unfinished on {last:%Y-%m-%d}"
+    return _Needed(), [Garbage(key, stored, reason) for key, stored in objects.items()]

@@ -1,0 +1,123 @@
+"""The files of a data set, on any URL that fsspec reads.
+
+Layer 1: storage is reached through `store.filesystem` alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+from pipeline.answers import is_taken, reason
+from pipeline.errors import CensusError, DataError, StoreError
+from pipeline.store import filesystem
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of a data set. `etag` changes when the content does: the server's ETag, or inode and time of change."""
+
+    url: str
+    size: int
+    etag: str
+
+
+def list_inputs(url_or_glob: str) -> list[InputFile]:
+    """The files of a URL, sorted by name: the file itself, all files below a directory, or what a glob matches.
+
+    Below a directory, names that begin with "." or "_" are not data. DataError if nothing is found.
+    """
+    with input_errors(url_or_glob):
+        fs, path = filesystem(url_or_glob)
+        find = fs.glob if any(sign in path for sign in "*?[") else fs.find
+        found: dict[str, dict[str, Any]] = find(path, detail=True)
+    files = [
+        InputFile(name if _is_local(fs) else fs.unstrip_protocol(name), int(entry["size"]), _etag(entry))
+        for name, entry in sorted(found.items())
+        if entry["type"] == "file" and "/." not in name.removeprefix(path) and "/_" not in name.removeprefix(path)
+    ]
+    if not files:
+        raise DataError(f"{url_or_glob}: there is no such file, directory or match; expected at least one data file")
+    return files
+
+
+def input_file(url: str) -> InputFile:
+    """One file as it is now; DataError if there is none."""
+    with input_errors(url):
+        fs, path = filesystem(url)
+        entry = fs.info(path)
+    if entry["type"] != "file":
+        raise DataError(f"{url}: expected a file, found a {entry['type']}")
+    return InputFile(url, int(entry["size"]), _etag(entry))
+
+
+def open_input(url: str) -> IO[bytes]:
+    """A readable, seekable file at any URL; each read is one range request. DataError if there is none."""
+    with input_errors(url):
+        fs, path = filesystem(url)
+        if _is_local(fs):
+            return open(path, "rb")
+        if "memory" in fs.protocol:
+            return io.BytesIO(fs.cat_file(path))  # its open() hands the same file object to every reader
+        return fs.open(path, "rb", cache_type="none")  # type: ignore[no-any-return]
+
+
+@contextmanager
+def input_errors(url: str) -> Iterator[None]:
+    """Turn a failure to read `url` into DataError (it is not there, or changed) or StoreError (storage is not well)."""
+    try:
+        yield
+    except CensusError:
+        raise
+    except Exception as error:
+        if is_taken(error):
+            raise DataError(f"{url}: the file was replaced while it was read; run again") from error
+        if (why := reason(error)) is None:
+            raise
+        kind = DataError if isinstance(error, FileNotFoundError | IsADirectoryError) else StoreError
+        raise kind(f"{url}: cannot be read: {why}") from error
+
+
+class WatchedInput:
+    """A file that remembers its failure: a reader of formats cannot tell a broken connection from broken content."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.failure: Exception | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        """Read as the file does; what it raises stays in `failure`."""
+        try:
+            return self._stream.read(size)
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Seek as the file does."""
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Tell as the file does."""
+        return self._stream.tell()
+
+    def close(self) -> None:
+        """Do nothing: who opened the file closes it."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed."""
+        return self._stream.closed
+
+
+def _is_local(fs: Any) -> bool:
+    return "file" in fs.protocol
+
+
+def _etag(entry: dict[str, Any]) -> str:
+    if "ETag" in entry:
+        return str(entry["ETag"]).strip('"')
+    return f"{entry.get('ino', '')}-{entry.get('mtime', entry.get('created', ''))}"

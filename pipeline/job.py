@@ -1,0 +1,325 @@
+"""The job: what to measure, from a TOML file, refused unless every key is known and every value of its type.
+
+Layer 1. Knows no family, statistic or source: names and parameters that the registry must check are passed on, with
+`unknown` and `misfit` to refuse them in the same words. `resources` say how a job runs and are in no digest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from pipeline.errors import JobError, nearest
+from pipeline.places import Places, find_places
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Numerics(_Section):
+    """What decides the bits of a result: part of every key."""
+
+    batch_rows: int = Field(default=256, ge=1, description="rows of one forward pass when measuring")
+    threads: int = Field(default=1, ge=1, description="torch threads of one task")
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = Field(default="float32", description="of the forward")
+    tf32: bool = Field(default=False, description="allow TensorFloat-32 on GPUs")
+    deterministic: bool = Field(default=True, description="deterministic kernels")
+
+
+class Columns(_Section):
+    """Which columns of a data set are what."""
+
+    features: str | tuple[str, ...] = Field(default=(), description="one column of lists, or several of numbers")
+    label: str | None = Field(default=None, description="column with the class: an integer, or one of `labels`")
+    key: str | None = Field(default=None, description="column that names a row: integers ≥ 0 or strings, unique")
+    split: str | None = Field(default=None, description="column with the split; without it all rows are split 'all'")
+    shape: tuple[int, ...] | None = Field(default=None, description="shape of a row's features, (8, 8) say")
+
+
+class DataSpec(_Section):
+    """One data set: where it is and how its rows are read."""
+
+    source: str = Field(default="parquet", description="kind of source")
+    url: str | None = Field(default=None, description="file, directory or glob on any fsspec URL; relative to the job")
+    columns: Columns = Columns()
+    classes: int | None = Field(default=None, ge=1, description="number of classes of an integer label")
+    labels: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="classes of a string label, in order"
+    )
+    train: str = Field(default="train", description="split to train on")
+    measure: tuple[str, ...] = Field(default=("test",), min_length=1, description="splits to measure on")
+    chunk_rows: int = Field(default=65_536, ge=1, description="rows of one unit of work, in whole row groups")
+    max_unreadable: float = Field(default=0.0, ge=0, le=1, description="share of a chunk's rows that may be unreadable")
+    options: dict[str, Any] = Field(default={}, description="what the source takes besides")
+    _directory: str = PrivateAttr(default=".")
+    _place: str = PrivateAttr(default="job")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_split_column(cls, given: Any) -> Any:
+        named = given.get("columns") if isinstance(given, dict) else None
+        split = named.get("split") if isinstance(named, dict) else named.split if isinstance(named, Columns) else ""
+        if split is None:
+            return {"train": "all", "measure": ("all",), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _holds_no_credentials(self) -> Self:
+        if "@" in urlsplit(self.url or "").netloc:
+            raise ValueError("url must not hold credentials; put them in the environment (AWS_PROFILE …)")
+        return self
+
+    @model_validator(mode="after")
+    def _splits_exist(self) -> Self:
+        asked = {self.train, *self.measure}
+        if self.columns.features and self.columns.split is None and asked != {"all"}:
+            raise ValueError(f"splits {sorted(asked)} need columns.split, the column that says which row is in which")
+        return self
+
+    @property
+    def place(self) -> str:
+        """Where the data set stands in its job file."""
+        return self._place
+
+    @property
+    def location(self) -> str:
+        """The URL, with a relative path made absolute from where the job file is."""
+        return self.located(self.url or "")
+
+    def located(self, name: str) -> str:
+        """Where a file is that is named as in the job: relative to the job file unless absolute or a URL."""
+        return name if "://" in name else os.path.abspath(Path(self._directory, name).expanduser())
+
+    def named(self, location: str) -> str:
+        """How the job would name a file: relative to the job file if `url` is, so that both can move together."""
+        if "://" in location or Path(self.url or "").expanduser().is_absolute():
+            return location
+        return Path(os.path.relpath(location, os.path.abspath(self._directory))).as_posix()
+
+
+class ModelSpec(_Section):
+    """Models of one family on one data set, one for each seed."""
+
+    family: str = Field(description="how the models are built")
+    data: str = Field(description="name of the data set to train and measure on")
+    name: str | None = Field(default=None, min_length=1, description="prefix of the models' names; default: the family")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="one model for each")
+    hyperparameters: dict[str, Any] = Field(default={}, description="of the family")
+    training: dict[str, Any] = Field(default={}, description="steps, learning_rate, …")
+    control: bool = Field(default=True, description="measure each model's untrained twin as well")
+
+    @model_validator(mode="after")
+    def _seeds_are_different(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError("seeds must be different and not negative")
+        return self
+
+
+class SiteSelection(_Section):
+    """Which sites are measured: those whose name matches a pattern of `include` and none of `exclude` (globs)."""
+
+    include: tuple[str, ...] = Field(default=("*",), min_length=1)
+    exclude: tuple[str, ...] = ()
+
+
+class Resources(_Section):
+    """How a job is run: nothing here changes a byte of the result."""
+
+    workers: int = Field(default=0, ge=0, description="processes; 0: as many as the CPUs allow")
+    cpus_per_worker: int = Field(default=1, ge=1)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    memory_gib: float | None = Field(default=None, gt=0, description="memory of a worker; None: not limited")
+    max_state_gib: float = Field(default=64.0, gt=0, description="refuse a plan whose states take more")
+    retries: int = Field(default=3, ge=0, description="how often a task is repeated whose worker died")
+
+
+class Job(_Section):
+    """Everything that is asked for. `place` names the file in messages."""
+
+    name: str = Field(min_length=1, description="for people; in the manifest")
+    seed: int = Field(default=0, ge=0, description="everything random is drawn from it")
+    numerics: Numerics = Numerics()
+    data: dict[str, DataSpec] = Field(min_length=1, description="data sets by name")
+    models: tuple[ModelSpec, ...] = Field(min_length=1, description="what to train and measure")
+    statistics: dict[str, dict[str, Any]] = Field(default={}, description="parameters by name; none named: all")
+    sites: SiteSelection = SiteSelection()
+    resources: Resources = Resources()
+    _places: Places = PrivateAttr(default=Places(""))
+
+    @property
+    def place(self) -> str:
+        """The job file as it was given."""
+        return self._places.file or "job"
+
+
+def load_job(path: str | Path) -> Job:
+    """Read and check a job file; JobError with one line for everything that is wrong in it."""
+    file = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        raw = _tuples(tomllib.loads(text))
+    except FileNotFoundError:
+        raise JobError(f"{file}: there is no such job file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{file}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise JobError(f"{file}: not valid TOML: {error}") from None
+    places = find_places(file, text)
+    try:
+        job = Job.model_validate(raw)
+    except ValidationError as error:
+        raise JobError("\n".join(_problems(places, raw, error))) from None
+    _refuse_what_json_cannot_hold(places, "", raw)
+    job._places = places
+    for name, spec in job.data.items():
+        spec._directory = str(Path(path).absolute().parent)
+        spec._place = places.at(f"data.{name}")
+    return job
+
+
+def job_identity(job: Job) -> dict[str, Any]:
+    """Everything of a job that can change a result, as JSON values: what its digest is made from."""
+    return job.model_dump(mode="json", exclude={"resources"})
+
+
+def unknown(job: Job, key: str, name: str, known: Iterable[str]) -> JobError:
+    """The error for a name that does not exist: the value of `key` ("data.mnist.source"), or itself a key.
+
+    It is a key if `key` ends with it, or is a section of the file ("statistics") in which it stands.
+    """
+    section, _, last = key.rpartition(".")
+    if not section:
+        return unknown(job, f"{key}.{name}", name, known)
+    said = f"{name}: unknown key" if last == name else f"{last} = {_shown(name)}: unknown"
+    return JobError(f"{job._places.at(key)}: [{section}] {said}; {nearest(name, known)}")
+
+
+def misfit(job: Job, key: str, value: Any, expected: str) -> JobError:
+    """The error for a value at `key` that is not as `expected`."""
+    return JobError(_misfit(job._places, key, value, expected.removeprefix("Input should be ")))
+
+
+def _misfit(places: Places, key: str, value: Any, expected: str) -> str:
+    section, _, last = key.rpartition(".")
+    return f"{places.at(key)}: {_section(section)}{last} = {_shown(value)}: expected {expected}"
+
+
+def _section(path: str) -> str:
+    return f"[{path}] " if path else ""
+
+
+def _problems(places: Places, raw: Any, errors: ValidationError) -> list[str]:
+    """One line for each key that is wrong; a value that fits no branch of a union is one, with all that would fit."""
+    lines: list[str] = []
+    expected: dict[str, list[str]] = {}
+    values: dict[str, Any] = {}
+    for error in errors.errors():
+        parts = _real_parts(raw, error["loc"])
+        if error["type"] in ("extra_forbidden", "missing", "value_error"):
+            lines.append(_structural(places, parts, error))
+        else:
+            wanted = error["msg"].removeprefix("Input should be ")
+            expected.setdefault(_dotted(parts), []).append(_TOML_WORDS.get(wanted, wanted))
+            values[_dotted(parts)] = error["input"]
+    return lines + [_misfit(places, key, values[key], " or ".join(wanted)) for key, wanted in expected.items()]
+
+
+_TOML_WORDS = {
+    "a valid string": "a string",
+    "a valid integer": "an integer",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid tuple": "an array",
+    "a valid dictionary": "a table",
+}
+
+
+def _structural(places: Places, parts: list[int | str], error: ErrorDetails) -> str:
+    """What to say of an unknown key, a missing one, or a rule that several keys break together."""
+    key = _dotted(parts)
+    if error["type"] == "extra_forbidden":
+        *parents, last = parts
+        known = nearest(str(last), _section_at(parents).model_fields)
+        return f"{places.at(key)}: {_section(_dotted(parents))}{last} = {_shown(error['input'])}: unknown key; {known}"
+    if error["type"] == "missing":
+        missing = str(error["loc"][-1])
+        meaning = _section_at(parts).model_fields[missing].description or "…"
+        return f"{places.at(key)}: {_section(key)}{missing} is missing: expected {missing} = … ({meaning})"
+    return f"{places.at(key)}: {_section(key)}{error['msg'].removeprefix('Value error, ')}"
+
+
+def _real_parts(raw: Any, location: Iterable[int | str]) -> list[int | str]:
+    """As much of an error's location as exists in the file: pydantic appends the branch of a union."""
+    parts: list[int | str] = []
+    for part in location:
+        inside = part in raw if isinstance(raw, dict) else isinstance(raw, tuple) and isinstance(part, int)
+        if not inside:
+            break
+        raw = raw[part]
+        parts.append(part)
+    return parts
+
+
+def _dotted(parts: Iterable[int | str]) -> str:
+    text = ""
+    for part in parts:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _section_at(parts: list[int | str]) -> type[BaseModel]:
+    match parts:
+        case ["numerics"]:
+            return Numerics
+        case ["data", _]:
+            return DataSpec
+        case ["data", _, "columns"]:
+            return Columns
+        case ["models", _]:
+            return ModelSpec
+        case ["sites"]:
+            return SiteSelection
+        case ["resources"]:
+            return Resources
+    return Job
+
+
+def _shown(value: Any) -> str:
+    """A value as it would stand in the file, shortened."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _tuples(value: Any) -> Any:
+    """Arrays as tuples: what is frozen holds nothing that can be changed."""
+    if isinstance(value, list):
+        return tuple(_tuples(one) for one in value)
+    if isinstance(value, dict):
+        return {key: _tuples(one) for key, one in value.items()}
+    return value
+
+
+def _refuse_what_json_cannot_hold(places: Places, key: str, value: Any) -> None:
+    if isinstance(value, dict):
+        for name, one in value.items():
+            _refuse_what_json_cannot_hold(places, f"{key}.{name}" if key else name, one)
+    elif isinstance(value, tuple):
+        for index, one in enumerate(value):
+            _refuse_what_json_cannot_hold(places, f"{key}[{index}]", one)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise JobError(_misfit(places, key, value, "a finite number"))
+    elif not isinstance(value, str | int | float):
+        raise JobError(_misfit(places, key, value, "a number, a string or a truth value"))

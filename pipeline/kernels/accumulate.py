@@ -1,0 +1,45 @@
+"""What runs over the batches of a site: the state of several primitives, grown batch by batch.
+
+Layer 1: pure torch, no I/O. An accumulator holds what `merge(state, observe(batch))` would hold after every batch: the
+same counts, extremes and choices, and float64 sums to rounding. `Reference` is just that; others do it in place.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.reference import observe_all
+from pipeline.sites import Presentations, Site
+
+
+class Accumulator(ABC):
+    """The running states of some primitives at one site."""
+
+    @abstractmethod
+    def add(self, presentations: Presentations) -> None:
+        """Take one batch in."""
+
+    @abstractmethod
+    def states(self) -> Mapping[Primitive, State]:
+        """The state of every primitive so far; changed by no later batch."""
+
+
+class Reference(Accumulator):
+    """States grown by the reference kernel."""
+
+    def __init__(self, site: Site, primitives: Sequence[Primitive]) -> None:
+        self._states = {primitive: primitive.empty(site) for primitive in primitives}
+        self._seen = False
+
+    def add(self, presentations: Presentations) -> None:
+        """See `Accumulator`."""
+        new = observe_all(list(self._states), presentations)
+        for primitive, state in zip(list(self._states), new, strict=True):
+            self._states[primitive] = primitive.merge(self._states[primitive], state) if self._seen else state
+        self._seen = True
+
+    def states(self) -> Mapping[Primitive, State]:
+        """See `Accumulator`."""
+        return dict(self._states)

@@ -1,0 +1,99 @@
+"""Which kernel computes what: the fused one where it can, the reference for the rest.
+
+Layer 1. A run names one kernel for all of its workers, because float64 sums differ in their last bits between kernels:
+`name()` is part of the key of every state, and a machine that has no such kernel must not take part.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+
+from pipeline.errors import JobError
+from pipeline.kernels import native, native_build, native_sums
+from pipeline.kernels.accumulate import Accumulator, Reference
+from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.native_show import takes
+from pipeline.sites import Presentations, Site
+
+REFERENCE = "reference"
+NATIVE = f"native-{native.VERSION}"
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def name() -> str:
+    """The fastest kernel of this machine; says once in the log why it is the reference, if it is."""
+    library = native_build.library()
+    if isinstance(library, str):
+        _log.warning("statistics run on the reference kernel, several times slower: %s", library)
+        return REFERENCE
+    return NATIVE
+
+
+def accumulator(kernel: str, site: Site, primitives: Sequence[Primitive]) -> Accumulator:
+    """What grows the states of these primitives at a site by the kernel of this name; JobError if it is not here."""
+    library = _library(kernel)
+    return Reference(site, primitives) if library is None else Mixed(site, primitives, library)
+
+
+def in_force(kernel: str) -> AbstractContextManager[None]:
+    """Within the block, the sums over inputs are those of the kernel of this name."""
+    return native_sums.in_force(_library(kernel))
+
+
+def _library(kernel: str) -> ctypes.CDLL | None:
+    if kernel == REFERENCE:
+        return None
+    library = native_build.library()
+    if kernel != NATIVE or isinstance(library, str):
+        why = library if isinstance(library, str) else f"this version has {NATIVE}"
+        raise JobError(f"the run was planned with the kernel {kernel!r}, which this machine does not have: {why}")
+    return library
+
+
+class Mixed(Accumulator):
+    """States grown by the fused kernel as far as it goes; by the reference where it does not.
+
+    It does not for primitives that it lacks, and for batches in another memory or type than it reads.
+    """
+
+    def __init__(self, site: Site, primitives: Sequence[Primitive], library: ctypes.CDLL) -> None:
+        fused = native.fused(primitives)
+        self._site = site
+        self._fused = native.Native(site, fused, library)
+        self._rest = Reference(site, [one for one in primitives if one not in fused])
+        self._untaken: Reference | None = None
+
+    def add(self, presentations: Presentations) -> None:
+        """See `Accumulator`."""
+        self._rest.add(presentations)
+        if takes(presentations):
+            self._fused.add(presentations)
+            return
+        if self._untaken is None:
+            z_LSU = presentations.z_LSU
+            _say_once(str(z_LSU.dtype), z_LSU.device.type)
+            self._untaken = Reference(self._site, list(self._fused.states()))
+        self._untaken.add(presentations)
+
+    def states(self) -> Mapping[Primitive, State]:
+        """See `Accumulator`."""
+        fused = self._fused.states()
+        if self._untaken is not None:
+            untaken = self._untaken.states()
+            fused = {one: one.merge(_moved(state, untaken[one]), untaken[one]) for one, state in fused.items()}
+        return {**fused, **self._rest.states()}
+
+
+def _moved(state: State, like: State) -> State:
+    return {name: value.to(like[name].device) for name, value in state.items()}
+
+
+@cache
+def _say_once(dtype: str, device: str) -> None:
+    _log.warning("statistics of %s on %s run on the reference kernel, several times slower", dtype, device)

@@ -1,0 +1,43 @@
+"""The native kernel as a library: compiled at first need, loaded once per process.
+
+Layer 1: ctypes. What kernels/*.py defines by numbers, the C++ takes from here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import torch
+
+from pipeline.compiler import CompilerError, compiled
+from pipeline.kernels import bins, matchbins, ranked
+from pipeline.kernels.native_task import Task
+
+CONSTANTS = {
+    "KEPT": bins.KEPT,
+    "BIN_BITS": bins.MANTISSA_BITS,
+    "MATCH_SIDE": matchbins.SIDE,
+    "MATCH_BITS": matchbins.MANTISSA_BITS,
+    "MATCH_BELOW": matchbins.BELOW,
+    "LEAST_OCTAVE": ranked.LEAST_OCTAVE,
+    "LAST_OCTAVE": ranked.LAST_OCTAVE,
+}
+
+
+@cache
+def library() -> ctypes.CDLL | str:
+    """The compiled kernel, or why there is none."""
+    try:
+        capability = torch.backends.cpu.get_cpu_capability()
+        loaded = ctypes.CDLL(compiled("kernels/cpp/kernel.cpp", constants=CONSTANTS, processor=capability))
+    except (CompilerError, OSError) as error:
+        return str(error)
+    if loaded.task_bytes() != ctypes.sizeof(Task):
+        return f"its task has {loaded.task_bytes()} bytes, expected {ctypes.sizeof(Task)}"
+    address, number = ctypes.c_void_p, ctypes.c_int64
+    loaded.observe.argtypes = [address, number, number]
+    loaded.cut.argtypes, loaded.cut.restype = [address, number, number, address], number
+    loaded.vector_sums.argtypes, loaded.vector_sums.restype = [address, *[number] * 4, address], None
+    loaded.window_sums.argtypes = [address]
+    return loaded

@@ -1,0 +1,125 @@
+"""What one batch shows, as the native kernel reads it: the tensors' memory by strides, and where rows begin.
+
+Layer 1: torch and ctypes. z, a and y are never copied, unless z is normalised from values that are not finite.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+
+import torch
+
+from pipeline.kernels.match import CONSTANT
+from pipeline.kernels.native_task import TYPES, Task
+from pipeline.sites import Presentations, Site
+
+# presentations of a run of rows, 4 KiB of float32: z, a, a match and the bins fit the first cache together
+RUN = 1024
+# by which a tensor's type is written in a task
+_TYPES = {getattr(torch, name): number for name, number in TYPES.items()}
+
+
+def takes(presentations: Presentations) -> bool:
+    """Whether the native kernel reads such presentations: in the CPU's memory, float32 or narrower."""
+    z_LSU = presentations.z_LSU
+    return z_LSU.device.type == "cpu" and z_LSU.dtype in _TYPES
+
+
+def point(structure: ctypes.Structure, **tensors: torch.Tensor | None) -> None:
+    """Let fields point to tensors, which must be kept alive as long as they are read."""
+    for name, tensor in tensors.items():
+        setattr(structure, name, None if tensor is None else tensor.data_ptr())
+
+
+def show(
+    task: Task, presentations: Presentations, library: ctypes.CDLL, *, a: bool, matches: bool
+) -> list[torch.Tensor]:
+    """Let the task point to the batch; a only where it must be read, sums over x only where matches are computed.
+
+    Returns what must be kept alive.
+    """
+    first_N, run_R, entry_P, index_P = _rows_of(presentations, library)
+    held = [first_N, run_R, presentations.uid_N]
+    point(task, first_N=first_N, run_R=run_R, entry_P=entry_P, index_P=index_P)
+    task.runs, task.presentations, task.rows = len(run_R) - 1, int(first_N[-1]), presentations.rows
+    affine_LSU = presentations.affine_LSU
+    if affine_LSU is not None and not bool(affine_LSU.sum().isfinite()):
+        affine_LSU = affine_LSU.masked_fill(~affine_LSU.isfinite(), torch.nan)
+    for at, tensor in enumerate((presentations.z_LSU, presentations.a_LSU if a else None, affine_LSU)):
+        task.memory[at] = None
+        if tensor is not None:
+            task.memory[at], task.type[at] = tensor.data_ptr(), _TYPES[tensor.dtype]
+            # where an axis has one element its stride means nothing
+            task.stride[at][:] = [by if size > 1 else 0 for size, by in zip(tensor.shape, tensor.stride(), strict=True)]
+            held.append(tensor)
+    if matches:
+        sums = [_by_group(one_LSG, entry_P, index_P) for one_LSG in _lengths(presentations)]
+        task.sum_GP, task.length_GP[0], task.length_GP[1] = (one_GP.data_ptr() for one_GP in sums)
+        held += sums
+    number_P = index_P
+    if presentations.position_LS is not None:
+        position_LS = presentations.position_LS
+        number_P = (position_LS if entry_P is None else position_LS[entry_P, index_P]).contiguous()
+    point(task.keeping, uid=presentations.uid_N, number=number_P)
+    task.keeping.positions = presentations.positions
+    return held + [one for one in (entry_P, index_P, number_P) if one is not None]
+
+
+def patterns_of(site: Site) -> list[torch.Tensor]:
+    """−b, w̄, 1/‖w − w̄‖ and 1/‖w‖ of every unit, NaN where a match is undefined (see `kernels.match`)."""
+    norm_U, mean_U, centred_norm_U = site.scales
+    varied_U = (centred_norm_U.square() > CONSTANT * norm_U.square()) & (site.fan_in >= 3)
+    return [
+        0.0 - site.bias_U.double(),
+        mean_U.contiguous(),
+        centred_norm_U.reciprocal().masked_fill_(~varied_U, torch.nan),
+        norm_U.reciprocal().masked_fill_(norm_U <= 0, torch.nan),
+    ]
+
+
+def _lengths(presentations: Presentations) -> list[torch.Tensor]:
+    """Σx, 1/‖x − x̄‖ and 1/‖x‖ of every presentation, NaN where a match is undefined."""
+    sums = presentations.input_sums()
+    square, spread = sums.square_LSG, sums.centred_LSG
+    finite = square.isfinite()
+    return [
+        sums.sum_LSG,
+        spread.sqrt().reciprocal_().masked_fill_(~(finite & (spread > CONSTANT * square)), torch.nan),
+        square.sqrt().reciprocal_().masked_fill_(~(finite & (square > 0)), torch.nan),
+    ]
+
+
+def _by_group(value_LSG: torch.Tensor, entry_P: torch.Tensor | None, index_P: torch.Tensor | None) -> torch.Tensor:
+    """Numbers of each presentation as (G, P); nothing is copied if they lie like that."""
+    if entry_P is not None:
+        return value_LSG[entry_P, index_P].T.contiguous()
+    return value_LSG.permute(2, 0, 1).reshape(value_LSG.shape[2], -1).contiguous()
+
+
+def _rows_of(
+    presentations: Presentations, library: ctypes.CDLL
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The first presentation of each row, the first row of each run, and where each presentation is."""
+    rows, positions = presentations.rows, presentations.positions
+    mask_LS, row_L = presentations.mask_LS, presentations.row_L
+    if mask_LS is None and row_L is None:
+        return *_regular(rows, positions), None, None
+    shape = (presentations.entries, positions)
+    order_L = torch.arange(shape[0]) if row_L is None else row_L.argsort(stable=True)
+    kept_LS = torch.ones(shape, dtype=torch.bool) if mask_LS is None else mask_LS[order_L]
+    at_P, index_P = kept_LS.nonzero(as_tuple=True)
+    entry_P = order_L[at_P]
+    row_P = entry_P if row_L is None else row_L[entry_P]
+    first_N = torch.zeros(rows + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(row_P, minlength=rows), 0, out=first_N[1:])
+    run_R = torch.empty(rows + 1, dtype=torch.int64)
+    runs = library.cut(first_N.data_ptr(), rows, RUN, run_R.data_ptr())
+    return first_N, run_R[: runs + 1], entry_P.contiguous(), index_P.contiguous()
+
+
+@lru_cache(maxsize=64)
+def _regular(rows: int, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    step = max(1, RUN // max(positions, 1))
+    begins = [*range(0, rows, step), rows]
+    return torch.arange(rows + 1) * positions, torch.tensor(begins)

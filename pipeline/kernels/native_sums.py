@@ -1,0 +1,83 @@
+"""Σx, Σx² and Σ(x − x̄)² of the inputs of every presentation by the native kernel, where it is in force.
+
+Layer 1: torch and ctypes. One pass over x in float64 instead of one for every operation; equal to the sums of
+`flow.patches` to rounding. Like them, functions of each presentation alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+from pipeline.kernels.native_task import TYPES, WindowAxis, Windows
+from pipeline.sites import InputSums
+
+_TYPES = {getattr(torch, name): number for name, number in TYPES.items()}
+_library: ContextVar[ctypes.CDLL | None] = ContextVar("native kernel", default=None)
+
+
+@contextmanager
+def in_force(library: ctypes.CDLL | None) -> Iterator[None]:
+    """Sum by this library within the block; by torch if it is None."""
+    token = _library.set(library)
+    try:
+        yield
+    finally:
+        _library.reset(token)
+
+
+def _takes(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in _TYPES
+
+
+def of_vectors(x_LSGD: torch.Tensor) -> InputSums | None:
+    """The sums of explicit inputs; None where they are not computed here."""
+    library = _library.get()
+    if library is None or not _takes(x_LSGD):
+        return None
+    shape, inputs = x_LSGD.shape[:3], x_LSGD.shape[3]
+    x_VD = x_LSGD.reshape(-1, inputs)
+    if inputs > 1 and x_VD.stride(1) != 1:
+        x_VD = x_VD.contiguous()
+    sums_3V = torch.empty((3, len(x_VD)), dtype=torch.float64)
+    library.vector_sums(x_VD.data_ptr(), _TYPES[x_VD.dtype], len(x_VD), x_VD.stride(0), inputs, sums_3V.data_ptr())
+    return InputSums(*sums_3V.view(3, *shape).unbind(0))
+
+
+def of_windows(
+    x: torch.Tensor,
+    *,
+    groups: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+) -> InputSums | None:
+    """The sums over every window of a convolution of x (L, C, *spatial); None where they are not computed here."""
+    library = _library.get()
+    if library is None or not _takes(x):
+        return None
+    x = x.contiguous()
+    windows = Windows(
+        x=x.data_ptr(), type=_TYPES[x.dtype], entries=len(x), channels=x.shape[1], groups=groups,
+        stride_entry=x.stride(0),
+    )  # fmt: skip
+    lead = 3 - len(kernel)
+    positions = 1
+    for at in range(3):
+        windows.axis[at] = WindowAxis(1, 1, 1, 1, 0, 0, 1)
+        if at >= lead:
+            size, (before, after) = x.shape[2 + at - lead], padding[at - lead]
+            taps, step, apart = kernel[at - lead], stride[at - lead], dilation[at - lead]
+            out = (size + before + after - apart * (taps - 1) - 1) // step + 1
+            windows.axis[at] = WindowAxis(size, taps, step, apart, before, after, out)
+            positions *= out
+    sums_3LGS = torch.empty((3, len(x), groups, positions), dtype=torch.float64)
+    windows.sum_LGS, windows.square_LGS, windows.centred_LGS = (one.data_ptr() for one in sums_3LGS)
+    if library.window_sums(ctypes.byref(windows)):
+        raise MemoryError("no memory for the sums over a convolution's windows")
+    return InputSums(*sums_3LGS.transpose(2, 3).unbind(0))

@@ -1,0 +1,146 @@
+"""The manifest of a run: what was measured, how completely, and which objects are its tables. Storing it is the commit.
+
+Layer 1. Nothing in it differs between two drivers of the same run (no time, host or process), so that whichever of them
+stores it first, it is the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.errors import StoreError
+from pipeline.store import Store
+
+FORMAT = 1
+NAME = "_manifest.json"
+# what can change a table's bytes
+PACKAGES = ("neuron-census", "torch", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The ledger of rows of one split: read + unreadable + excluded = total, or StoreError."""
+
+    total: int
+    read: int
+    unreadable: int = 0
+    excluded: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.total, self.read, self.unreadable, self.excluded) < 0 or self.accounted != self.total:
+            raise StoreError(f"the ledger of rows does not add up: {self}; run `neuron-census verify --deep`")
+
+    @property
+    def accounted(self) -> int:
+        """Rows that are in the ledger, whatever became of them."""
+        return self.read + self.unreadable + self.excluded
+
+    @classmethod
+    def agreed(cls, name: str, seen: Sequence[Coverage], *, total: int) -> Coverage:
+        """The one coverage that every model of the split `name` reports; StoreError unless it is of `total` rows."""
+        if any(one != seen[0] or one.total != total for one in seen):
+            distinct = ", ".join(sorted({str(one) for one in seen}))
+            raise StoreError(
+                f"the ledgers of {name} ({total} rows) differ between models: {distinct}; "
+                "run `neuron-census verify --deep`"
+            )
+        return seen[0]
+
+
+@dataclass(frozen=True)
+class File:
+    """One object of a table: SHA-256 as stored, and the range of model ids that its rows belong to."""
+
+    table: str
+    key: str
+    sha256: str
+    bytes: int
+    rows: int
+    first_model: str
+    last_model: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A model that failed by itself, and why."""
+
+    model: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The resolved job and everything that a reader needs to find, check and judge its tables.
+
+    `coverage` is by "data/split"; `statistics` maps each name to the identity of its version and parameters.
+    """
+
+    run: str
+    name: str
+    job: Mapping[str, Any]
+    models: tuple[str, ...]
+    failed: tuple[Failed, ...]
+    coverage: Mapping[str, Coverage]
+    versions: Mapping[str, str]
+    statistics: Mapping[str, str]
+    files: tuple[File, ...]
+    format: int = FORMAT
+
+    def files_of(self, table: str) -> tuple[File, ...]:
+        """The objects of one table, in order of their models."""
+        return tuple(file for file in self.files if file.table == table)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change a table's bytes."""
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+def manifest_key(run: str) -> str:
+    """Where the manifest of a run is stored."""
+    return f"runs/{run}/{NAME}"
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as canonical JSON, one entry a line."""
+    return (json.dumps(asdict(manifest), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def decode(content: bytes, *, key: str = NAME) -> Manifest:
+    """Read a manifest back; StoreError if it is damaged, or of a newer format than this program knows."""
+    try:
+        value = json.loads(content)
+        if value["format"] > FORMAT:
+            raise StoreError(
+                f"{key} has format {value['format']}, newer than {FORMAT}: update neuron-census to read it"
+            )
+        return Manifest(
+            **{
+                **value,
+                "models": tuple(value["models"]),
+                "failed": tuple(Failed(**one) for one in value["failed"]),
+                "coverage": {name: Coverage(**one) for name, one in value["coverage"].items()},
+                "files": tuple(File(**one) for one in value["files"]),
+            }
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StoreError(
+            f"{key} is damaged ({type(error).__name__}: {error}); restore it, or remove it and run again"
+        ) from error
+
+
+def committed_runs(store: Store) -> list[tuple[Manifest, datetime]]:
+    """The manifest of every committed run and when it was stored, oldest first, by one listing."""
+    found = store.modified("runs/")
+    keys = [key for key in found if key.count("/") == 2 and key.endswith(f"/{NAME}")]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        manifests = list(pool.map(lambda key: decode(store.get(key), key=key), keys))
+    return sorted(zip(manifests, [found[key] for key in keys], strict=True), key=lambda one: (one[1], one[0].run))

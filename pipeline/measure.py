@@ -1,0 +1,285 @@
+"""Measure one model on batches: the notebook's entrance, and what a task calls.
+
+Layer 2. Everything for a batch happens in one pass while it is hot: inside the forward, each site's primitives are
+computed once for all statistics and added to the running state; nothing else is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import nn
+
+from pipeline.batch import Batch
+from pipeline.flow.discover import Discovery, discover
+from pipeline.flow.gradients import observe_gradients
+from pipeline.flow.tap import tapped_forward
+from pipeline.hashing import row_hash
+from pipeline.kernels import choose
+from pipeline.kernels.accumulate import Accumulator
+from pipeline.kernels.base import State
+from pipeline.registry import statistics as known_statistics
+from pipeline.sites import Presentations, Site
+from pipeline.statistics.base import Controls, Statistic, joined
+from pipeline.tables import arrow_table, table_columns
+
+SAMPLE_SEED = 0x5EED
+# statistic name → site name → state
+States = dict[str, dict[str, State]]
+
+
+@dataclass
+class Running:
+    """The running states of one model: per site and sample, of every primitive that its statistics need.
+
+    kernel  by which they are grown, see `kernels.choose`
+    """
+
+    discovery: Discovery
+    statistics: Sequence[Statistic]
+    classes: int = 0
+    kernel: str = field(default_factory=choose.name)
+
+    def __post_init__(self) -> None:
+        self._sums: dict[tuple[str, int, bool], Accumulator] = {}
+        self._own: dict[tuple[str, str], State] = {}
+
+    def add(self, model: nn.Module, batch: Batch) -> Any:
+        """Run the model on a batch, add what its sites are shown, return what the model returns."""
+        with choose.in_force(self.kernel):
+            out = tapped_forward(model, self.discovery, batch, self._observe)
+            if self._has_loss(batch):
+                observe_gradients(model, self.discovery, batch, self._observe)
+        return out
+
+    def _has_loss(self, batch: Batch) -> bool:
+        """Whether a statistic needs the gradients of a row of the batch."""
+        shifts = {one.sample_shift for one in self.statistics if one.needs_gradients}
+        labelled = self.classes > 0 and batch.label_N is not None
+        return labelled and any(bool(_in_sample(batch.uid_N, shift).any()) for shift in shifts)
+
+    def states(self) -> States:
+        """The state of every statistic at every site where it applies, on the CPU."""
+        return {
+            statistic.name: {
+                site.name: _on_cpu(self._state(statistic, site))
+                for site in self.discovery.sites
+                if statistic.applies(site)
+            }
+            for statistic in self.statistics
+        }
+
+    def _state(self, statistic: Statistic, site: Site) -> State:
+        if _observes_itself(statistic):
+            return self._own.get((site.name, statistic.name)) or statistic.empty(site)
+        sums = self._sums.get((site.name, statistic.sample_shift, statistic.needs_gradients))
+        states = {} if sums is None else sums.states()
+        needed = statistic.primitives(site)
+        return joined({name: states[need] if need in states else need.empty(site) for name, need in needed.items()})
+
+    def _observe(self, presentations: Presentations) -> None:
+        site = presentations.site
+        presentations = replace(presentations, classes=self.classes)
+        has_gradients = presentations.gradient_LSU is not None
+        applying = [one for one in self.statistics if one.applies(site) and one.needs_gradients == has_gradients]
+        for shift in sorted({statistic.sample_shift for statistic in applying}):
+            sample = _sampled(presentations, shift)
+            chosen = [statistic for statistic in applying if statistic.sample_shift == shift]
+            self._merge_primitives(sample, [one for one in chosen if not _observes_itself(one)])
+            for statistic in chosen:
+                if _observes_itself(statistic):
+                    seen = statistic.observe(sample)
+                    before = self._own.get((site.name, statistic.name))
+                    self._own[site.name, statistic.name] = statistic.merge(site, before, seen) if before else seen
+
+    def _merge_primitives(self, sample: Presentations, statistics: Sequence[Statistic]) -> None:
+        if not statistics:
+            return
+        site, first = sample.site, statistics[0]
+        key = (site.name, first.sample_shift, first.needs_gradients)
+        if key not in self._sums:
+            needed = list(dict.fromkeys(need for one in statistics for need in one.primitives(site).values()))
+            self._sums[key] = choose.accumulator(self.kernel, site, needed)
+        self._sums[key].add(sample)
+
+
+def _observes_itself(statistic: Statistic) -> bool:
+    return type(statistic).observe is not Statistic.observe
+
+
+def _sampled(presentations: Presentations, shift: int) -> Presentations:
+    if shift == 0:
+        return presentations
+    return presentations.select_rows(_in_sample(presentations.uid_N, shift))
+
+
+def _in_sample(uid_N: torch.Tensor, shift: int) -> torch.Tensor:
+    return row_hash(uid_N, seed=SAMPLE_SEED) >> (63 - shift) == 0
+
+
+def _on_cpu(state: State) -> State:
+    return {name: value.detach().cpu() for name, value in state.items()}
+
+
+def controls_of(discovery: Discovery, twin: Discovery | None) -> dict[str, Controls]:
+    """What stands beside each site's numbers: the same site of the untrained twin, where it has the same shape."""
+    twins = {site.name: site for site in twin.sites} if twin else {}
+    return {site.name: Controls(twin=_comparable(site, twins.get(site.name))) for site in discovery.sites}
+
+
+def _comparable(site: Site, other: Site | None) -> Site | None:
+    return other if other is not None and site.pattern_UD.shape == other.pattern_UD.shape else None
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    statistics: Sequence[Statistic] | None = None,
+    twin: nn.Module | None = None,
+    classes: int = 0,
+    name: str = "model",
+    data: str = "data",
+    split: str = "all",
+) -> dict[str, pa.Table]:
+    """Measure every neuron of any module on any iterable of batches; return the census's tables as Arrow.
+
+    `batches` yields `Batch`es, tensors, (x, y) pairs with int64 labels y, or tuples and dicts of the forward's
+    arguments; rows without uids are numbered in order. `twin` is the same model before training, as a control. With
+    labels, `classes` is their number (0: no labels are used). Raises ModelError where the model cannot be read.
+
+    >>> layer = nn.Linear(2, 3)
+    >>> measure(layer, [torch.ones(4, 2)])["neurons"].num_rows
+    3
+    """
+    chosen = list(known_statistics().values()) if statistics is None else list(statistics)
+    stream = numbered(batches)
+    first = next(stream, None)
+    if first is None:
+        raise ValueError("measure() needs at least one batch")
+    running = Running(discover(model, first), chosen, classes)
+    twin_sites = discover(twin, first) if twin is not None else None
+    running.add(model, first)
+    for batch in stream:
+        running.add(model, batch)
+    keys = {"run": "", "model": name, "data": data, "split": split}
+    controls = controls_of(running.discovery, twin_sites)
+    tables = arrow_tables(running.discovery, running.states(), chosen, keys=keys, controls=controls)
+    return {**tables, "sites": site_table(running.discovery, run="", model=name, data=data)}
+
+
+def arrow_tables(
+    discovery: Discovery,
+    states: States,
+    statistics: Sequence[Statistic],
+    *,
+    keys: Mapping[str, str],
+    controls: Mapping[str, Controls],
+    errors: Mapping[str, Mapping[str, torch.Tensor]] = MappingProxyType({}),
+) -> dict[str, pa.Table]:
+    """The tables of units of one model on one split, sorted by site, the columns of `keys` in front.
+
+    `errors` holds further columns of `neurons` by site: the standard errors.
+    """
+    columns = table_columns([replace(column, version=one.version) for one in statistics for column in one.COLUMNS])
+    parts: dict[str, list[pa.Table]] = {}
+    for site in sorted(discovery.sites, key=lambda one: one.name):
+        given = {one.name: states[one.name][site.name] for one in statistics if one.applies(site)}
+        for table, values in _site_rows(site, given, statistics, controls[site.name]):
+            more = errors.get(site.name, {}) if table == "neurons" else {}
+            rows = {**keys, "site": site.name, **values, **more}
+            parts.setdefault(table, []).append(arrow_table(table, columns[table], rows))
+    return {table: pa.concat_tables(of_sites) for table, of_sites in sorted(parts.items())}
+
+
+def _site_rows(
+    site: Site, states: Mapping[str, State], statistics: Sequence[Statistic], controls: Controls
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Tables with column → values of one site: the units' one row each, then what each statistic adds elsewhere."""
+    neurons: dict[str, Any] = {"unit": torch.arange(site.units)}
+    others: list[tuple[str, dict[str, Any]]] = []
+    for statistic in statistics:
+        if statistic.name in states:
+            for table, columns in statistic.columns(site, states[statistic.name], controls).items():
+                if table == "neurons":
+                    neurons.update(columns)
+                else:
+                    others.append((table, dict(columns)))
+    yield "neurons", neurons
+    yield from others
+
+
+def site_table(discovery: Discovery, *, run: str, model: str, data: str) -> pa.Table:
+    """The table `sites` of one model: every site, and every weight that is none, with the reason."""
+    keys = {"run": run, "model": model, "data": data}
+    rows = [
+        {
+            "site": site.name,
+            "position": site.index,
+            "path": site.path,
+            "call": site.call,
+            "kind": site.kind,
+            "gate": site.gate,
+            "norm": site.norm,
+            "folded": ", ".join(site.folded) or None,
+            "alias_of": site.alias_of,
+            "units": site.units,
+            "fan_in": site.fan_in,
+            "groups": site.groups,
+            "input_kind": site.inputs.kind,
+            "input_shape": list(site.inputs.shape),
+            "interpreted": True,
+            "reason": site.note,
+            "parameters": site.raw_UD.numel(),
+            "error": site.error,
+        }
+        for site in discovery.sites
+    ]
+    rows += [
+        {
+            "site": unread.name,
+            "interpreted": False,
+            "reason": unread.reason,
+            "parameters": unread.parameters,
+        }
+        for unread in discovery.unread
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    values = {name: [row.get(name) for row in rows] for name in names}
+    return arrow_table("sites", table_columns([])["sites"], {**keys, **values})
+
+
+def numbered(batches: Iterable[Any]) -> Iterator[Batch]:
+    """Batches as the pipeline takes them, from what people have; rows without uids are numbered from 0."""
+    seen = 0
+    for value in batches:
+        batch = value if isinstance(value, Batch) else _as_batch(value, seen)
+        seen += batch.rows
+        yield batch
+
+
+def _as_batch(value: Any, first_uid: int) -> Batch:
+    if isinstance(value, Mapping):
+        rows = _rows_of(next(iter(value.values())))
+        return Batch(inputs=(), uid_N=torch.arange(first_uid, first_uid + rows), kwargs=dict(value))
+    parts = tuple(value) if isinstance(value, tuple | list) else (value,)
+    rows = _rows_of(parts[0])
+    uid_N = torch.arange(first_uid, first_uid + rows)
+    if len(parts) == 2 and _is_labels(parts[1], rows):
+        return Batch(inputs=parts[:1], uid_N=uid_N, label_N=parts[1])
+    return Batch(inputs=parts, uid_N=uid_N)
+
+
+def _rows_of(value: Any) -> int:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"a batch starts with a tensor whose first axis is the rows, got {type(value).__name__}")
+    return int(value.shape[0])
+
+
+def _is_labels(value: Any, rows: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.int64 and tuple(value.shape) == (rows,)

@@ -1,0 +1,150 @@
+"""The measure task: read each chunk once, run every model of a group on it, store one state per cell.
+
+Layer 3. What a cell holds is a function of model, chunk, statistic and numerics, never of the group or the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
+
+from pipeline.batch import Batch
+from pipeline.cells import CellState, Rows, cell_key, encode_cell
+from pipeline.errors import DataError, ModelError
+from pipeline.job import Numerics, SiteSelection
+from pipeline.loading import Loaded, Probe, load
+from pipeline.measure import Running
+from pipeline.numerics import in_force
+from pipeline.registry import sources
+from pipeline.resolve import Model
+from pipeline.scores import Sums, added, score
+from pipeline.sources.base import Chunk
+from pipeline.statistics.base import Statistic
+from pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The cells of one model and chunk that are not stored yet."""
+
+    model: Model
+    chunk: Chunk
+    statistics: tuple[Statistic, ...]
+
+
+@dataclass(frozen=True)
+class MeasureTask:
+    """Missing cells of some models on some chunks of one split.
+
+    `state_names` gives the folder of each statistic's states; `classes` is the number of classes of the labels;
+    `kernel` is the one that the run names for all of its workers.
+    """
+
+    probe: Probe
+    cells: tuple[Missing, ...]
+    state_names: Mapping[str, str]
+    numerics: Numerics
+    sites: SiteSelection
+    classes: int
+    kernel: str
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Ids of the models that the task is about."""
+        return tuple(dict.fromkeys(cell.model.id for cell in self.cells))
+
+    @property
+    def units(self) -> int:
+        """Cells to compute."""
+        return sum(len(cell.statistics) for cell in self.cells)
+
+    def without(self, models: Collection[str]) -> MeasureTask:
+        """The task without the cells of some models."""
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.model.id not in models))
+
+    def by_chunk(self) -> Iterator[tuple[Chunk, tuple[Missing, ...]]]:
+        """The chunks in plan order, each with its cells."""
+        for cells in groupby(self.cells, key=lambda cell: cell.chunk.id):
+            same = tuple(cells[1])
+            yield same[0].chunk, same
+
+    def parts(self) -> tuple[MeasureTask, ...]:
+        """The task cut by chunks, that of a single chunk by models; nothing if it is of one model and chunk."""
+        if len(self.cells) == 1:
+            return ()
+        chunks = [cells for _, cells in self.by_chunk()]
+        cut = chunks if len(chunks) > 1 else [(cell,) for cell in self.cells]
+        return tuple(replace(self, cells=cells) for cells in cut)
+
+
+class Measured(NamedTuple):
+    """Cells stored, models that failed by themselves, and models with rows that cannot be read, with the reason."""
+
+    units: int
+    failed: dict[str, str]
+    unread: dict[str, str]
+
+
+def run_measure(task: MeasureTask, store: Store) -> Measured:
+    """Store the states of the task's cells; a chunk that cannot be read costs no other one."""
+    units = 0
+    failed: dict[str, str] = {}
+    unread: dict[str, str] = {}
+    with in_force(task.numerics):
+        for chunk, cells in task.by_chunk():
+            left = [cell for cell in cells if cell.model.id not in failed]
+            try:
+                failed |= _measure_chunk(task, chunk, left, store) if left else {}
+                units += sum(len(cell.statistics) for cell in cells)
+            except DataError as error:
+                unread = {**{cell.model.id: str(error) for cell in left}, **unread}
+    return Measured(units, failed, unread)
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    cell: Missing
+    loaded: Loaded
+    running: Running
+    scores: list[Sums]
+
+
+def _measure_chunk(task: MeasureTask, chunk: Chunk, cells: Sequence[Missing], store: Store) -> dict[str, str]:
+    failed: dict[str, str] = {}
+    watched: list[_Watched] = []
+    for cell in cells:
+        try:
+            loaded = load(cell.model, task.probe, task.sites, store)
+            watched.append(
+                _Watched(cell, loaded, Running(loaded.discovery, cell.statistics, task.classes, task.kernel), [])
+            )
+        except ModelError as error:
+            failed[cell.model.id] = str(error)
+    source = sources()[task.probe.spec.source](task.probe.data, task.probe.spec, store)
+    reading = source.read(chunk, task.numerics.batch_rows)
+    for batch in reading:
+        failed |= _show(batch, [one for one in watched if one.cell.model.id not in failed])
+    rows = Rows(total=chunk.rows, read=reading.read, unreadable=reading.unreadable, excluded=reading.excluded)
+    for one in watched:
+        if one.cell.model.id not in failed:
+            _store_cells(task, one, rows, store)
+    return failed
+
+
+def _show(batch: Batch, watched: Sequence[_Watched]) -> dict[str, str]:
+    failed: dict[str, str] = {}
+    for one in watched:
+        try:
+            one.scores.append(score(one.running.add(one.loaded.module, batch), batch))
+        except ModelError as error:
+            failed[one.cell.model.id] = str(error)
+    return failed
+
+
+def _store_cells(task: MeasureTask, one: _Watched, rows: Rows, store: Store) -> None:
+    scores = added(one.scores)
+    for name, states in one.running.states().items():
+        key = cell_key(one.cell.model.id, task.state_names[name], one.cell.chunk.id)
+        store.put_once(key, encode_cell(CellState(states, rows, scores, device="cpu")))

@@ -1,0 +1,1 @@
+"""The model families: one file each. Importing this package imports none of them; `pipeline.registry` finds them."""

@@ -1,0 +1,203 @@
+"""What is left to do: tasks for the missing checkpoints and cells, from a resolved job and the keys of the store.
+
+Layer 3. Pure but for one LIST per model. How cells are grouped into tasks is scheduling: it changes no key and no byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from math import ceil
+from typing import TypeVar
+
+import torch
+
+from pipeline.batch import Batch
+from pipeline.cells import cell_key
+from pipeline.errors import JobError
+from pipeline.fit.recipe import Recipe
+from pipeline.flow.discover import discover
+from pipeline.loading import PROBE_ROWS, Probe
+from pipeline.measuring import MeasureTask, Missing
+from pipeline.models.base import checkpoint_key
+from pipeline.reduce import DONE, Measured, ReduceTask, reduced_key
+from pipeline.resolve import Model, Resolved, Split
+from pipeline.store import Store
+from pipeline.training import TrainTask, grouped
+
+T = TypeVar("T")
+
+# models of one measure task: they share one reading of its chunks
+GROUP_MODELS = 8
+# tasks per worker and split, so that a slow one does not hold up the rest
+TASKS_PER_WORKER = 4
+# a listing of a bucket takes 10 to 100 ms, and there is one for every model
+LISTINGS = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tasks of a run that have work left, and how much was there already."""
+
+    resolved: Resolved
+    train: tuple[TrainTask, ...]
+    measure: tuple[MeasureTask, ...]
+    trainings: int
+    cells: int
+    state_bytes: int
+
+    @property
+    def missing_cells(self) -> int:
+        """Cells left to compute."""
+        return sum(task.units for task in self.measure)
+
+    @property
+    def rows(self) -> int:
+        """Rows to read: each missing chunk once per group of models."""
+        return sum(chunk.rows for task in self.measure for chunk in {cell.chunk for cell in task.cells})
+
+
+def make_plan(resolved: Resolved, store: Store, *, workers: int) -> Plan:
+    """Plan the trainings and cells that the store does not hold. JobError where the states outgrow the job's limit."""
+    checkpoints = set(store.keys("models/"))
+    trainings = {model.recipe.lineage: model for model in resolved.models}
+    missing = [
+        model
+        for model in trainings.values()
+        if not {checkpoint_key(model.recipe.model_id(step)) for step in model.recipe.checkpoints} <= checkpoints
+    ]
+    with ThreadPoolExecutor(LISTINGS) as pool:
+        listings = pool.map(store.keys, [f"states/{model.id}/" for model in resolved.models])
+        stored = {key for listing in listings for key in listing}
+    state_bytes = _state_bytes(resolved)
+    limit = resolved.job.resources.max_state_gib
+    if state_bytes > limit * 2**30:
+        raise JobError(
+            f"{resolved.job.place}: the states would take {state_bytes / 2**30:.1f} GiB, more than "
+            f"resources.max_state_gib = {limit}: measure fewer statistics, use larger chunks, or raise it"
+        )
+    return Plan(
+        resolved=resolved,
+        train=tuple(_train_tasks(resolved, missing, workers)),
+        measure=tuple(_measure_tasks(resolved, stored, workers)),
+        trainings=len(trainings),
+        cells=resolved.cells,
+        state_bytes=state_bytes,
+    )
+
+
+def _train_tasks(resolved: Resolved, missing: Sequence[Model], workers: int) -> Iterator[TrainTask]:
+    for data, spec in resolved.job.data.items():
+        for recipes in grouped([model.recipe for model in missing if model.data == data], workers):
+            yield TrainTask(
+                recipes=recipes,
+                data=data,
+                spec=spec,
+                chunks=resolved.training_chunks[data],
+                numerics=resolved.numerics,
+            )
+
+
+def _measure_tasks(resolved: Resolved, stored: set[str], workers: int) -> Iterator[MeasureTask]:
+    for split in resolved.splits:
+        statistics = resolved.statistics_of(split)
+        names = {one.name: resolved.state_name(one) for one in statistics}
+        models = [model for model in resolved.models if model.data == split.data]
+        size = min(GROUP_MODELS, max(1, ceil(len(models) / workers)))
+        for group in _cut(models, size):
+            cells = []
+            for chunk in split.chunks:
+                for model in group:
+                    left = tuple(
+                        one for one in statistics if cell_key(model.id, names[one.name], chunk.id) not in stored
+                    )
+                    if left:
+                        cells.append(Missing(model, chunk, left))
+            for part in _by_chunk(cells, workers):
+                yield MeasureTask(
+                    probe=probe_of(resolved, split.data),
+                    cells=part,
+                    state_names=names,
+                    numerics=resolved.numerics,
+                    sites=resolved.job.sites,
+                    classes=resolved.classes[split.data],
+                    kernel=resolved.kernel,
+                )
+
+
+def _by_chunk(cells: Sequence[Missing], workers: int) -> Iterator[tuple[Missing, ...]]:
+    """Runs of whole chunks, a few tasks for each worker."""
+    chunks = [list(same) for _, same in groupby(cells, key=lambda cell: cell.chunk.id)]
+    for run in _cut(chunks, max(1, ceil(len(chunks) / (TASKS_PER_WORKER * workers)))):
+        yield tuple(cell for same in run for cell in same)
+
+
+def _cut(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def reduce_tasks(
+    resolved: Resolved, stored: Collection[str], failed: Mapping[str, str], *, open: Collection[str] = ()
+) -> list[ReduceTask]:
+    """A task for every model whose rows of this run are not stored yet; one that failed has a row in `models` only.
+
+    `open` are models whose cells are not all there: they have none, and neither has a model they are the control of.
+    """
+    by_id = {model.id: model for model in resolved.models if model.id not in failed}
+    return [
+        ReduceTask(
+            run=resolved.run,
+            model=model,
+            twin=by_id.get(model.control) if model.control else None,
+            failure=failed.get(model.id),
+            measured=tuple(_measured(resolved, split) for split in resolved.splits_of(model)),
+            probe=probe_of(resolved, model.data),
+            numerics=resolved.numerics,
+            sites=resolved.job.sites,
+        )
+        for model in resolved.models
+        if reduced_key(resolved.run, model.id, DONE) not in stored and not {model.id, model.control} & set(open)
+    ]
+
+
+def _measured(resolved: Resolved, split: Split) -> Measured:
+    statistics = resolved.statistics_of(split)
+    return Measured(split, statistics, {one.name: resolved.state_name(one) for one in statistics})
+
+
+def probe_of(resolved: Resolved, data: str) -> Probe:
+    """The first chunk that models of a data set are measured on."""
+    chunks = [chunk for split in resolved.splits if split.data == data for chunk in split.chunks]
+    return Probe(data, resolved.job.data[data], chunks[0])
+
+
+def _state_bytes(resolved: Resolved) -> int:
+    """Bytes of every cell of the run, from untrained models of each shape on made-up rows."""
+    per_shape: dict[str, int] = {}
+    total = 0
+    for model in resolved.models:
+        recipe = model.recipe
+        shape = repr((recipe.family, recipe.hyperparameters, recipe.task, recipe.dtype))
+        if shape not in per_shape:
+            per_shape[shape] = _bytes_per_chunk(resolved, recipe)
+        total += per_shape[shape] * sum(len(split.chunks) for split in resolved.splits_of(model))
+    return total
+
+
+def _bytes_per_chunk(resolved: Resolved, recipe: Recipe) -> int:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dtype = getattr(torch, recipe.dtype)
+        model = recipe.build().to(dtype)
+        inputs = recipe.kind.example(recipe.task, PROBE_ROWS, dtype)
+    sites = resolved.job.sites
+    rows = Batch(inputs=inputs, uid_N=torch.arange(PROBE_ROWS))
+    found = discover(model, rows, include=sites.include, exclude=sites.exclude)
+    return sum(
+        statistic.state_bytes(site, recipe.outputs)
+        for site in found.sites
+        for statistic in resolved.statistics
+        if statistic.applies(site)
+    )

@@ -1,0 +1,276 @@
+"""SQL over the committed runs of a store: DuckDB in this process, on a directory or a bucket, without any download.
+
+Layer 5. Views: `runs`; of every table the latest committed run of each (model, data set), and as `<table>_all` those of
+every run. The connection sees the files of committed runs and nothing else, can write nothing, and is locked so.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from pipeline.base_columns import BASE
+from pipeline.errors import CensusError, StoreError, nearest
+from pipeline.manifest import File, Manifest, committed_runs
+from pipeline.published import PROTOCOL, PublishedFiles
+from pipeline.store import Store
+
+Connection = duckdb.DuckDBPyConnection
+Committed = tuple[Manifest, datetime]
+Pair = tuple[str, str]
+
+_SQL_TYPE = {
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "float32": "FLOAT",
+    "float64": "DOUBLE",
+    "string": "VARCHAR",
+    "bool": "BOOLEAN",
+    "timestamp": "TIMESTAMPTZ",
+    "list<float32>": "FLOAT[]",
+    "list<int64>": "BIGINT[]",
+}
+_QUESTIONS = {"SELECT", "EXPLAIN", "MULTI", "PRAGMA"}  # PIVOT is parsed as MULTI
+_READ_ONLY = "expected one question (SELECT …): tables of committed runs are never written"
+_FETCH_ROWS = 1000
+
+
+class QueryError(CensusError):
+    """A question is not SQL, or asks for what does not exist: whoever typed it must act."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The columns of a result, and its rows, which are computed as they are taken."""
+
+    columns: tuple[str, ...]
+    rows: Iterator[tuple[Any, ...]]
+
+
+def connect(store: Store, *, run: str | None = None, tables: Collection[str] | None = None) -> Connection:
+    """Open every table of a store's committed runs as views; of one run alone if given the beginning of its id.
+
+    The notebook's entrance: `connect(open_store("census")).sql("FROM neurons LIMIT 5").df()`. Data frames can be
+    registered and joined. `tables` opens those of them alone, unless there is none of them. StoreError if there is no
+    committed run; QueryError if not exactly one begins with `run`.
+    """
+    runs = chosen_runs(store, run)
+    files = [file for manifest, _ in runs for file in manifest.files]
+    con = duckdb.connect(config={"autoinstall_known_extensions": False, "autoload_known_extensions": False})
+    con.register_filesystem(PublishedFiles(store, {file.key: file.bytes for file in files}))
+    with _explained():
+        _create_runs(con, runs)
+        latest = _latest(con, runs)
+        present = {file.table for file in files}
+        known = present | BASE.keys()
+        wanted = known.intersection(tables) if tables is not None else known
+        wanted = wanted or known  # SHOW TABLES names none
+        for table in sorted(wanted & present):
+            _create_views(con, table, runs, latest)
+        _create_absent(con, wanted - present)
+        _lock(con)
+    return con
+
+
+def tables_in(sql: str) -> set[str]:
+    """Every word of a question that may be the name of a table; opening one table too many does no harm.
+
+    >>> sorted(tables_in("FROM Neurons JOIN models_all USING (run)"))
+    ['from', 'join', 'models', 'neurons', 'run', 'using']
+    """
+    return {word.removesuffix("_all") for word in re.findall(r"\w+", sql.lower())}
+
+
+def chosen_runs(store: Store, prefix: str | None = None) -> list[Committed]:
+    """Every committed run with its time, oldest first; the one whose id begins with `prefix` if that is given."""
+    runs = committed_runs(store)
+    if not runs:
+        raise StoreError(f"{store.url}: holds no committed run; `neuron-census run JOB.toml --store …` makes one")
+    found = [one for one in runs if one[0].run.startswith(prefix or "")]
+    if prefix is None or len(found) == 1:
+        return found
+    if found:
+        raise QueryError(f"run {prefix!r} is ambiguous: {', '.join(manifest.run for manifest, _ in found)}")
+    raise QueryError(f"no committed run begins with {prefix!r}: {nearest(prefix, [one.run for one, _ in runs])}")
+
+
+def ask(con: Connection, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Answer:
+    """Answer one question. QueryError with DuckDB's own hint if it is wrong; StoreError if a table cannot be read."""
+    with _explained():
+        _check(con, sql)
+        cursor = con.cursor()
+        cursor.execute(sql, parameters or None)
+        columns = tuple(column[0] for column in cursor.description or ())
+    return Answer(columns, _fetched(cursor))
+
+
+def ask_arrow(con: Connection, sql: str) -> Any:
+    """The same answer as a pyarrow.RecordBatchReader."""
+    with _explained():
+        _check(con, sql)
+        return con.sql(sql).to_arrow_reader()
+
+
+def _check(con: Connection, sql: str) -> None:
+    statements = con.extract_statements(sql)
+    if len(statements) != 1 or statements[0].type.name not in _QUESTIONS:
+        raise QueryError(_READ_ONLY)
+
+
+def _fetched(cursor: Connection) -> Iterator[tuple[Any, ...]]:
+    try:
+        with _explained():
+            while rows := cursor.fetchmany(_FETCH_ROWS):
+                yield from rows
+    finally:
+        cursor.close()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except duckdb.Error as error:
+        text = str(error).strip()
+        if "PermissionError: " in text:
+            raise QueryError(_READ_ONLY) from error
+        if text.startswith("Traceback") or isinstance(error, duckdb.IOException):
+            # what the file system raised, without its stack and without DuckDB's excerpt of the SQL
+            last = text.split("\n\nLINE ")[0].strip().splitlines()[-1]
+            raise StoreError(f"a table cannot be read: {last}; run `neuron-census verify`") from error
+        raise QueryError(_with_nearest_table(text)) from error
+    except RuntimeError as error:
+        # DuckDB's answer to Ctrl-C
+        raise KeyboardInterrupt from error
+
+
+def _with_nearest_table(text: str) -> str:
+    missing = re.search(r"Table with name (\S+) does not exist", text)
+    if missing is None:
+        return text
+    return f"there is no table {missing[1]!r}: {nearest(missing[1], [*BASE, 'runs'])}, each also as <table>_all"
+
+
+def _create_runs(con: Connection, runs: Sequence[Committed]) -> None:
+    columns: dict[str, tuple[str, list[Any]]] = {
+        "run": ("VARCHAR", [manifest.run for manifest, _ in runs]),
+        "name": ("VARCHAR", [manifest.name for manifest, _ in runs]),
+        "committed": ("TIMESTAMP", [when.astimezone(UTC).replace(tzinfo=None) for _, when in runs]),
+        "models": ("BIGINT", [len(manifest.models) for manifest, _ in runs]),
+        "failed": ("BIGINT", [len(manifest.failed) for manifest, _ in runs]),
+        "rows_read": ("BIGINT", [sum(one.read for one in manifest.coverage.values()) for manifest, _ in runs]),
+        "splits": ("VARCHAR", [", ".join(sorted(manifest.coverage)) for manifest, _ in runs]),
+        "statistics": ("VARCHAR", [", ".join(sorted(manifest.statistics)) for manifest, _ in runs]),
+        "bytes": ("BIGINT", [sum(file.bytes for file in manifest.files) for manifest, _ in runs]),
+        "version": ("VARCHAR", [manifest.versions.get("neuron-census") for manifest, _ in runs]),
+    }
+    con.execute("CREATE SCHEMA internal")
+    _create_table(con, "internal.runs", columns)
+    con.execute("CREATE VIEW runs AS SELECT * FROM internal.runs ORDER BY committed, run")
+
+
+def _create_table(con: Connection, name: str, columns: Mapping[str, tuple[str, list[Any]]]) -> None:
+    # one list for each column: rows one by one are 100 times slower
+    taken = ", ".join(f"unnest(?::{kind}[]) AS {column}" for column, (kind, _) in columns.items())
+    con.execute(f"CREATE TABLE {name} AS SELECT {taken}", [values for _, values in columns.values()])
+
+
+@dataclass(frozen=True)
+class _Latest:
+    """Runs all of whose rows are the latest, and runs of which internal.latest says what is."""
+
+    whole: frozenset[str]
+    partly: frozenset[str]
+
+
+def _latest(con: Connection, runs: Sequence[Committed]) -> _Latest:
+    """Find the latest run of each (model, data set); `runs` is in order of commit."""
+    measured = {manifest.run: _measured(con, manifest) for manifest, _ in runs}
+    last = {pair: run for run, pairs in measured.items() for pair in pairs}
+    won = {run: [pair for pair in pairs if last[pair] == run] for run, pairs in measured.items()}
+    whole = frozenset(run for run, pairs in won.items() if len(pairs) == len(measured[run]))
+    partly = frozenset(run for run, pairs in won.items() if pairs) - whole
+    rows = [(run, *pair) for run in sorted(partly) for pair in won[run]]
+    columns = {name: ("VARCHAR", [row[index] for row in rows]) for index, name in enumerate(("run", "model", "data"))}
+    _create_table(con, "internal.latest", columns)
+    return _Latest(whole, partly)
+
+
+def _measured(con: Connection, manifest: Manifest) -> set[Pair]:
+    names = {name.rsplit("/", 1)[0] for name in manifest.coverage}
+    models = manifest.files_of("models")
+    if len(names) == 1 or not models:
+        return {(model, name) for model in manifest.models for name in names}
+    # only the table says which model belongs to which of several data sets
+    return set(con.execute(f"SELECT DISTINCT model, data FROM read_parquet({_paths(models)})").fetchall())
+
+
+def _create_views(con: Connection, table: str, runs: Sequence[Committed], latest: _Latest) -> None:
+    schema = _schema(con, table, runs)
+    every = [file for manifest, _ in runs for file in manifest.files_of(table)]
+    whole = [file for manifest, _ in runs if manifest.run in latest.whole for file in manifest.files_of(table)]
+    partly = [file for manifest, _ in runs if manifest.run in latest.partly for file in manifest.files_of(table)]
+    parts = []
+    if whole:
+        parts.append(f"SELECT * FROM read_parquet({_paths(whole)}, schema = {schema})")
+    if partly:
+        scan = f"SELECT * FROM read_parquet({_paths(partly)}, schema = {schema})"
+        parts.append(f"{scan} SEMI JOIN internal.latest USING (run, model, data)")
+    con.execute(f'CREATE VIEW "{table}_all" AS SELECT * FROM read_parquet({_paths(every)}, schema = {schema})')
+    con.execute(f'CREATE VIEW "{table}" AS {" UNION ALL ".join(parts) or f"""FROM "{table}_all" WHERE false"""}')
+
+
+def _schema(con: Connection, table: str, runs: Sequence[Committed]) -> str:
+    """The columns that any run has, as an argument of read_parquet: without it, every view opens every file.
+
+    Runs of the same statistics by the same version have the same columns, so one footer of each is read.
+    """
+    samples: dict[tuple[Any, ...], File] = {}
+    for manifest, _ in runs:
+        for file in manifest.files_of(table)[:1]:
+            samples[manifest.versions.get("neuron-census"), *sorted(manifest.statistics.items())] = file
+    found = con.execute(
+        f"DESCRIBE FROM read_parquet({_paths(list(samples.values()))}, union_by_name = true)"
+    ).fetchall()
+    fields = [
+        f"{_quoted(name)}: {{'name': {_quoted(name)}, 'type': {_quoted(kind)}, 'default_value': NULL}}"
+        for name, kind, *_ in found
+    ]
+    return f"MAP {{{', '.join(fields)}}}"
+
+
+def _create_absent(con: Connection, tables: set[str]) -> None:
+    """Create an empty view of each table that no run has, with the columns that it would have."""
+    if not tables:
+        return
+    from pipeline.report.dictionary import all_columns  # imports torch, 2 s: only where a table is absent
+
+    known = all_columns()
+    for table in sorted(tables):
+        columns = ", ".join(f'NULL::{_SQL_TYPE[column.dtype]} AS "{column.name}"' for column in known[table])
+        for name in (table, f"{table}_all"):
+            con.execute(f'CREATE VIEW "{name}" AS SELECT {columns} WHERE false')
+
+
+def _lock(con: Connection) -> None:
+    # sorts larger than memory go to a directory of the system's, never to the working directory
+    con.execute(f"SET temp_directory = {_quoted(str(Path(tempfile.gettempdir(), 'neuron-census-duckdb')))}")
+    con.execute(f"SET allowed_directories = ['{PROTOCOL}://']")
+    con.execute("SET enable_external_access = false")
+    con.execute("SET lock_configuration = true")
+
+
+def _paths(files: Sequence[File]) -> str:
+    return f"[{', '.join(_quoted(f'{PROTOCOL}://{file.key}') for file in files)}]"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

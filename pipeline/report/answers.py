@@ -1,0 +1,73 @@
+"""The answer to a question, for a person or for a program.
+
+Layer 5.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.query import Answer, Connection, QueryError, ask, ask_arrow
+from pipeline.report.formats import WRITERS, whole_file, write_parquet
+from pipeline.report.printing import fitted
+from pipeline.report.questions import Question
+
+
+def write_answer(
+    con: Connection, question: Question, console: Console, *, form: str | None, output: Path | None, limit: int
+) -> None:
+    """Print the answer as a table of at most `limit` rows (0: all), or write all of it in another format."""
+    suffix = output.suffix.removeprefix(".") if output else ""
+    form = form or (suffix if suffix in (*WRITERS, "parquet") else "table")
+    if form == "table":
+        if output:
+            raise QueryError(f"{output}: a table is for the terminal; name the file .csv, .json or .parquet")
+        print_question(con, question, console, limit=limit)
+        return
+    if form == "parquet" and output is None and sys.stdout.isatty():
+        raise QueryError("Parquet is not for a terminal; use --output FILE, or a pipe")
+    target: AbstractContextManager[IO[bytes]] = whole_file(output) if output else nullcontext(sys.stdout.buffer)
+    if form == "parquet":
+        reader = ask_arrow(con, question.sql)
+        with target as sink:
+            write_parquet(reader, sink)
+        return
+    answer = ask(con, question.sql)
+    with target as sink:
+        WRITERS[form](answer.columns, answer.rows, sink)
+
+
+def print_question(con: Connection, question: Question, console: Console, *, limit: int) -> None:
+    """Print a question's title, its answer, and how it is read."""
+    if question.title:
+        console.print(Text(f"\n{question.title}", style="bold"))
+    if missing := _not_measured(con, question):
+        console.print(Text(f"not measured: the question needs the columns {', '.join(missing)}", style="dim"))
+        return
+    print_answer(ask(con, question.sql), console, limit=limit)
+    if question.reading:
+        console.print(Text(question.reading, style="dim"))
+
+
+def _not_measured(con: Connection, question: Question) -> list[str]:
+    known = set(ask(con, "FROM neurons LIMIT 0").columns) if question.needs else set()
+    return [column for column in question.needs if column not in known]
+
+
+def print_answer(answer: Answer, console: Console, *, limit: int) -> None:
+    """Print the first `limit` rows (0: all), and say if there are more."""
+    rows = list(islice(answer.rows, limit + 1)) if limit else list(answer.rows)
+    shown = rows[:limit] if limit else rows
+    if not rows:
+        console.print(Text(f"no rows ({', '.join(answer.columns)})", style="dim"), soft_wrap=False)
+        return
+    console.print(fitted(answer.columns, shown, width=console.width))
+    if len(rows) > len(shown):
+        console.print(Text(f"the first {limit} rows; --rows 0 prints all, --format csv writes all", style="dim"))

@@ -1,0 +1,168 @@
+"""The questions that every census answers, as SQL on its tables: printed after a run and by `query --question NAME`.
+
+Layer 5. Each compares trained models with their controls, because a number about patterns means nothing alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.errors import JobError, nearest
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, the SQL that answers it, how the answer is read, and the columns of `neurons` that it needs.
+
+    `always`: asked after every run; the others are asked by name.
+    """
+
+    sql: str
+    name: str = ""
+    title: str = ""
+    reading: str = ""
+    needs: tuple[str, ...] = ()
+    always: bool = True
+
+
+# one split of each data set: the test rows if there are any
+_ONE_SPLIT = """
+WITH measured AS (
+    SELECT data, coalesce(max(split) FILTER (split = 'test'), min(split)) AS split FROM neurons GROUP BY data
+)"""
+
+_PATTERNS = Question(
+    name="patterns",
+    title="How much did training raise cos(Cov(a, x), w)?",
+    reading=(
+        "Means over units. before: the untrained twin. other_units: |cos| with the other units' patterns of the "
+        "trained site, the null. share_raised: units whose cosine is higher than their untrained twin's."
+    ),
+    needs=("template_cos", "template_cos_other_mean"),
+    sql=f"""{_ONE_SPLIT}
+SELECT trained.family, unit.site, count(*) AS units,
+       avg(twin.template_cos) AS before,
+       avg(unit.template_cos) AS after,
+       avg(unit.template_cos) - avg(twin.template_cos) AS raised_by,
+       avg(unit.template_cos_other_mean) AS other_units,
+       avg((unit.template_cos > twin.template_cos)::INT) AS share_raised,
+       unit.data || '/' || unit.split AS measured_on
+FROM neurons AS unit
+JOIN measured USING (data, split)
+JOIN models AS trained USING (run, model, data)
+JOIN neurons AS twin ON twin.model = trained.control
+ AND (twin.data, twin.split, twin.site, twin.unit) = (unit.data, unit.split, unit.site, unit.unit)
+JOIN sites ON (sites.run, sites.model, sites.data, sites.site) = (unit.run, unit.model, unit.data, unit.site)
+WHERE NOT isnan(unit.template_cos) AND NOT isnan(twin.template_cos)
+GROUP BY trained.family, unit.site, measured_on
+ORDER BY trained.family, min(sites.position), unit.site, measured_on
+""",
+)
+
+_IDLE = Question(
+    name="idle",
+    title="Which units are dead, or have a near-twin?",
+    reading=(
+        "Trained models. dead: fired for none of the rows measured, of any split. near_twins: units of one site whose "
+        "patterns have a cosine above 0.95; closest: the greatest cosine of any two."
+    ),
+    needs=("dead", "neighbour_unit", "neighbour_cos"),
+    sql="""
+WITH units AS (
+    SELECT run, model, data, site, unit, bool_and(dead) AS dead,
+           any_value(neighbour_unit) AS neighbour, any_value(neighbour_cos) AS cosine
+    FROM neurons GROUP BY ALL
+)
+SELECT trained.name AS model, site, data, count(*) AS units,
+       count(*) FILTER (dead) AS dead,
+       coalesce(string_agg(unit, ' ' ORDER BY unit) FILTER (dead), '') AS dead_units,
+       max(cosine) FILTER (NOT isnan(cosine)) AS closest,
+       coalesce(string_agg(DISTINCT least(unit, neighbour) || '~' || greatest(unit, neighbour), ' ')
+           FILTER (cosine > 0.95), '') AS near_twins
+FROM units JOIN models AS trained USING (run, model, data)
+WHERE trained.control_of IS NULL
+GROUP BY trained.name, site, data
+HAVING count(*) FILTER (dead) > 0 OR max(cosine) FILTER (NOT isnan(cosine)) > 0.95
+ORDER BY dead DESC, trained.name, site, data
+""",
+)
+
+_DETECTORS = Question(
+    name="detectors",
+    title="Which unit best detects which class?",
+    reading=(
+        "Trained models. iou: rows of the class at which the unit fires, of all rows that are either. null_iou: the "
+        "same for the class it detects best when labels are drawn at random."
+    ),
+    needs=("best_class_iou_null",),
+    sql=f"""{_ONE_SPLIT},
+hits AS (
+    SELECT *, sum(fired) OVER (PARTITION BY run, model, data, split, site, unit) AS fires
+    FROM classes JOIN measured USING (data, split) WHERE fired IS NOT NULL AND n > 0
+)
+SELECT hits.class, trained.name AS model, site, unit,
+       hits.fired / (hits.n + hits.fires - hits.fired) AS iou,
+       hits.fired / hits.fires AS precision, hits.fired / hits.n AS recall,
+       neurons.best_class_iou_null AS null_iou, data || '/' || split AS measured_on
+FROM hits
+JOIN neurons USING (run, model, data, split, site, unit)
+JOIN models AS trained USING (run, model, data)
+WHERE trained.control_of IS NULL
+QUALIFY row_number() OVER (PARTITION BY data, hits.class ORDER BY iou DESC, trained.name, site, unit) = 1
+ORDER BY measured_on, hits.class
+""",
+)
+
+_COLLAPSE = Question(
+    name="collapse",
+    title="Has the last layer collapsed to its class means?",
+    reading=(
+        "Of the classifier's inputs, trained and before. nc1: variance within classes over that between them. nc2: "
+        "spread of the cosines between centred class means (0: equal angles). nc3: cosine of a class's row of weights "
+        "with its centred mean. Papyan, Han & Donoho 2020."
+    ),
+    always=False,
+    sql="""
+WITH placed AS (
+    SELECT run, model, data, site, row_number() OVER (PARTITION BY run, model, data ORDER BY position DESC) AS behind
+    FROM sites WHERE interpreted
+),
+centred AS (
+    SELECT classes.*, a_mean - avg(a_mean) OVER (PARTITION BY run, model, data, split, unit) AS m
+    FROM classes JOIN placed USING (run, model, data, site) WHERE behind = 2 AND n > 0
+),
+means AS (SELECT model, data, split, class, list(m ORDER BY unit) AS m FROM centred GROUP BY ALL),
+head AS (
+    SELECT model, data, split, unit AS class, weight::DOUBLE[] AS w
+    FROM patterns JOIN placed USING (run, model, data, site) WHERE behind = 1
+),
+within AS (SELECT model, data, split, sum(n * a_std ** 2) / sum(n * m ** 2) AS nc1 FROM centred GROUP BY ALL),
+angles AS (
+    SELECT model, data, split, stddev_pop(list_cosine_similarity(one.m, other.m)) AS nc2
+    FROM means AS one JOIN means AS other USING (model, data, split) WHERE one.class < other.class GROUP BY ALL
+),
+rows_ AS (
+    SELECT model, data, split, avg(list_cosine_similarity(w, m)) AS nc3
+    FROM head JOIN means USING (model, data, split, class) WHERE len(w) = len(m) GROUP BY ALL
+),
+measures AS (SELECT * FROM within JOIN angles USING (model, data, split) JOIN rows_ USING (model, data, split))
+SELECT trained.name AS model, after.split, after.nc1, before.nc1 AS nc1_before, after.nc2, before.nc2 AS nc2_before,
+       after.nc3, before.nc3 AS nc3_before
+FROM measures AS after JOIN models AS trained USING (model, data)
+JOIN measures AS before ON (before.model, before.data, before.split) = (trained.control, after.data, after.split)
+ORDER BY ALL
+""",
+)
+
+QUESTIONS = {question.name: question for question in (_PATTERNS, _IDLE, _DETECTORS, _COLLAPSE)}
+
+
+def choose(sql: str | None, name: str | None) -> Question:
+    """The question in SQL, or the one of this name; JobError unless exactly one of them is given and known."""
+    if (sql is None) == (name is None):
+        raise JobError(f"expected either SQL or --question NAME; {nearest('', QUESTIONS)}")
+    if name is None:
+        return Question(sql=sql or "")
+    if name not in QUESTIONS:
+        raise JobError(f"there is no question {name!r}: {nearest(name, QUESTIONS)}")
+    return QUESTIONS[name]

@@ -1,0 +1,291 @@
+"""From a job to what it means: frozen lists of model ids and chunk ids, and the run they name.
+
+Layer 3. Reads the footers of files, and rows only where a source counts the values of its columns, once. Everything a
+job names is checked here, before anything but such counts is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import JobError, ModelError
+from pipeline.fit.recipe import Recipe
+from pipeline.fit.settings import Training
+from pipeline.hashing import digest
+from pipeline.job import DataSpec, Job, ModelSpec, Numerics, job_identity, misfit, unknown
+from pipeline.kernels import choose
+from pipeline.models.base import Family
+from pipeline.registry import families, sources
+from pipeline.registry import statistics as known_statistics
+from pipeline.sources.base import Chunk, Source
+from pipeline.statistics.base import Statistic
+from pipeline.store import Store
+
+# raised whenever the same model and rows would give other sites or states
+MEASURE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of a run. `control` is the id of its untrained twin, `control_of` the lineage whose twin it is."""
+
+    id: str
+    name: str
+    data: str
+    recipe: Recipe
+    step: int
+    control: str | None
+    control_of: str | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The chunks of one split of one data set, in plan order."""
+
+    data: str
+    name: str
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows in the row groups of its chunks, other splits' rows in them included."""
+        return sum(chunk.rows for chunk in self.chunks)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A job with everything looked up: what runs is a function of this and of what the store holds.
+
+    kernel  by which every worker measures, see `kernels.choose`
+    """
+
+    job: Job
+    models: tuple[Model, ...]
+    splits: tuple[Split, ...]
+    statistics: tuple[Statistic, ...]
+    classes: Mapping[str, int]
+    training_chunks: Mapping[str, tuple[Chunk, ...]]
+    kernel: str
+
+    @cached_property
+    def run(self) -> str:
+        """The run id: digest of job, models, chunks and statistics. The same inputs are the same run."""
+        chunks = [[split.data, split.name, [chunk.id for chunk in split.chunks]] for split in self.splits]
+        states = [[self.state_name(statistic) for statistic in self.statistics_of(split)] for split in self.splits]
+        return digest([job_identity(self.job), [model.id for model in self.models], chunks, states], length=16)
+
+    @cached_property
+    def measure_key(self) -> str:
+        """What besides model, chunk and statistic decides a state's bytes: kernel, numerics, sites, our version."""
+        job = self.job
+        return digest(
+            [MEASURE_VERSION, self.kernel, job.numerics.model_dump(mode="json"), job.sites.model_dump(mode="json")],
+            length=8,
+        )
+
+    def statistics_of(self, split: Split) -> tuple[Statistic, ...]:
+        """The statistics with their samples sized for this split."""
+        return tuple(sampled(statistic, split.rows) for statistic in self.statistics)
+
+    def state_name(self, statistic: Statistic) -> str:
+        """The folder of a statistic's states within a model's."""
+        return f"{statistic.identity}-{self.measure_key}"
+
+    def splits_of(self, model: Model) -> tuple[Split, ...]:
+        """The splits that a model is measured on."""
+        return tuple(split for split in self.splits if split.data == model.data)
+
+    @property
+    def cells(self) -> int:
+        """How many cells the run consists of."""
+        chunks = sum(len(split.chunks) for model in self.models for split in self.splits_of(model))
+        return chunks * len(self.statistics)
+
+    @property
+    def numerics(self) -> Numerics:
+        """The job's numerics."""
+        return self.job.numerics
+
+
+def sampled(statistic: Statistic, rows: int) -> Statistic:
+    """Halve the sample until it expects at most twice `sample_rows` rows.
+
+    Only crossing a power of two changes it, so data can grow without making old states useless.
+    """
+    if statistic.sample_rows is None:
+        return statistic
+    shift = 0
+    while rows >> shift > 2 * statistic.sample_rows:
+        shift += 1
+    return replace(statistic, sample_shift=shift)
+
+
+def resolve(job: Job, store: Store) -> Resolved:
+    """Look up everything that a job names. JobError, DataError or ModelError where it does not exist."""
+    statistics = _statistics(job)
+    entries = [_entry(job, index) for index in range(len(job.models))]
+    for name, spec in job.data.items():
+        if spec.source not in sources():
+            raise unknown(job, f"data.{name}.source", spec.source, sources())
+    # names are checked before a source is asked: one that brings its own data stores it first
+    found: dict[str, Source] = {name: sources()[spec.source](name, spec, store) for name, spec in job.data.items()}
+    models = tuple(model for entry in entries for model in _models(job, entry, found[entry.spec.data]))
+    _refuse_duplicates(job, models)
+    used = sorted({model.data for model in models})
+    return Resolved(
+        job=job,
+        models=models,
+        splits=tuple(_split(job, name, split, found[name]) for name in used for split in _measured(job.data[name])),
+        statistics=statistics,
+        classes={name: found[name].classes for name in used},
+        training_chunks={name: found[name].chunks(job.data[name].train) for name in used},
+        kernel=choose.name(),
+    )
+
+
+def _split(job: Job, data: str, name: str, source: Source) -> Split:
+    chunks = source.chunks(name)
+    if not chunks:
+        raise JobError(f"{job.place}: data.{data} has no rows of split {name!r} to measure")
+    return Split(data, name, chunks)
+
+
+def _measured(spec: DataSpec) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(spec.measure))
+
+
+def _statistics(job: Job) -> tuple[Statistic, ...]:
+    known = known_statistics()
+    for name in job.statistics:
+        if name not in known:
+            raise unknown(job, "statistics", name, known)
+    names = sorted(job.statistics) if job.statistics else sorted(known)
+    return tuple(_parametrised(job, known[name], job.statistics.get(name, {})) for name in names)
+
+
+def _parametrised(job: Job, statistic: Statistic, given: Mapping[str, Any]) -> Statistic:
+    settable = {name: value for name, value in statistic.parameters.items() if name != "sample_shift"}
+    for name, value in given.items():
+        key = f"statistics.{statistic.name}.{name}"
+        if name not in settable:
+            raise unknown(job, key, name, settable)
+        default = settable[name]
+        if default is not None and type(value) is not type(default):
+            raise misfit(job, key, value, f"a value like {default!r}")
+    return replace(statistic, **given)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of a job's models with everything that needs no data checked."""
+
+    where: str
+    spec: ModelSpec
+    family: Family
+    hyperparameters: dict[str, Any]
+    training: dict[str, Any]
+
+
+def _entry(job: Job, index: int) -> _Entry:
+    spec, where = job.models[index], f"models[{index}]"
+    if spec.family not in families():
+        raise unknown(job, f"{where}.family", spec.family, families())
+    if spec.data not in job.data:
+        raise unknown(job, f"{where}.data", spec.data, job.data)
+    family: Family = families()[spec.family]
+    hyperparameters = _validated(job, f"{where}.hyperparameters", family.parameters, spec.hyperparameters)
+    return _Entry(where, spec, family, hyperparameters, _validated(job, f"{where}.training", Training, spec.training))
+
+
+def _models(job: Job, entry: _Entry, source: Source) -> list[Model]:
+    """The trained models of an entry, one for each seed, each followed by its untrained twin."""
+    data = entry.spec.data
+    if entry.family.whole != source.whole:
+        takes = "a graph" if entry.family.whole else "single rows"
+        raise misfit(job, f"{entry.where}.data", data, f"data of {takes}, which family {entry.family.name} takes")
+    chunks = source.chunks(job.data[data].train)
+    if not chunks:
+        raise JobError(f"{job.place}: data.{data} has no rows of split {job.data[data].train!r} to train on")
+    recipes = [
+        Recipe(
+            family=entry.family.name,
+            family_version=entry.family.version,
+            hyperparameters=entry.hyperparameters,
+            training=entry.training,
+            seed=_seed(job, seed),
+            shape=tuple(source.shape),
+            outputs=source.classes,
+            categories=tuple(source.categories),
+            vocabulary=source.vocabulary,
+            chunks=tuple(chunk.id for chunk in chunks),
+            dtype=job.numerics.dtype,
+            threads=job.numerics.threads,
+            deterministic=job.numerics.deterministic,
+        )
+        for seed in entry.spec.seeds
+    ]
+    _try_to_build(job, entry.where, recipes[0])
+    named = zip(recipes, entry.spec.seeds, strict=True)
+    return [model for recipe, seed in named for model in _lineage(entry.spec, recipe, seed)]
+
+
+def _seed(job: Job, seed: int) -> int:
+    return job.seed * 1_000_003 + seed
+
+
+def _lineage(spec: ModelSpec, recipe: Recipe, seed: int) -> list[Model]:
+    """The model at each of its checkpoints, the last one first, and, unless the job says no, its untrained twin."""
+    name = f"{spec.name or spec.family}-{seed}"
+    twin = recipe.model_id(0) if spec.control else None
+    models = [
+        Model(
+            recipe.model_id(step),
+            name if step == recipe.steps else f"{name}@{step}",
+            spec.data,
+            recipe,
+            step,
+            twin,
+            None,
+        )
+        for step in reversed(recipe.checkpoints[1:])
+    ]
+    if twin is None:
+        return models
+    return [*models, Model(twin, f"{name}-init", spec.data, recipe, 0, None, recipe.lineage)]
+
+
+def _try_to_build(job: Job, where: str, recipe: Recipe) -> None:
+    try:
+        with torch.device("meta"):
+            recipe.build()
+    except ModelError as error:
+        raise JobError(f"{job.place}: {where}: {error}") from error
+
+
+def _validated(job: Job, where: str, model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return model(**given).model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown(job, f"{where}.{key}", key, model.model_fields) from None
+        raise misfit(job, f"{where}.{key}", first["input"], first["msg"]) from None
+
+
+def _refuse_duplicates(job: Job, models: tuple[Model, ...]) -> None:
+    for what in ("id", "name"):
+        seen: dict[str, Model] = {}
+        for model in models:
+            other = seen.setdefault(getattr(model, what), model)
+            if other is not model:
+                raise JobError(
+                    f"{job.place}: models {other.name!r} and {model.name!r} have the same {what}: "
+                    "give their entries different names, seeds or hyperparameters"
+                )

@@ -1,0 +1,107 @@
+"""Columns of Arrow rows as tensors: features, labels and row uids, with what cannot be used told apart.
+
+Layer 1: pure; imports nothing of the pipeline. The caller adds the file's name to what is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+UID_MASK = (1 << 63) - 1
+UNKNOWN_CLASS = -1
+
+
+class RowError(Exception):
+    """A value that no setting lets pass: `row` counts from the first one given, the message says what is wrong."""
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+class Features(NamedTuple):
+    """`x_NF` numbers of the usable rows; `usable_N` which those are; `reason` why the first other one is not."""
+
+    x_NF: np.ndarray
+    usable_N: np.ndarray
+    reason: str
+
+
+def list_features(column: pa.Array, width: int) -> Features:
+    """Features from a column of lists of `width` numbers; a null, one inside, or another length is not usable."""
+    lengths_N = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
+    usable_N = lengths_N == width
+    reason = "" if usable_N.all() else _length_reason(int(lengths_N[~usable_N][0]), width)
+    values = (column if usable_N.all() else column.filter(pa.array(usable_N))).flatten()
+    x_NF = _numbers(values).reshape(-1, width)
+    if values.null_count:
+        whole = ~values.is_null().to_numpy(zero_copy_only=False).reshape(-1, width).any(1)
+        x_NF = x_NF[whole]
+        usable_N = usable_N.copy()
+        usable_N[np.flatnonzero(usable_N)[~whole]] = False
+        reason = reason or "a number of the list is null"
+    return Features(x_NF, usable_N, reason)
+
+
+def _length_reason(length: int, width: int) -> str:
+    return "the list is null" if length < 0 else f"the list has {length} numbers, expected {width}"
+
+
+def column_features(
+    columns: Sequence[pa.Array], names: Sequence[str], *, dtype: type[np.floating] = np.float32
+) -> Features:
+    """Features from one column each; a row with a null is not usable."""
+    rows = len(columns[0])
+    x_NF = np.empty((rows, len(columns)), dtype=dtype)
+    usable_N = np.ones(rows, dtype=bool)
+    reason = ""
+    for index, (column, name) in enumerate(zip(columns, names, strict=True)):
+        with np.errstate(over="ignore"):  # beyond float32: infinite
+            x_NF[:, index] = _numbers(column)
+        if column.null_count:
+            usable_N &= column.is_valid().to_numpy(zero_copy_only=False)
+            reason = reason or f"column {name!r} is null"
+    return Features(x_NF if usable_N.all() else x_NF[usable_N], usable_N, reason)
+
+
+def _numbers(values: pa.Array) -> np.ndarray:
+    """The numbers in whatever type they have, perhaps Arrow's own memory; nulls become NaN."""
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())
+    array: np.ndarray = values.to_numpy(zero_copy_only=False)
+    return array
+
+
+def class_labels(column: pa.Array, *, classes: int, names: tuple[str, ...] | None) -> np.ndarray:
+    """int64 class of each row, −1 where it is null or −1. RowError at the first that is no class."""
+    if names is not None:
+        labels = pc.index_in(column.cast(pa.string()), value_set=pa.array(names))
+        wrong = pc.and_(labels.is_null(), column.is_valid())
+        expected = f"one of {', '.join(names)}"
+    else:
+        labels = column.cast(pa.int64())
+        wrong = pc.fill_null(pc.or_(pc.less(labels, UNKNOWN_CLASS), pc.greater_equal(labels, classes)), False)
+        expected = f"0 to {classes - 1}, or −1 or null for unknown"
+    if (first := pc.index(wrong, True).as_py()) >= 0:
+        raise RowError(first, f"label {column[first].as_py()!r}: expected {expected}")
+    return np.array(labels.fill_null(UNKNOWN_CLASS).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def key_uids(column: pa.Array) -> np.ndarray:
+    """int64 uid of each row from the column that names it: an integer ≥ 0 as it is, a string by 63 bits of BLAKE2b."""
+    if (first := pc.index(column.is_null(), True).as_py()) >= 0:
+        raise RowError(first, "the key is null")
+    if pa.types.is_integer(column.type):
+        keys = column.to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero((keys < 0) | (keys > UID_MASK))
+        if len(wrong):
+            raise RowError(int(wrong[0]), f"key {keys[wrong[0]]}: expected 0 to 2⁶³ − 1")
+        return keys.astype(np.int64)
+    hashes = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in column.to_pylist()]
+    return (np.frombuffer(b"".join(hashes), dtype="<u8") & np.uint64(UID_MASK)).astype(np.int64)

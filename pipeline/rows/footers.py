@@ -1,0 +1,80 @@
+"""What is known of a Parquet file without reading a row: its identity, its schema and its row groups.
+
+Layer 1. A file is identified by its content and not by its name, so that it can be moved: size, footer, and the first
+and last 64 KiB. The footer alone would not do: uncompressed files of equal length with the same extremes share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError
+from pipeline.hashing import digest, sha256, splitmix64
+from pipeline.inputs import InputFile, input_errors, open_input
+
+EDGE_BYTES = 64 << 10
+_MAGIC = b"PAR1"
+
+
+@dataclass(frozen=True, eq=False)
+class Footer:
+    """The footer of one file. `name` is how the job names the file, `file` where it is."""
+
+    name: str
+    file: InputFile
+    file_id: str
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+
+    @property
+    def uid_base(self) -> int:
+        """The uid of the file's first row where no column names the rows."""
+        return first_uid(self.file_id)
+
+    def rows(self, group: int) -> int:
+        """Rows of a row group."""
+        return int(self.metadata.row_group(group).num_rows)
+
+    def bounds(self, group: int, column: str) -> tuple[Any, Any] | None:
+        """Least and greatest value of a flat column in a row group; None where the footer does not say."""
+        for index in range(self.metadata.num_columns):
+            chunk = self.metadata.row_group(group).column(index)
+            if chunk.path_in_schema == column:
+                statistics = chunk.statistics
+                known = statistics is not None and statistics.has_min_max
+                return (statistics.min, statistics.max) if known else None
+        return None
+
+
+def first_uid(file_id: str) -> int:
+    """63 bits of a file's identity, from which its rows are numbered."""
+    return splitmix64(int(file_id[:16], 16))
+
+
+def read_footer(name: str, file: InputFile) -> Footer:
+    """Read head and tail of a file in two range requests; DataError if it is not Parquet."""
+    with input_errors(file.url), open_input(file.url) as stream:
+        return parse_footer(name, file, stream)
+
+
+def parse_footer(name: str, file: InputFile, stream: IO[bytes]) -> Footer:
+    """The footer of a file that is open."""
+    head = stream.read(EDGE_BYTES)
+    stream.seek(max(0, file.size - EDGE_BYTES))
+    tail = stream.read(EDGE_BYTES)
+    footer_bytes = 8 + int.from_bytes(tail[-8:-4], "little")
+    if EDGE_BYTES < footer_bytes <= file.size:
+        stream.seek(file.size - footer_bytes)
+        tail = stream.read(footer_bytes)
+    if head[:4] != _MAGIC or tail[-4:] != _MAGIC:
+        raise DataError(f"{file.url}: not a Parquet file, or a truncated one: it does not begin and end with PAR1")
+    try:
+        opened = pq.ParquetFile(pa.BufferReader(tail))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file.url}: the footer is damaged: {error}") from error
+    file_id = digest([file.size, sha256(head), sha256(tail)])
+    return Footer(name, file, file_id, opened.metadata, opened.schema_arrow)

@@ -1,0 +1,173 @@
+"""How the columns of a Parquet file become the rows of a model: checked against a footer, then decoded.
+
+Layer 1: no I/O. What the features are is `features.py` and its kin; this is what every row has besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from pipeline.batch import Batch
+from pipeline.errors import DataError, nearest
+from pipeline.rows.decode import UID_MASK, UNKNOWN_CLASS, RowError, class_labels, key_uids
+from pipeline.rows.features import Decoded, FeatureFormat, Part, Role, is_integer, is_name, is_text
+from pipeline.rows.footers import Footer
+from pipeline.rows.reading import Piece, Stretch, Unreadable
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """Which columns are what, and which rows are wanted.
+
+    `labels` are the class names of a string label. Without `split_column` every row is wanted; without `key` rows are
+    numbered.
+    """
+
+    features: FeatureFormat
+    label: str | None
+    labels: tuple[str, ...] | None
+    classes: int
+    key: str | None
+    split_column: str | None
+    split: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that is read."""
+        named = (*self.features.columns, self.label, self.key, self.split_column)
+        return tuple(dict.fromkeys(name for name in named if name))
+
+    @property
+    def numbers_rows(self) -> bool:
+        """Whether rows are named by their number in the file."""
+        return self.key is None and self.features.keeps_rows
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides how rows are read, as JSON values."""
+        return self.features.identity | {name: value for name, value in vars(self).items() if name != "features"}
+
+    def check(self, footer: Footer) -> None:
+        """DataError naming file, column, expected and found unless the file has these columns with these types."""
+        check_columns(footer, (*self.features.roles(), *self._roles()))
+
+    def _roles(self) -> Iterator[Role]:
+        if self.label is not None and self.labels is None:
+            expected = "integers (for strings, list the class names as `labels` of the data set)"
+            yield Role(self.label, expected, is_integer)
+        if self.label is not None and self.labels is not None:
+            yield Role(self.label, "strings, since the data set lists `labels`", is_text)
+        for named in (self.key, self.split_column):
+            if named is not None:
+                yield Role(named, "strings or integers", is_name)
+
+    def check_labels(self, footer: Footer) -> None:
+        """DataError if the footer says that a label is no class; what it does not say is found by reading."""
+        if self.label is None or self.labels is not None:
+            return
+        for group in range(footer.metadata.num_row_groups):
+            bounds = footer.bounds(group, self.label)
+            if bounds is not None and not UNKNOWN_CLASS <= bounds[0] <= bounds[1] < self.classes:
+                raise DataError(
+                    f"{footer.file.url}: labels {bounds[0]} to {bounds[1]} in column {self.label!r}, expected 0 to "
+                    f"{self.classes - 1} (or −1 for unknown): correct the file, or `classes` of the data set"
+                )
+
+    def may_hold_split(self, footer: Footer, group: int) -> bool:
+        """Whether a row group can hold wanted rows: False only if the footer's extremes exclude it."""
+        bounds = footer.bounds(group, self.split_column) if self.split_column is not None else None
+        if bounds is None:
+            return True
+        least, greatest = (bound.decode() if isinstance(bound, bytes) else bound for bound in bounds)
+        if not isinstance(least, str):
+            return least != greatest or str(least) == self.split
+        return bool(least <= self.split <= greatest)
+
+    def decode(self, rows: pa.RecordBatch, *, where: str, first_row: int, uid_base: int | None) -> Piece[Decoded]:
+        """Decode rows of which the first is row `first_row` of the file.
+
+        A row whose features cannot be used is unreadable. DataError at a label or key that cannot be.
+        """
+        number_N = first_row + np.arange(rows.num_rows)
+        wanted_N = self.wanted(rows)
+        if excluded := int((~wanted_N).sum()):
+            rows, number_N = rows.filter(pa.array(wanted_N)), number_N[wanted_N]
+        with _named(where, number_N):
+            features = self.features.decode(rows)
+        damage = tuple(Unreadable(1, int(row), features.reason) for row in number_N[~features.usable_N])
+        if damage:
+            rows, number_N = rows.filter(pa.array(features.usable_N)), number_N[features.usable_N]
+        with _named(where, number_N):
+            uid_N = self.uids(rows, number_N, uid_base)
+            label_N = self._labels(rows)
+        return Piece(rows.num_rows, Decoded(features.parts, uid_N, label_N), excluded, damage)
+
+    def uids(self, rows: pa.RecordBatch, number_N: np.ndarray, uid_base: int | None) -> np.ndarray:
+        """The uids of rows with these numbers in the file."""
+        if self.key is not None:
+            return key_uids(rows[self.key])
+        assert uid_base is not None, "rows that no column names are named from their file"
+        return (uid_base + number_N) & UID_MASK
+
+    def join(self, stretches: Sequence[Stretch[Decoded]]) -> Batch:
+        """A batch of its own, aligned memory: what a model computes must not depend on how rows were stored."""
+        tensors = tuple(
+            _joined([(content.parts[index], start, stop) for content, start, stop in stretches], part)
+            for index, part in enumerate(self.features.parts)
+        )
+        uid_N = np.concatenate([content.uid_N[start:stop] for content, start, stop in stretches])
+        labels = [content.label_N[start:stop] for content, start, stop in stretches if content.label_N is not None]
+        label_N = torch.from_numpy(np.concatenate(labels)) if labels else None
+        return self.features.batch(tensors, torch.from_numpy(uid_N), label_N)
+
+    def wanted(self, rows: pa.RecordBatch) -> np.ndarray:
+        """Which rows are of the split."""
+        if self.split_column is None:
+            return np.ones(rows.num_rows, dtype=bool)
+        same = pc.equal(rows[self.split_column].cast(pa.string()), self.split)
+        return np.asarray(same.fill_null(False).to_numpy(zero_copy_only=False))
+
+    def _labels(self, rows: pa.RecordBatch) -> np.ndarray | None:
+        if self.label is None:
+            return None
+        return class_labels(rows[self.label], classes=self.classes, names=self.labels)
+
+
+@contextmanager
+def _named(where: str, number_N: np.ndarray) -> Iterator[None]:
+    """Say in which file and row a value is wrong."""
+    try:
+        yield
+    except RowError as error:
+        raise DataError(f"{where}, row {number_N[error.row]}: {error}") from None
+
+
+def check_columns(footer: Footer, roles: Sequence[Role]) -> None:
+    """DataError naming file, column, expected and found unless the file has these columns with these types."""
+    for name, expected, fits in roles:
+        if name not in footer.schema.names:
+            raise DataError(f"{footer.file.url}: there is no column {name!r}; {nearest(name, footer.schema.names)}")
+        if not fits(found := footer.schema.field(name).type):
+            raise DataError(f"{footer.file.url}: column {name!r} is {found}, expected {expected}")
+
+
+def _joined(stretches: Sequence[tuple[np.ndarray, int, int]], part: Part) -> torch.Tensor:
+    rows = sum(stop - start for _, start, stop in stretches)
+    tensor = torch.empty((rows, *part.shape), dtype=part.dtype)
+    width = prod(part.shape)
+    flat_NF = tensor.numpy().reshape(rows, width)
+    filled = 0
+    with np.errstate(over="ignore"):  # beyond float32: infinite, and counted as such by the statistics
+        for values, start, stop in stretches:
+            flat_NF[filled : filled + stop - start] = values[start:stop].reshape(stop - start, width)
+            filled += stop - start
+    return tensor

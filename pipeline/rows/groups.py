@@ -1,0 +1,68 @@
+"""Row groups of one Parquet file, read whole: from the very file that was planned, a corrupt one told from a bad line.
+
+Layer 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError
+from pipeline.inputs import WatchedInput, input_errors, input_file, open_input
+from pipeline.rows.footers import read_footer
+
+# rows handed on at a time: enough to hide Python, little beside a row group
+PART_ROWS = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One row group: its rows in parts, or why none of them can be read."""
+
+    rows: int
+    parts: Sequence[pa.RecordBatch]
+    damage: str = ""
+
+
+def read_groups(
+    url: str, file_id: str, groups: Sequence[int], columns: Sequence[str], *, encoded: Sequence[str] = ()
+) -> Iterator[Group]:
+    """Read row groups in order. DataError if the file is not the one of `file_id`, before or after reading.
+
+    Text in columns of `encoded` stays as the file has it: numbers of the values of a dictionary.
+    """
+    file = input_file(url)
+    footer = read_footer(url, file)
+    if footer.file_id != file_id:
+        raise DataError(f"{url}: the file has changed since the run was planned; run again")
+    with open_input(url) as stream:
+        watched = WatchedInput(stream)
+        parquet = pq.ParquetFile(
+            watched,
+            metadata=footer.metadata,
+            pre_buffer=True,
+            page_checksum_verification=True,
+            read_dictionary=list(encoded),
+        )
+        for group in groups:
+            yield _read(parquet, watched, group, footer.rows(group), columns, url)
+    if input_file(url).etag != file.etag:
+        raise DataError(f"{url}: the file was replaced while it was read; run again")
+
+
+def _read(
+    parquet: pq.ParquetFile, watched: WatchedInput, group: int, rows: int, columns: Sequence[str], url: str
+) -> Group:
+    try:
+        # one thread: a worker has the cores that its job gave it, and the next group is read beside the model's work
+        table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        if watched.failure is not None:
+            with input_errors(url):
+                raise watched.failure from None
+        return Group(rows, (), f"row group {group} is corrupt: {' '.join(str(error).split())}")
+    return Group(rows, table.to_batches(max_chunksize=PART_ROWS))

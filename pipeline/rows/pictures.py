@@ -1,0 +1,109 @@
+"""Encoded images (PNG, JPEG, …) as numbers from 0 to 1.
+
+Layer 1: no I/O.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import types
+
+from pipeline.errors import JobError
+from pipeline.rows.features import FeatureFormat, Part, Role, Usable
+
+MODES = {1: "L", 3: "RGB"}
+GREATEST = 255
+
+
+class NoPicture(Exception):  # noqa: N818
+    """What is no image, or none of the shape: the message says why."""
+
+
+@dataclass(frozen=True)
+class Pictures(FeatureFormat):
+    """A column of encoded images as (C, H, W), grey or RGB as C says; of another size only if `resize`, bilinearly.
+
+    The column holds bytes, or structs with a field "bytes", as Hugging Face's data sets do.
+    """
+
+    column: str
+    shape: tuple[int, ...]
+    resize: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The column of images."""
+        return (self.column,)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """One tensor of float32."""
+        return (Part(self.shape, torch.float32),)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Its fields."""
+        return {"pictures": asdict(self)}
+
+    def roles(self) -> Iterator[Role]:
+        """Bytes."""
+        yield Role(self.column, "bytes of an image each", lambda kind: _is_bytes(kind) or _holds_bytes(kind))
+
+    def decode(self, rows: pa.RecordBatch) -> Usable:
+        """Decode each; what is no image is not usable."""
+        column = rows[self.column]
+        if types.is_struct(column.type):
+            column = column.field("bytes")
+        return self.decode_all(column.to_pylist())
+
+    def decode_all(self, contents: Sequence[bytes | None]) -> Usable:
+        """Decode the bytes of each image; None is not usable."""
+        usable_N = np.ones(len(contents), dtype=bool)
+        images, reason = [np.zeros((0, *self.shape), dtype=np.float32)], ""
+        for row, content in enumerate(contents):
+            try:
+                images.append(self._image(content)[None])
+            except NoPicture as error:
+                usable_N[row], reason = False, reason or str(error)
+        return Usable((np.concatenate(images),), usable_N, reason)
+
+    def _image(self, content: bytes | None) -> np.ndarray:
+        if content is None:
+            raise NoPicture("the image is null")
+        image_module = _pillow()
+        channels, height, width = self.shape
+        try:
+            with image_module.open(io.BytesIO(content)) as opened:
+                image = opened.convert(MODES[channels])
+        except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
+            raise NoPicture(f"no image can be decoded: {str(error).partition(' <')[0]}") from error
+        if image.size != (width, height):
+            if not self.resize:
+                found = f"{image.size[1]} × {image.size[0]}"
+                raise NoPicture(f"the image has {found} pixels, expected {height} × {width}")
+            image = image.resize((width, height), image_module.Resampling.BILINEAR)
+        pixel_HWC = np.asarray(image, dtype=np.float32).reshape(height, width, channels) / GREATEST
+        return np.moveaxis(pixel_HWC, 2, 0)
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image  # an optional dependency
+    except ImportError as error:
+        raise JobError("images need Pillow: pip install 'neuron-census[images]'") from error
+    return Image
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return bool(types.is_struct(kind)) and kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)

@@ -1,0 +1,86 @@
+"""Sequences of any length as arrays of one length with a mask: time series of numbers, and tokens.
+
+Layer 1: no I/O. N rows, C channels, T positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class Sequences(NamedTuple):
+    """Values of all usable rows one behind the other, (values, C); how many are each row's; which rows are usable."""
+
+    values_VC: np.ndarray
+    length_N: np.ndarray
+    usable_N: np.ndarray
+    reason: str
+
+
+def padded(found: Sequences, positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N, C, T) filled with zeros behind each row's end, where mask (N, T) is False. No row is longer."""
+    rows = len(found.length_N)
+    mask_NT = np.arange(positions) < found.length_N[:, None]
+    x_NTC = np.zeros((rows, positions, found.values_VC.shape[1]), dtype=found.values_VC.dtype)
+    x_NTC[mask_NT] = found.values_VC
+    return x_NTC.transpose(0, 2, 1), mask_NT
+
+
+def cut(found: Sequences, positions: int) -> Sequences:
+    """The first `positions` values of each row."""
+    start_N = found.length_N.cumsum() - found.length_N
+    place_V = np.arange(len(found.values_VC)) - np.repeat(start_N, found.length_N)
+    return found._replace(
+        values_VC=found.values_VC[place_V < positions], length_N=np.minimum(found.length_N, positions)
+    )
+
+
+def lists(column: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """The values of a column of lists one behind the other, each row's length (0 of a null), and which are no null."""
+    length_N = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    return column.flatten(), length_N.astype(np.int64), column.is_valid().to_numpy(zero_copy_only=False)
+
+
+def steps(column: pa.Array, channels: int) -> Sequences:
+    """A column of lists of steps: each a number, or a list of a number for each of several channels."""
+    values, length_N, usable_N = lists(column)
+    reason = "the list is null"
+    right_V = np.ones(len(values), dtype=bool)
+    if pa.types.is_nested(values.type):
+        width_V = pc.list_value_length(values).fill_null(-1).to_numpy(zero_copy_only=False)
+        right_V = width_V == channels
+        if not right_V.all():
+            reason = f"a step has {max(0, width_V[~right_V][0])} numbers, expected {channels}"
+        values = values.filter(pa.array(right_V)).flatten()
+    whole_RC = values.is_valid().to_numpy(zero_copy_only=False).reshape(-1, channels)
+    if not whole_RC.all():
+        reason = "a number of the list is null"
+    values_VC = np.zeros((len(right_V), channels))
+    values_VC[right_V] = values.cast(pa.float64()).to_numpy(zero_copy_only=False).reshape(-1, channels)
+    right_V[right_V] = whole_RC.all(1)
+    return _without(Sequences(values_VC, length_N, usable_N, reason), right_V)
+
+
+def _without(found: Sequences, right_V: np.ndarray) -> Sequences:
+    """Only the rows all of whose values are right."""
+    row_V = np.repeat(np.arange(len(found.length_N)), found.length_N)
+    usable_N = found.usable_N & (np.bincount(row_V[~right_V], minlength=len(found.length_N)) == 0)
+    reason = "" if usable_N.all() else found.reason
+    return Sequences(found.values_VC[usable_N[row_V]], found.length_N[usable_N], usable_N, reason)
+
+
+def of_lengths(found: Sequences, least: int, most: int) -> Sequences:
+    """Only the rows of a length from `least` to `most`."""
+    right_K = (found.length_N >= least) & (found.length_N <= most)
+    if right_K.all():
+        return found
+    usable_N = found.usable_N.copy()
+    usable_N[np.flatnonzero(usable_N)[~right_K]] = False
+    expected = f"{least}" if least == most else f"{least} to {most}"
+    reason = found.reason or f"the sequence has {found.length_N[~right_K][0]} steps, expected {expected}"
+    keep_V = np.repeat(right_K, found.length_N)
+    return Sequences(found.values_VC[keep_V], found.length_N[right_K], usable_N, reason)

@@ -1,0 +1,75 @@
+"""Time series: a column of lists of steps as (C, T), shorter ones filled up and masked.
+
+Layer 1: no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from pipeline.batch import Batch
+from pipeline.rows.features import FeatureFormat, Part, Role, Usable, is_list, is_number
+from pipeline.rows.ragged import of_lengths, padded, steps
+
+
+@dataclass(frozen=True)
+class Series(FeatureFormat):
+    """Steps of C numbers (or plain numbers, C = 1) from the first to at most the T-th, exactly T unless `ragged`."""
+
+    column: str
+    shape: tuple[int, ...]
+    ragged: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The column of lists."""
+        return (self.column,)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The numbers and, of ragged series, which steps are real."""
+        parts = (Part(self.shape, torch.float32), Part(self.shape[1:], torch.bool))
+        return parts if self.ragged else parts[:1]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Its fields."""
+        return {"series": asdict(self)}
+
+    def roles(self) -> Iterator[Role]:
+        """Lists of lists of numbers, or of numbers where there is one channel."""
+        channels = self.shape[0]
+        kinds = "lists of numbers" if channels == 1 else f"lists of steps, each a list of {channels} numbers"
+        yield Role(self.column, kinds, self._fits)
+
+    def _fits(self, kind: pa.DataType) -> bool:
+        if not is_list(kind):
+            return False
+        step = kind.value_type
+        if pa.types.is_fixed_size_list(step):
+            return is_number(step.value_type) and step.list_size == self.shape[0]
+        return (is_list(step) and is_number(step.value_type)) or (self.shape[0] == 1 and is_number(step))
+
+    def decode(self, rows: pa.RecordBatch) -> Usable:
+        """Filled up with zeros; a series of another length, or with a null, is not usable."""
+        channels, most = self.shape
+        found = of_lengths(steps(rows[self.column], channels), 1 if self.ragged else most, most)
+        x_NCT, mask_NT = padded(found, most)
+        return Usable((x_NCT, mask_NT) if self.ragged else (x_NCT,), found.usable_N, found.reason)
+
+    def batch(self, tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None) -> Batch:
+        """x, and the mask where series are ragged."""
+        return masked(tensors, uid_N, label_N)
+
+
+def masked(tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None) -> Batch:
+    """A batch of one input and, if there are two tensors, its mask."""
+    x, *masks = tensors
+    if not masks:
+        return Batch(inputs=(x,), uid_N=uid_N, label_N=label_N)
+    return Batch(inputs=(x,), uid_N=uid_N, label_N=label_N, kwargs={"mask": masks[0]}, mask_NS=masks[0])

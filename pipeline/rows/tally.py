@@ -1,0 +1,142 @@
+"""What must be known of a column before a model can be built: how often each value occurs, and the spread of numbers.
+
+Layer 1: pure but for `stored`. One pass: a tally of all rows is the merged tallies of any parts of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.hashing import digest
+from pipeline.store import MissingObject, Store
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squares about the mean of a column's finite numbers (Chan, Golub & LeVeque 1979)."""
+
+    n: int = 0
+    mean: float = 0.0
+    square: float = 0.0
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both."""
+        if not other.n:
+            return self
+        n, apart = self.n + other.n, other.mean - self.mean
+        square = self.square + other.square + apart**2 * self.n * other.n / n
+        return Moments(n, self.mean + apart * other.n / n, square)
+
+    @property
+    def std(self) -> float:
+        """The standard deviation, dividing by n; 1 where nothing varies."""
+        return (self.square / self.n) ** 0.5 if self.square > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Tally:
+    """By column: the counts of its values as text, or the moments of its numbers."""
+
+    counts: Mapping[str, Counter[str]]
+    moments: Mapping[str, Moments]
+
+    def merge(self, other: Tally) -> Tally:
+        """The tally of the rows of both."""
+        return Tally(
+            {name: counts + other.counts[name] for name, counts in self.counts.items()},
+            {name: moments.merge(other.moments[name]) for name, moments in self.moments.items()},
+        )
+
+
+def tallied(parts: Iterable[Mapping[str, pa.Array]], texts: Sequence[str], numbers: Sequence[str]) -> Tally:
+    """The tally of rows given in parts: of the values in columns of text, of the moments of columns of numbers."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in texts}
+    moments = dict.fromkeys(numbers, Moments())
+    for part in parts:
+        for name in texts:
+            counts[name].update(_counted(part[name]))
+        for name in numbers:
+            moments[name] = moments[name].merge(_moments(part[name]))
+    return Tally(counts, moments)
+
+
+def as_text(column: pa.Array) -> pa.Array:
+    """Values as text, so that 1 and "1" are one value."""
+    plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    return plain.cast(pa.string())
+
+
+def _counted(column: pa.Array) -> dict[str, int]:
+    found = pc.value_counts(as_text(column).drop_null())
+    return dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True))
+
+
+def _moments(column: pa.Array) -> Moments:
+    values = column.cast(pa.float64()).drop_null().to_numpy(zero_copy_only=False)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return Moments()
+    mean = float(values.mean())
+    return Moments(len(values), mean, float(np.square(values - mean).sum()))
+
+
+def frequent(counts: Mapping[str, int], *, least: int, most: int) -> tuple[str, ...]:
+    """The values that occur `least` times or more, by falling count and then by name, at most `most` of them."""
+    ordered = sorted(counts, key=lambda value: (-counts[value], value))
+    return tuple(value for value in ordered if counts[value] >= least)[:most]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The values of each column that a model knows by number; whatever else occurs is UNKNOWN. Scales of numbers."""
+
+    values: Mapping[str, tuple[str, ...]]
+    scales: Mapping[str, tuple[float, float]]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many numbers each column takes, UNKNOWN included."""
+        return tuple(len(known) + 1 for known in self.values.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"values": {name: list(known) for name, known in self.values.items()}, "scales": dict(self.scales)}
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Vocabulary:
+        """The vocabulary that JSON values stand for."""
+        scales = {name: (mean, std) for name, (mean, std) in found["scales"].items()}
+        return cls({name: tuple(known) for name, known in found["values"].items()}, scales)
+
+
+UNKNOWN = 0
+# raised whenever the same rows would give another vocabulary
+TALLY_VERSION = 1
+
+
+def stored(store: Store, made_of: Any, make: Callable[[], Vocabulary]) -> Vocabulary:
+    """The vocabulary that the store holds for these JSON values; if it holds none, the one that is made now."""
+    key = f"data/vocabularies/{digest([TALLY_VERSION, made_of])}.json"
+    try:
+        found = store.get(key)
+    except MissingObject:
+        found = json.dumps(make().as_json(), sort_keys=True).encode()
+        store.put_once(key, found)
+    return Vocabulary.of(json.loads(found))
+
+
+def numbered(column: pa.Array, known: Sequence[str]) -> np.ndarray:
+    """int64 number of each value, from 1 in the order of `known`; UNKNOWN where it is null or not among them."""
+    if pa.types.is_dictionary(column.type):
+        of_value = np.append(numbered(column.dictionary, known), UNKNOWN)  # where the place is −1, that of a null
+        return of_value[column.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+    found = pc.index_in(as_text(column), value_set=pa.array(known, pa.string()))
+    return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64) + 1

@@ -1,0 +1,168 @@
+"""The story of a run, on one page: resolve → plan → train → measure → reduce → pack → ledger → manifest.
+
+Layer 4. Every task stores its result create-only under a key that its input decides, so a run that was killed anywhere
+goes on where it was, two drivers of one run do each other no harm, and the last write, the manifest, is the commit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pipeline.claims import Claims, write_claims
+from pipeline.errors import DataError, Unfinished
+from pipeline.executor import Executor
+from pipeline.job import Job, job_identity
+from pipeline.manifest import Coverage, Failed, Manifest, decode, encode, manifest_key, versions
+from pipeline.measuring import MeasureTask
+from pipeline.pack import pack_tasks
+from pipeline.plan import Plan, make_plan, reduce_tasks
+from pipeline.progress import Progress, Silent
+from pipeline.reduce import DONE, reduced_key
+from pipeline.resolve import Resolved, resolve
+from pipeline.stage import Stage, run_stage
+from pipeline.store import Store
+from pipeline.task import Task, run_task
+
+# records of models are a few hundred bytes each, and a bucket takes 10 to 100 ms to give one
+READERS = 16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: `failed` maps the names of models that failed by themselves to the reason."""
+
+    run: str
+    new: bool
+    trained: int
+    cells: int
+    reused_cells: int
+    failed: dict[str, str]
+    seconds: dict[str, float]
+
+
+def run(job: Job, store: Store, executor: Executor, progress: Progress | None = None) -> Outcome:
+    """Do what a job asks for and commit it once; CensusError where its input or the store does not allow it."""
+    show = progress or Silent()
+    resolved = resolve(job, store)
+    store.probe()
+    if manifest_key(resolved.run) in store.keys(f"runs/{resolved.run}/_manifest"):
+        show.note(f"run {resolved.run} is already committed")
+        return _committed(resolved, store)
+    write_claims(store, resolved.run, _claims(resolved))
+    plan = make_plan(resolved, store, workers=executor.workers)
+    do = partial(_stage, store=store, executor=executor, progress=show)
+    done = do("train", plan.train, total=plan.trainings)
+    done = done.then(do("measure", _without(plan.measure, done), total=plan.cells))
+    stored = store.keys(f"runs/{resolved.run}/reduced/")
+    done = done.then(do("reduce", reduce_tasks(resolved, stored, done.failed, open=done.open)))
+    _refuse_open(resolved, done)
+    records = _records(resolved, store)
+    done = done.then(
+        do("pack", pack_tasks(resolved.run, {model: record["files"] for model, record in records.items()}))
+    )
+    _refuse_open(resolved, done)
+    manifest = _manifest(resolved, records, done)
+    store.put_once(manifest_key(resolved.run), encode(manifest))
+    return _outcome(manifest, plan, done)
+
+
+def _claims(resolved: Resolved) -> Claims:
+    recipes = [model.recipe for model in resolved.models]
+    checkpoints = {recipe.model_id(step) for recipe in recipes for step in recipe.checkpoints}
+    cells = [
+        (
+            tuple(resolved.state_name(one) for one in resolved.statistics_of(split)),
+            tuple(one.id for one in split.chunks),
+        )
+        for split in resolved.splits
+    ]
+    return Claims(tuple(sorted(checkpoints)), tuple(cells))
+
+
+def _stage(
+    name: str, tasks: Sequence[Task], *, store: Store, executor: Executor, progress: Progress, total: int = 0
+) -> Stage:
+    """Run the tasks of one stage; `total` counts what earlier runs have done as well."""
+    work = sum(task.units for task in tasks)
+    progress.stage(name, max(total, work), max(total, work) - work)
+    return run_stage(partial(run_task, store=store), tasks, executor=executor, progress=progress)
+
+
+def _without(tasks: Sequence[MeasureTask], done: Stage) -> list[MeasureTask]:
+    left = [task.without(done.failed.keys() | done.open) for task in tasks]
+    return [task for task in left if task.cells]
+
+
+def _refuse_open(resolved: Resolved, done: Stage) -> None:
+    """Raise what keeps a run open, after everything else is done: rows that cannot be read, or tasks that were lost."""
+    if not done.open:
+        return
+    names = {model.id: model.name for model in resolved.models}
+    models: dict[str, list[str]] = {}
+    for model, reason in (done.unread or done.lost).items():
+        models.setdefault(reason, []).append(names.get(model, model))
+    listed = [f"{_few(sorted(those), 'models')}: {reason}" for reason, those in sorted(models.items())]
+    lines = [f"run {resolved.run} is not finished; the rest of it is done:", *listed[:5]]
+    more = [f"… and {len(listed) - 5} reasons more"] if len(listed) > 5 else []
+    raise (DataError if done.unread else Unfinished)("\n".join(lines + more))
+
+
+def _few(names: Sequence[str], what: str) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} {what} more"
+
+
+def _records(resolved: Resolved, store: Store) -> dict[str, dict[str, Any]]:
+    keys = [reduced_key(resolved.run, model.id, DONE) for model in resolved.models]
+    with ThreadPoolExecutor(READERS) as pool:
+        records = [json.loads(content) for content in pool.map(store.get, keys)]
+    return {model.id: record for model, record in zip(resolved.models, records, strict=True)}
+
+
+def _manifest(resolved: Resolved, records: dict[str, dict[str, Any]], done: Stage) -> Manifest:
+    """The commit: nothing in it differs between two drivers. StoreError if the ledger does not add up."""
+    coverage: dict[str, Coverage] = {}
+    for split in resolved.splits:
+        name = f"{split.data}/{split.name}"
+        seen = [Coverage(**record["coverage"][name]) for record in records.values() if name in record["coverage"]]
+        if seen:
+            coverage[name] = Coverage.agreed(name, seen, total=split.rows)
+    names = {model.id: model.name for model in resolved.models}
+    failures = [(model, record["failure"]) for model, record in sorted(records.items()) if record["failure"]]
+    return Manifest(
+        run=resolved.run,
+        name=resolved.job.name,
+        job=job_identity(resolved.job),
+        models=tuple(sorted(records)),
+        failed=tuple(Failed(model, names[model], reason) for model, reason in failures),
+        coverage=coverage,
+        versions=versions(),
+        statistics={statistic.name: statistic.identity for statistic in resolved.statistics},
+        files=tuple(sorted((one.file for one in done.receipts if one.file), key=lambda file: file.key)),
+    )
+
+
+def _outcome(manifest: Manifest, plan: Plan, done: Stage) -> Outcome:
+    seconds: dict[str, float] = {}
+    for receipt in done.receipts:
+        seconds[receipt.kind] = seconds.get(receipt.kind, 0.0) + receipt.seconds
+    return Outcome(
+        run=manifest.run,
+        new=True,
+        trained=sum(receipt.units for receipt in done.receipts if receipt.kind == "train"),
+        cells=sum(receipt.units for receipt in done.receipts if receipt.kind == "measure"),
+        reused_cells=plan.cells - plan.missing_cells,
+        failed={one.name: one.reason for one in manifest.failed},
+        seconds=seconds,
+    )
+
+
+def _committed(resolved: Resolved, store: Store) -> Outcome:
+    """The outcome of a run that is already committed: nothing was done."""
+    manifest = decode(store.get(manifest_key(resolved.run)))
+    failed = {one.name: one.reason for one in manifest.failed}
+    return Outcome(resolved.run, False, 0, 0, resolved.cells, failed, {})

@@ -1,0 +1,240 @@
+"""The nouns of a measurement: a Site, its units' patterns, and the Presentations of one batch to them.
+
+Layer 1: pure torch, no I/O. What makes sites is `flow/` (it follows the data through a probe batch); what consumes
+presentations is `kernels/` and `statistics/`.
+
+Shapes: L leading entries (rows, or nodes or windows of rows), S positions of an entry, U units, G groups of units that
+share their inputs, D fan-in of a unit, N rows of the batch. `z_LSU` may be any strided view of what the model computed:
+a convolution's (N, U, H, W) output arrives as a view of shape (N, H·W, U), never as a transposed copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+# Gates that are no nonlinearity: nothing about firing is defined behind them.
+NOT_FIRING = frozenset({"identity", "null", "fm_square"})
+
+
+@dataclass(frozen=True)
+class InputSpace:
+    """What the D inputs of a site's units mean, so that a pattern can be read.
+
+    kind      "pixels" (channel, *offsets), "lags" (channel, lag), "units" (of an upstream site), "features", …
+    shape     the shape that a pattern of D numbers takes, e.g. (1, 8, 8) or (16, 3, 3); its product is D
+    names     a name for each of the D inputs where the source gives one, else empty
+    upstream  names of the sites whose units these inputs are, in order, where the data flow shows it, else empty
+    upstream_unit  for each of the shape[0] input channels (or D inputs) the (index into `upstream`, unit), else empty
+    field     receptive field in the model's input as (size, stride, offset) per axis, else empty
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
+    upstream: tuple[str, ...] = ()
+    upstream_unit: tuple[tuple[int, int], ...] = ()
+    field: tuple[tuple[int, int, int], ...] = ()
+
+
+class PatternScales(NamedTuple):
+    """Of each unit's pattern: ‖w‖, its mean w̄, and ‖w − w̄‖; float64."""
+
+    norm_U: torch.Tensor
+    mean_U: torch.Tensor
+    centred_norm_U: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One place where an affine map is applied to data: statistics.md calls its output channels *units*.
+
+    name        unique in the model: the path of the weight's owner, "#k" appended for its k-th call (k ≥ 1)
+    index       order in the forward pass, from 0
+    kind        "dense", "conv1d", "conv2d", "conv3d", "conv_transpose2d", "graph", "fm", "lstm", …
+    gate        the nonlinearity that consumes the output ("relu", "gelu", …); see NOT_FIRING
+    norm        a data-dependent norm between the affine map and the gate, by its module path, else None
+    folded      paths of the norms folded into the pattern (BatchNorm behind, LayerNorm's gain before)
+    pattern_UD  float64 on the CPU, the effective weights; with groups, D is the fan-in of one unit
+    bias_U      float64 on the CPU, the effective bias (0 where the map has none)
+    raw_UD      the weights before folding, float64 on the CPU
+    up_UD       of a gated pair the pattern of the other branch, else None
+    error       max |w·x + b − z| over the probe batch, divided by max(‖w‖‖x‖ + |b|)
+    note        why anything about the site is not as it usually is, else None
+    """
+
+    name: str
+    path: str
+    call: int
+    index: int
+    kind: str
+    gate: str
+    pattern_UD: torch.Tensor
+    bias_U: torch.Tensor
+    raw_UD: torch.Tensor
+    inputs: InputSpace
+    groups: int = 1
+    norm: str | None = None
+    folded: tuple[str, ...] = ()
+    alias_of: str | None = None
+    up_UD: torch.Tensor | None = None
+    error: float = 0.0
+    note: str | None = None
+
+    @property
+    def units(self) -> int:
+        """How many units (output channels) the site has."""
+        return int(self.pattern_UD.shape[0])
+
+    @property
+    def fan_in(self) -> int:
+        """How many numbers a unit's pattern has."""
+        return int(self.pattern_UD.shape[1])
+
+    @property
+    def fires(self) -> bool:
+        """Whether firing (z > 0) means anything here."""
+        return self.gate not in NOT_FIRING
+
+    @property
+    def group_U(self) -> torch.Tensor:
+        """The group of each unit, int64."""
+        return torch.arange(self.units) // (self.units // self.groups)
+
+    @cached_property
+    def scales(self) -> PatternScales:
+        """What match needs of the patterns, computed once."""
+        pattern_UD = self.pattern_UD.double()
+        mean_U = pattern_UD.mean(1)
+        return PatternScales(pattern_UD.norm(dim=1), mean_U, (pattern_UD - mean_U[:, None]).norm(dim=1))
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A weight that acts in the forward pass and is not interpreted, or a parameter that never acts: never silent."""
+
+    name: str
+    reason: str
+    parameters: int
+
+
+class InputSums:
+    """Per presentation and group, in float64: what match needs of x, shared by every unit of the group.
+
+    sum_LSG     Σx
+    square_LSG  Σx²
+    centred_LSG Σ(x − x̄)², computed around the entry's own mean so that a large mean does not cancel it
+    """
+
+    def __init__(self, sum_LSG: torch.Tensor, square_LSG: torch.Tensor, centred_LSG: torch.Tensor) -> None:
+        self.sum_LSG = sum_LSG
+        self.square_LSG = square_LSG
+        self.centred_LSG = centred_LSG
+
+
+@dataclass(frozen=True, eq=False)
+class Presentations:
+    """Every meeting of one batch's inputs with one site.
+
+    z_LSU       the gate's real input (the folded affine output, or its norm's output where `site.norm`)
+    a_LSU       the gate's output; the same tensor as z_LSU for gate "identity"; of a gated pair φ(z)·up
+    affine_LSU  w·x + b in the space of `site.pattern_UD`; None where it is z_LSU itself
+    uid_N       int64 uid of each row of the batch; label_N its class (−1 unknown) or None
+    row_L       int64, which row of the batch each entry belongs to; None where entry i is row i (then L = N)
+    mask_LS     bool, False where the position is padding or absent; None if all are presentations
+    position_LS int64 number of each position within its row; None where it is 0 … S−1
+    padded_S    bool, the position's input touches the layer's zero (or other) padding; None where none does
+    patches     `patches(start, stop)` gives x of entries start…stop as (l, S, G, D), in the dtype of the model
+    input_sums  lazily, once: `InputSums` of all presentations
+    patches_at  `patches_at(start, stop, index_lK)` gives x at K positions of each entry as (l, K, G, D), where that is
+                less work than all patches; else None
+    gradient_LSU   ∂(sum of row losses)/∂a where a backward pass was run, else None
+    """
+
+    site: Site
+    z_LSU: torch.Tensor
+    a_LSU: torch.Tensor
+    uid_N: torch.Tensor
+    patches: Callable[[int, int], torch.Tensor]
+    input_sums: Callable[[], InputSums]
+    label_N: torch.Tensor | None = None
+    affine_LSU: torch.Tensor | None = None
+    row_L: torch.Tensor | None = None
+    mask_LS: torch.Tensor | None = None
+    position_LS: torch.Tensor | None = None
+    padded_S: torch.Tensor | None = None
+    classes: int = field(default=0, kw_only=True)
+    gradient_LSU: torch.Tensor | None = field(default=None, kw_only=True)
+    patches_at: Callable[[int, int, torch.Tensor], torch.Tensor] | None = field(default=None, kw_only=True)
+
+    @property
+    def entries(self) -> int:
+        """How many leading entries there are, L."""
+        return int(self.z_LSU.shape[0])
+
+    @property
+    def positions(self) -> int:
+        """How many positions an entry has, S."""
+        return int(self.z_LSU.shape[1])
+
+    @property
+    def rows(self) -> int:
+        """How many rows the batch has, N."""
+        return int(self.uid_N.shape[0])
+
+    @property
+    def row_index_L(self) -> torch.Tensor:
+        """The row of each entry, int64, also where `row_L` is None."""
+        if self.row_L is not None:
+            return self.row_L
+        return torch.arange(self.entries, device=self.z_LSU.device)
+
+    def select_rows(self, keep_N: torch.Tensor) -> Presentations:
+        """The presentations of the rows where the bool `keep_N` is True, in the same order."""
+        keep_L = keep_N[self.row_index_L]
+        index_L = keep_L.nonzero()[:, 0]
+        renumbered_N = keep_N.cumsum(0) - 1
+
+        def runs(start: int, stop: int) -> Iterator[tuple[int, int]]:
+            # run by run, so that the inputs of what lies between two wanted entries are never made
+            wanted = index_L[start:stop].cpu()
+            if len(wanted) == 0:
+                yield 0, 0
+                return
+            for run in wanted.tensor_split((wanted.diff() != 1).nonzero()[:, 0] + 1):
+                yield int(run[0]), int(run[-1]) + 1
+
+        def patches(start: int, stop: int) -> torch.Tensor:
+            return torch.cat([self.patches(first, last) for first, last in runs(start, stop)])
+
+        def patches_at(start: int, stop: int, index_lK: torch.Tensor) -> torch.Tensor:
+            assert self.patches_at is not None
+            parts, done = [], 0
+            for first, last in runs(start, stop):
+                parts.append(self.patches_at(first, last, index_lK[done : done + last - first]))
+                done += last - first
+            return torch.cat(parts)
+
+        def input_sums() -> InputSums:
+            sums = self.input_sums()
+            return InputSums(sums.sum_LSG[index_L], sums.square_LSG[index_L], sums.centred_LSG[index_L])
+
+        return replace(
+            self,
+            z_LSU=self.z_LSU[index_L],
+            a_LSU=self.a_LSU[index_L],
+            affine_LSU=None if self.affine_LSU is None else self.affine_LSU[index_L],
+            uid_N=self.uid_N[keep_N],
+            label_N=None if self.label_N is None else self.label_N[keep_N],
+            row_L=None if self.row_L is None else renumbered_N[self.row_L[index_L]],
+            mask_LS=None if self.mask_LS is None else self.mask_LS[index_L],
+            position_LS=None if self.position_LS is None else self.position_LS[index_L],
+            gradient_LSU=None if self.gradient_LSU is None else self.gradient_LSU[index_L],
+            patches=patches,
+            patches_at=None if self.patches_at is None else patches_at,
+            input_sums=input_sums,
+        )

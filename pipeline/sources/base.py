@@ -1,0 +1,319 @@
+"""The contract of a source: chunks fixed by their file alone, batches, and a ledger of rows.
+
+One file `sources/NAME.py` with a constant `SOURCE`, a class, adds one. Layer 2: a source imports this file and what is
+below, never a sibling, and storage only through `inputs` and `store`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import DataError, JobError, nearest
+from pipeline.hashing import digest
+from pipeline.inputs import InputFile, list_inputs
+from pipeline.job import DataSpec
+from pipeline.rows.features import NOTHING, Decoded, FeatureFormat, Numbers
+from pipeline.rows.footers import Footer, first_uid, read_footer
+from pipeline.rows.format import RowFormat, check_columns
+from pipeline.rows.groups import read_groups
+from pipeline.rows.reading import Piece, Reading, Unreadable, prefetched
+from pipeline.store import Store
+
+# raised whenever the same row groups would give other batches
+READ_VERSION = 1
+SUFFIXES = (".parquet", ".parq", ".pq")
+
+
+class Options(BaseModel):
+    """Base of what a source takes besides a data set's common keys: frozen, unknown keys refused. Here: nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of consecutive row groups of one file, read as one split of one data set.
+
+    id         digest of the file's content, the row groups and everything that decides how they are read
+    data       name of the data set in the job
+    split      rows of other splits in these row groups are excluded
+    url        the file as the job names it: the same wherever the store is and the run is started
+    file_id    digest of the file's content
+    start      first row group
+    stop       row group behind the last one
+    rows       rows in these row groups, those of other splits included
+    first_row  number of the first of these rows in the file
+    uid_base   uid of the file's first row; None where rows are not named by their number in it
+    """
+
+    id: str
+    data: str
+    split: str
+    url: str
+    file_id: str
+    start: int
+    stop: int
+    rows: int
+    first_row: int
+    uid_base: int | None
+
+
+class Source(ABC):
+    """One data set of a job. Making it touches nothing; a bad job or data set is refused by the first question.
+
+    `whole`: its rows depend on each other (a graph) and are one batch, for families that are `whole` as well.
+    """
+
+    name: ClassVar[str]
+    parameters: ClassVar[type[Options]] = Options
+    whole: ClassVar[bool] = False
+
+    def __init__(self, data: str, spec: DataSpec, store: Store) -> None:
+        self.data = data
+        self.spec = spec
+        self.store = store
+        try:
+            self.options = self.parameters(**spec.options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            known = nearest(key, self.parameters.model_fields)
+            raise self.refusal(f"options.{key} = {first['input']!r}", f"{first['msg']}; {known}") from None
+
+    def refusal(self, key: str, problem: str) -> JobError:
+        """The error for a key of this data set that the source cannot do with."""
+        return JobError(f"{self.spec.place}: [data.{self.data}] {key}: {problem}")
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row's input."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """Number of classes of the labels; 0 if the data has none."""
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """Number of values of each categorical column."""
+        return ()
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different tokens; 0 where rows are not tokens."""
+        return 0
+
+    @abstractmethod
+    def chunks(self, split: str) -> tuple[Chunk, ...]:
+        """The chunks that can hold rows of a split, in plan order, from the footers of files alone."""
+
+    @abstractmethod
+    def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any]:
+        """The batches of a chunk. DataError if the file is not the one that was planned, or cannot be read."""
+
+
+class RowGroupSource(Source):
+    """Rows of Parquet files: `spec.columns` says which columns are what, `footers` which files there are."""
+
+    @abstractmethod
+    def footers(self) -> Sequence[Footer]:
+        """The footer of every file in plan order, named as the file is in chunks and tables."""
+
+    @abstractmethod
+    def locate(self, name: str) -> str:
+        """The URL of a file by that name."""
+
+    def features(self) -> FeatureFormat:
+        """How the columns become what a model takes: here numbers, of `columns.shape` or one for each column."""
+        columns = self.spec.columns
+        features = (columns.features,) if isinstance(columns.features, str) else columns.features
+        shape = columns.shape or ((len(features),) if not isinstance(columns.features, str) else ())
+        if not features or not shape:
+            missing = "features" if not features else "shape"
+            raise self.refusal(f"columns.{missing}", f"missing; expected {_EXPECTED[missing]}")
+        return Numbers(features, isinstance(columns.features, str), shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The features' shape: `columns.shape`, or the number of feature columns."""
+        return self._features.shape
+
+    @property
+    def classes(self) -> int:
+        """The number of `labels`, else `classes`."""
+        return self._format("").classes
+
+    def chunks(self, split: str) -> tuple[Chunk, ...]:
+        """Row groups that can hold the split, in runs of up to `chunk_rows` rows (or one group that is larger)."""
+        return tuple(chunk for footer in self._checked for chunk in self._cut(footer, self._format(split)))
+
+    def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any]:
+        """Read a chunk row group by row group, the next one while the last is used."""
+        rows = self._format(chunk.split)
+        return Reading(
+            where=f"data {self.data}: {chunk.url}",
+            rows=chunk.rows,
+            pieces=lambda: rows.features.repacked(self._pieces(chunk, rows)),
+            join=rows.join,
+            batch_rows=batch_rows,
+            max_unreadable=self.spec.max_unreadable,
+        )
+
+    def _format(self, split: str) -> RowFormat:
+        spec, columns = self.spec, self.spec.columns
+        features = self._features
+        if columns.label is not None and spec.labels is None and spec.classes is None:
+            raise self.refusal("classes", f"missing; expected the number of classes of {columns.label!r}")
+        return RowFormat(
+            features=features,
+            label=columns.label,
+            labels=spec.labels,
+            classes=len(spec.labels) if spec.labels is not None else spec.classes or 0,
+            key=columns.key,
+            split_column=columns.split,
+            split=split,
+        )
+
+    @cached_property
+    def _features(self) -> FeatureFormat:
+        return self.features()
+
+    @cached_property
+    def listed(self) -> Sequence[Footer]:
+        """The footers, asked for once."""
+        return self.footers()
+
+    @cached_property
+    def _checked(self) -> Sequence[Footer]:
+        rows = self._format("")
+        footers = self.listed
+        for footer in footers:
+            rows.check(footer)
+            rows.check_labels(footer)
+        _refuse_shared_uids(self.data, footers)
+        return footers
+
+    def _cut(self, footer: Footer, rows: RowFormat) -> Iterator[Chunk]:
+        """The chunks of one file: nothing else decides them, so that other files can come and go."""
+        first_row = start = filled = 0
+        for group in range(footer.metadata.num_row_groups):
+            size, wanted = footer.rows(group), rows.may_hold_split(footer, group)
+            if filled and (not wanted or filled + size > self.spec.chunk_rows):
+                yield self._chunk(footer, rows, start, group, first_row - filled, filled)
+                filled = 0
+            if wanted:
+                start = start if filled else group
+                filled += size
+            first_row += size
+        if filled:
+            yield self._chunk(footer, rows, start, footer.metadata.num_row_groups, first_row - filled, filled)
+
+    def _chunk(self, footer: Footer, rows: RowFormat, start: int, stop: int, first_row: int, count: int) -> Chunk:
+        reading_spec = [READ_VERSION, rows.identity, self.spec.max_unreadable]
+        return Chunk(
+            id=digest([footer.file_id, start, stop, reading_spec]),
+            data=self.data,
+            split=rows.split,
+            url=footer.name,
+            file_id=footer.file_id,
+            start=start,
+            stop=stop,
+            rows=count,
+            first_row=first_row,
+            uid_base=footer.uid_base if rows.numbers_rows else None,
+        )
+
+    def _pieces(self, chunk: Chunk, rows: RowFormat) -> Iterator[Piece[Decoded]]:
+        where = f"data {self.data}: {chunk.url}"
+        first_row = chunk.first_row
+        uids = [NOTHING.uid_N]
+        wanted = range(chunk.start, chunk.stop)
+        encoded = rows.features.encoded
+        groups = read_groups(self.locate(chunk.url), chunk.file_id, wanted, rows.columns, encoded=encoded)
+        for group in prefetched(groups):
+            for part in group.parts:
+                piece = rows.decode(part, where=where, first_row=first_row, uid_base=first_uid(chunk.file_id))
+                if rows.key is not None:
+                    uids.append(piece.content.uid_N)
+                yield piece
+                first_row += part.num_rows
+            if group.damage:
+                yield Piece(0, NOTHING, unreadable=(Unreadable(group.rows, first_row, group.damage),))
+                first_row += group.rows
+        _refuse_repeated(np.concatenate(uids), where, rows.key)
+
+
+class FileSource(RowGroupSource):
+    """Parquet files at `url`: a file, every one below a directory, or what a glob matches."""
+
+    def footers(self) -> Sequence[Footer]:
+        """The footers of the files that `url` stands for, each named as the job would name it."""
+        named = [(self.spec.named(file.url), file) for file in self._files()]
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            return list(pool.map(lambda one: read_footer(*one), named))
+
+    def _files(self) -> list[InputFile]:
+        if self.spec.url is None:
+            raise self.refusal("url", "missing; expected a file, directory or glob of Parquet files")
+        location = self.spec.location
+        found = list_inputs(location)
+        if [file.url for file in found] == [location] or any(sign in location for sign in "*?["):
+            return found
+        found = [file for file in found if file.url.lower().endswith(SUFFIXES)]
+        if not found:
+            raise DataError(f"data {self.data}: below {location} no file ends in {' or '.join(SUFFIXES)}")
+        return found
+
+    def locate(self, name: str) -> str:
+        """Where a file of that name is, relative to the job file if the name is."""
+        return self.spec.located(name)
+
+    @cached_property
+    def training_identity(self) -> list[Any]:
+        """What decides which rows are there to train on, as JSON values."""
+        return [self.spec.columns.split, self.spec.train, sorted(footer.file_id for footer in self.listed)]
+
+    def training_rows(self, features: FeatureFormat) -> Iterator[pa.RecordBatch]:
+        """Every readable row to train on, with the columns of these features, in plan order.
+
+        For what must be known of the data before a model can be built. DataError if a file has not these columns.
+        """
+        named = RowFormat(features, None, None, 0, None, self.spec.columns.split, self.spec.train)
+        for footer in self.listed:
+            check_columns(footer, tuple(features.roles()))
+            wanted = [g for g in range(footer.metadata.num_row_groups) if named.may_hold_split(footer, g)]
+            for group in prefetched(read_groups(self.locate(footer.name), footer.file_id, wanted, named.columns)):
+                for part in group.parts:
+                    yield part.filter(pa.array(named.wanted(part)))
+
+
+_EXPECTED = {
+    "features": "the name of a column of lists, or an array of names of columns of numbers",
+    "shape": "the shape of a row, shape = [1, 28, 28] say",
+}
+
+
+def _refuse_repeated(uid_N: np.ndarray, where: str, key: str | None) -> None:
+    values, counts = np.unique(uid_N, return_counts=True)
+    repeated = values[counts > 1]
+    if len(repeated):
+        raise DataError(f"{where}: {len(repeated)} keys of column {key!r} name several rows, first uid {repeated[0]}")
+
+
+def _refuse_shared_uids(data: str, footers: Sequence[Footer]) -> None:
+    """DataError if two files are the same, or number their rows alike (which 63 bits make all but impossible)."""
+    ranges = sorted((footer.uid_base, footer.uid_base + footer.metadata.num_rows, footer.name) for footer in footers)
+    wrapped = [(start - 2**63, stop - 2**63, name) for start, stop, name in ranges if stop > 2**63]
+    for (_, stop, name), (start, _, other) in zip([*wrapped, *ranges], [*wrapped, *ranges][1:], strict=False):
+        if start < stop:
+            raise DataError(f"data {data}: {name} and {other} have the same content: every row would count twice")

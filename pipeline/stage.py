@@ -1,0 +1,79 @@
+"""One stage of a run: all its tasks to the end, what failed by its input, and what is left open and why.
+
+Layer 4. What one poisoned chunk or model breaks, it breaks alone: a task that is lost is cut into smaller ones until
+the smallest is lost, everything else is done, and the run stays open for that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.executor import Executor, Lost
+from pipeline.progress import Progress
+from pipeline.task import Receipt, Task
+
+# where a task stands in the plan; a part of one stands behind the number of the whole
+Place = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What became of a stage's tasks: receipts in plan order, then models with reasons.
+
+    failed  models that failed by themselves: the same in every run
+    unread  models with rows that cannot be read, which the owner of the data must act on
+    lost    models whose tasks came to nothing, which another run may do
+    """
+
+    receipts: tuple[Receipt, ...]
+    failed: Mapping[str, str]
+    unread: Mapping[str, str]
+    lost: Mapping[str, str]
+
+    @property
+    def open(self) -> frozenset[str]:
+        """Models that are neither done nor failed by themselves."""
+        return frozenset(self.unread.keys() | self.lost.keys())
+
+    def then(self, later: Stage) -> Stage:
+        """This stage and one that came after it; the earlier reason stays."""
+        return Stage(
+            self.receipts + later.receipts,
+            {**later.failed, **self.failed},
+            {**later.unread, **self.unread},
+            {**later.lost, **self.lost},
+        )
+
+
+def run_stage(do: Callable[[Task], Receipt], tasks: Iterable[Task], *, executor: Executor, progress: Progress) -> Stage:
+    """Run tasks, and the parts of those that are lost, until nothing smaller is left to try."""
+    receipts: list[tuple[Place, Receipt]] = []
+    lost: dict[str, str] = {}
+    waiting: list[tuple[Place, Task]] = [((number,), task) for number, task in enumerate(tasks)]
+    while waiting:
+        parts: list[tuple[Place, Task]] = []
+        for number, outcome in executor.map(do, [task for _, task in waiting]):
+            place, task = waiting[number]
+            smaller: Sequence[Task] = task.parts()
+            if not isinstance(outcome, Lost):
+                receipts.append((place, outcome))
+                progress.advance(outcome.units)
+            elif smaller:
+                parts += [((*place, index), part) for index, part in enumerate(smaller)]
+            else:
+                lost |= dict.fromkeys(task.models, outcome.reason)
+                progress.note(f"lost: {outcome.reason}")
+        waiting = parts
+    return _stage([receipt for _, receipt in sorted(receipts, key=lambda one: one[0])], lost)
+
+
+def _stage(receipts: Sequence[Receipt], lost: Mapping[str, str]) -> Stage:
+    # of several reasons the first in plan order, which neither the number of workers nor a resumption can change
+    failed: dict[str, str] = {}
+    unread: dict[str, str] = {}
+    for receipt in receipts:
+        failed = {**receipt.failed, **failed}
+        unread = {**receipt.unread, **unread}
+        lost = {**receipt.lost, **lost}
+    return Stage(tuple(receipts), failed, unread, lost)

@@ -1,0 +1,124 @@
+"""The contract of a statistic. One file `statistics/NAME.py` with a constant `STATISTIC` adds one; the laws test it.
+
+Layer 2: pure torch, no I/O, no pyarrow; a statistic imports this file, `kernels`, and what is below, never a sibling.
+
+A statistic is a frozen dataclass: its fields are its parameters, settable in a job under `[statistics.NAME]`, and part
+of the identity of every state together with `version`. It names the *primitives* it needs of a site; their union over
+all statistics is computed in one pass, and the state, merge and encoding follow from them. One that cannot be put as
+primitives overrides `empty`, `observe` and `merge` itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from pipeline.columns import Column
+from pipeline.hashing import digest
+from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.reference import observe_all
+from pipeline.sites import Presentations, Site
+
+
+class Nullable(NamedTuple):
+    """Values of which some are null (not computed): `valid` is bool of the same length. NaN means undefined."""
+
+    values: torch.Tensor
+    valid: torch.Tensor
+
+
+Values = torch.Tensor | Nullable | list[str] | list[torch.Tensor]
+# table → column → values. "neurons" has one value per unit, in order; other tables have a column "unit".
+Rows = Mapping[str, Mapping[str, Values]]
+
+
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """What stands beside a number: `twin` is the same site of the untrained twin, None where there is none."""
+
+    twin: Site | None = None
+
+
+@dataclass(frozen=True)
+class Statistic(ABC):
+    """Base of every statistic; concrete ones are `@dataclass(frozen=True)` whose fields are the parameters.
+
+    sample_rows   the fixed hash sample of rows that it is computed on: about this many, None = all rows
+    sample_shift  resolved from sample_rows by the plan: rows whose 63-bit hash is below 2^(63 − sample_shift) are kept
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    COLUMNS: ClassVar[tuple[Column, ...]]
+    # presentations come with `gradient_LSU`, from a backward pass of their own, where the batch has a loss
+    needs_gradients: ClassVar[bool] = False
+    sample_rows: int | None = None
+    sample_shift: int = 0
+
+    def applies(self, site: Site) -> bool:
+        """Whether the statistic is defined at this site at all; where not, its columns are null."""
+        return True
+
+    @abstractmethod
+    def primitives(self, site: Site) -> Mapping[str, Primitive]:
+        """The primitives needed of a site, by the name under which they stand in the state."""
+
+    @abstractmethod
+    def columns(self, site: Site, state: State, controls: Controls) -> Rows:
+        """The rows of the tables that one site's merged state gives."""
+
+    def estimates(self, site: Site, state: State, controls: Controls) -> Mapping[str, Values]:
+        """The columns of "neurons" that have a standard error; less than `columns` where the others cost much."""
+        return self.columns(site, state, controls).get("neurons", {})
+
+    @abstractmethod
+    def define(self, site: Site, whole: Presentations, controls: Controls) -> Rows:
+        """The same rows by their definition, from all presentations at once in float64: the oracle of the laws."""
+
+    def empty(self, site: Site) -> State:
+        """The state of no data."""
+        return joined({name: primitive.empty(site) for name, primitive in self.primitives(site).items()})
+
+    def observe(self, presentations: Presentations) -> State:
+        """The state of one batch by the reference kernel."""
+        needed = self.primitives(presentations.site)
+        return joined(dict(zip(needed, observe_all(list(needed.values()), presentations), strict=True)))
+
+    def merge(self, site: Site, left: State, right: State) -> State:
+        """The state of both; neither argument is changed."""
+        return joined(
+            {
+                name: primitive.merge(part(left, name), part(right, name))
+                for name, primitive in self.primitives(site).items()
+            }
+        )
+
+    def state_bytes(self, site: Site, classes: int = 0) -> int:
+        """Bytes of the state of one site, for data whose labels have this many classes."""
+        return sum(primitive.state_bytes(site) for primitive in self.primitives(site).values())
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters that change the result."""
+        return dataclasses.asdict(self)
+
+    @property
+    def identity(self) -> str:
+        """`name-digest` of name, version and parameters: equal identities mean equal states of equal presentations."""
+        return f"{self.name}-{digest([self.name, self.version, self.parameters], length=12)}"
+
+
+def joined(parts: Mapping[str, State]) -> State:
+    """The state of a statistic from those of its primitives."""
+    return {f"{name}.{key}": value for name, state in parts.items() for key, value in state.items()}
+
+
+def part(state: State, name: str) -> State:
+    """The state of the primitive that stands as `name` in a statistic's state."""
+    prefix = f"{name}."
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}

@@ -1,0 +1,314 @@
+"""template: does the data that drives a unit look like its weights? S = Cov(a, x) and E[x | fires] − E[x] beside w.
+
+Layer 2: pure torch, no I/O. The weights of a trained unit are proportional to what makes its activation vary
+(Radhakrishnan et al., Science 2024: the neural feature ansatz) only where training has put them there, so every cosine
+stands beside the same with the patterns of the other units and with the unit's own pattern permuted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.columns import Column
+from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.comoment import CoMoment, InputCovariance
+from pipeline.kernels.thin import thinned
+from pipeline.kernels.vectors import cosine, cosine_blocks, permutations
+from pipeline.kernels.whole import Whole
+from pipeline.sites import Presentations, Site
+from pipeline.statistics.base import Controls, Rows, Statistic, Values, part
+
+# with 100 permutations the 95th percentile is the fifth largest: its own spread is a tenth of the null's
+PERMUTATIONS = 100
+# of the mean variance of an input; digits have inputs that never vary, so Σ alone has no inverse
+RIDGE = 1e-3
+# of sd(a)·sd(x): a smaller co-moment is chance in 10⁸ presentations and loses its digits in float32 products
+RESOLUTION = 2.0**-14
+_ANSATZ = "Radhakrishnan et al. 2024, Science 383:1461"
+
+
+def _column(name: str, meaning: str, formula: str, null: str, *, source: str = "", se: bool = False) -> Column:
+    return Column(name, "float64", meaning, range="[-1, 1]", null=null, formula=formula, source=source, se=se)
+
+
+def _absolute(name: str, meaning: str, formula: str, null: str) -> Column:
+    return Column(name, "float64", meaning, range="[0, 1]", null=null, formula=formula)
+
+
+def _pattern(name: str, meaning: str, formula: str, null: str = "never") -> Column:
+    return Column(name, "list<float32>", meaning, unit="of x", formula=formula, null=null, table="patterns")
+
+
+_UNRESOLVED = "NaN where a or x does not vary, or S is below float32's resolution, or w = 0"
+_NO_OTHER = f"null where the unit shares its inputs with no other; {_UNRESOLVED}"
+
+
+@dataclass(frozen=True)
+class Template(Statistic):
+    """Cov(a, x) and the mean of what fires a unit, compared with its pattern.
+
+    positions         of each row at most this many positions, drawn by hash (default: all)
+    whitened_fan_in   the whitened form is computed where the fan-in is at most this: its state has fan-in² numbers
+    """
+
+    sample_rows: int | None = 20_000
+    positions: int = 2**30
+    whitened_fan_in: int = 1024
+
+    name: ClassVar[str] = "template"
+    version: ClassVar[int] = 1
+    COLUMNS: ClassVar[tuple[Column, ...]] = (
+        Column(
+            "template_n",
+            "int64",
+            "Presentations that the template columns rest on (of the sample of rows; finite and unmasked).",
+            unit="presentations",
+            range="≥ 0",
+        ),
+        _column(
+            "template_cos",
+            "Does what drives the unit look like its weights: cosine of S = Cov(a, x) with the pattern w.",
+            "S·w / (‖S‖‖w‖), S = Σ(a − ā)(x − x̄)/n",
+            _UNRESOLVED,
+            source=_ANSATZ,
+            se=True,
+        ),
+        _absolute(
+            "template_cos_other_mean",
+            "Control: mean |cosine| of the unit's S with the patterns of the other units over the same inputs.",
+            "mean over v ≠ u of |cos(S_u, w_v)|",
+            _NO_OTHER,
+        ),
+        _absolute(
+            "template_cos_other_p95",
+            "Control: 95th percentile of |cosine| of the unit's S with the other units' patterns.",
+            "0.95 quantile over v ≠ u of |cos(S_u, w_v)|, linearly interpolated",
+            _NO_OTHER,
+        ),
+        _column(
+            "template_cos_other_signed",
+            "Control: mean signed cosine of the unit's S with the other units' patterns; 0 if they point anywhere.",
+            "mean over v ≠ u of cos(S_u, w_v)",
+            _NO_OTHER,
+        ),
+        _absolute(
+            "template_cos_permuted_mean",
+            "Control: mean |cosine| of S with the unit's own pattern, its entries permuted.",
+            f"mean over {PERMUTATIONS} fixed permutations π of |cos(S, w∘π)|",
+            _UNRESOLVED,
+        ),
+        _absolute(
+            "template_cos_permuted_p95",
+            "Control: 95th percentile of |cosine| of S with the unit's own pattern, its entries permuted.",
+            f"0.95 quantile over {PERMUTATIONS} fixed permutations π of |cos(S, w∘π)|",
+            _UNRESOLVED,
+        ),
+        _column(
+            "template_cos_sta",
+            "Does the mean of what fires the unit look like its weights: cosine of E[x | fires] − E[x] with w.",
+            "cos(E[x | z > 0] − E[x], w)",
+            "null where firing is undefined (no gate); NaN where it fires never or always, or w = 0",
+            source="spike-triggered average: de Boer & Kuyper 1968; Chichilnisky 2001",
+            se=True,
+        ),
+        _column(
+            "template_cos_whitened",
+            "The cosine after undoing the correlations of the inputs: 1 for Gaussian x whatever the gate.",
+            f"cos((Σ + λI)⁻¹S, w), Σ = Cov(x), λ = {RIDGE} · tr Σ / D",
+            "null where fan-in > whitened_fan_in, or there is no gate (then 1 by construction); NaN as template_cos",
+            source="Stein's lemma: S = E[φ′]Σw for Gaussian x",
+        ),
+        _pattern("weight", "The unit's pattern w, norms folded in; reshape by the site's input_shape.", "w"),
+        Column("bias", "float64", "The unit's effective bias.", unit="of z", formula="b", table="patterns"),
+        _pattern(
+            "raw_weight", "The weights before a norm was folded in.", "w before folding", "where nothing is folded"
+        ),
+        _pattern("up_weight", "Of a gated pair the pattern of the other branch.", "w of the other branch", "else"),
+        _pattern(
+            "cov",
+            "Cov(a, x), what makes the activation vary; 0 below float32's resolution.",
+            "S",
+            "NaN where nothing was seen",
+        ),
+        _pattern(
+            "sta",
+            "Mean of the inputs that fire the unit, less the mean of all inputs.",
+            "E[x | z > 0] − E[x]",
+            "null where firing is undefined (no gate); NaN where it never fires",
+        ),
+        _pattern("mean_x", "Mean of the unit's inputs.", "E[x]", "NaN where nothing was seen"),
+    )
+
+    def primitives(self, site: Site) -> Mapping[str, Primitive]:
+        """Co-moments of a and firing with x, and the inputs' covariance where it is small enough."""
+        needed: dict[str, Primitive] = {"comoment": CoMoment(fired=site.fires, positions=self.positions)}
+        if self._whitened(site):
+            needed["inputs"] = InputCovariance(self.positions)
+        return needed
+
+    def columns(self, site: Site, state: State, controls: Controls) -> Rows:
+        """Cosines, their nulls, and the patterns themselves."""
+        seen = _from_state(site, part(state, "comoment"))
+        neurons: dict[str, Values] = {
+            "template_n": seen.n_U,
+            **_own_cosines(site, seen),
+            **_permuted_cosines(site, seen.cov_UD),
+            **_other_cosines(site, seen.cov_UD),
+        }
+        if self._whitened(site):
+            inputs = part(state, "inputs")
+            sigma_GDD = inputs["m2_GDD"] / inputs["n_G"][:, None, None]
+            neurons["template_cos_whitened"] = cosine(_whitened(seen.cov_UD, sigma_GDD), site.pattern_UD)
+        return {"neurons": neurons, "patterns": _patterns(site, seen)}
+
+    def estimates(self, site: Site, state: State, controls: Controls) -> Mapping[str, Values]:
+        """The cosines alone: their nulls cost a hundred times as much, and a standard error asks for many states."""
+        return _own_cosines(site, _from_state(site, part(state, "comoment")))
+
+    def define(self, site: Site, whole: Presentations, controls: Controls) -> Rows:
+        """S, E[x | fires] − E[x] and Σ of all presentations at once, unit by unit in float64."""
+        everything = Whole(thinned(whole, self.positions))
+        seen = _by_definition(site, everything)
+        values = [_defined_cosines(site, seen, unit) for unit in range(site.units)]
+        neurons: dict[str, Values] = {"template_n": seen.n_U}
+        neurons |= {name: torch.tensor([one[name] for one in values], dtype=torch.float64) for name in values[0]}
+        if self._whitened(site):
+            whitened_UD = _whitened(seen.cov_UD, _whole_sigma(site, everything))
+            neurons["template_cos_whitened"] = cosine(whitened_UD, site.pattern_UD)
+        return {"neurons": neurons, "patterns": _patterns(site, seen)}
+
+    def _whitened(self, site: Site) -> bool:
+        # without a gate a = w·x + b, S = Σw, and Σ⁻¹S = w whatever the data: no finding
+        return site.fires and site.fan_in <= self.whitened_fan_in
+
+
+class _Seen(NamedTuple):
+    """Per unit n, S, E[x | fires] − E[x] (None without a gate) and E[x]; NaN where undefined, 0 where unresolved."""
+
+    n_U: torch.Tensor
+    cov_UD: torch.Tensor
+    sta_UD: torch.Tensor | None
+    mean_UD: torch.Tensor
+
+
+def _from_state(site: Site, state: State) -> _Seen:
+    n_U1 = state["n_U"].double()[:, None]
+    repeats = site.units // len(state["x_m2_K"])
+    x_variance_U1 = state["x_m2_K"].repeat_interleave(repeats)[:, None] / n_U1
+    cov_UD = _resolved(state["cov_UD"] / n_U1, state["a_m2_U"][:, None] / n_U1 * x_variance_U1)
+    mean_UD = torch.where(n_U1 > 0, state["x_mean_KD"].repeat_interleave(repeats, 0), torch.nan)
+    sta_UD = None
+    if site.fires:
+        rate_U1 = state["n_fired_U"][:, None] / n_U1
+        sta_UD = _resolved(state["fired_UD"] / n_U1, rate_U1 * (1 - rate_U1) * x_variance_U1) / rate_U1
+    return _Seen(state["n_U"], cov_UD, sta_UD, mean_UD)
+
+
+def _resolved(covariance_UD: torch.Tensor, variances_U1: torch.Tensor) -> torch.Tensor:
+    """The covariance, 0 where it is below `RESOLUTION` of the root of the product of the variances."""
+    vanishes_U1 = covariance_UD.square().sum(-1, keepdim=True) <= RESOLUTION**2 * variances_U1
+    return torch.where(vanishes_U1, 0.0, covariance_UD)
+
+
+def _own_cosines(site: Site, seen: _Seen) -> dict[str, Values]:
+    cosines: dict[str, Values] = {"template_cos": cosine(seen.cov_UD, site.pattern_UD)}
+    if seen.sta_UD is not None:
+        cosines["template_cos_sta"] = cosine(seen.sta_UD, site.pattern_UD)
+    return cosines
+
+
+def _other_cosines(site: Site, cov_UD: torch.Tensor) -> dict[str, Values]:
+    if site.units == site.groups:
+        return {}
+    null_3U = torch.empty((3, site.units), dtype=torch.float64)
+    by_group = (value.view(site.groups, -1, site.fan_in) for value in (cov_UD, site.pattern_UD))
+    for units, cosines in cosine_blocks(*by_group):
+        null_3U[0, units] = cosines.abs().nanmean(-1)
+        null_3U[1, units] = cosines.abs().nanquantile(0.95, dim=-1)
+        null_3U[2, units] = cosines.nanmean(-1)
+    names = ("template_cos_other_mean", "template_cos_other_p95", "template_cos_other_signed")
+    return dict(zip(names, null_3U, strict=True))
+
+
+def _permuted_cosines(site: Site, cov_UD: torch.Tensor) -> dict[str, Values]:
+    # entries first: a permutation then moves whole rows
+    cov_DU, pattern_DU = ((rows / rows.norm(dim=-1, keepdim=True)).T.contiguous() for rows in (cov_UD, site.pattern_UD))
+    orders = permutations(site.fan_in, PERMUTATIONS)
+    null_KU = torch.stack([(cov_DU * pattern_DU[order]).sum(0).abs() for order in orders])
+    return {"template_cos_permuted_mean": null_KU.mean(0), "template_cos_permuted_p95": null_KU.quantile(0.95, dim=0)}
+
+
+def _whitened(cov_UD: torch.Tensor, sigma_GDD: torch.Tensor) -> torch.Tensor:
+    """(Σ + λI)⁻¹S of each unit by its group's Σ, up to a positive factor; NaN where the inputs do not vary."""
+    groups, fan_in = sigma_GDD.shape[:2]
+    scale_G = sigma_GDD.diagonal(dim1=1, dim2=2).mean(-1)
+    ridge_DD = RIDGE * torch.eye(fan_in, dtype=torch.float64)
+    factor_GDD = torch.linalg.cholesky_ex(sigma_GDD / scale_G[:, None, None] + ridge_DD).L
+    return torch.cholesky_solve(cov_UD.view(groups, -1, fan_in).mT, factor_GDD).mT.flatten(0, 1)
+
+
+def _patterns(site: Site, seen: _Seen) -> dict[str, Values]:
+    vectors = {"weight": site.pattern_UD, "cov": seen.cov_UD, "sta": seen.sta_UD, "mean_x": seen.mean_UD}
+    vectors["raw_weight"] = site.raw_UD if site.folded else None
+    vectors["up_weight"] = site.up_UD
+    columns: dict[str, Values] = {"unit": torch.arange(site.units), "bias": site.bias_U}
+    return columns | {name: value.float() for name, value in vectors.items() if value is not None}
+
+
+def _by_definition(site: Site, whole: Whole) -> _Seen:
+    n, covs, stas, means = [], [], [], []
+    for unit, group in enumerate(site.group_U.tolist()):
+        keep = whole.valid_PU[:, unit] & np.isfinite(whole.x_PGD[:, group]).all(-1)
+        x, z, a = (torch.from_numpy(v[keep]) for v in (whole.x_PGD[:, group], whole.z_PU[:, unit], whole.a_PU[:, unit]))
+        x_rest, a_rest, fires = _rest(x), _rest(a), (z > 0).double()
+        x_variance = x_rest.square().mean(0).sum()
+        covs.append(_resolved((a_rest[:, None] * x_rest).mean(0), a_rest.square().mean() * x_variance))
+        always = bool((z > 0).all())
+        stas.append(_resolved(x_rest[z > 0].mean(0) * (not always), (1 / fires.mean() - 1) * x_variance))
+        n.append(int(keep.sum()))
+        means.append(x.mean(0))
+    return _Seen(torch.tensor(n), torch.stack(covs), torch.stack(stas) if site.fires else None, torch.stack(means))
+
+
+def _rest(value_PK: torch.Tensor) -> torch.Tensor:
+    """Deviations from the mean; from the first value before, so that equal values leave exactly 0."""
+    value_PK = value_PK - value_PK[:1]
+    return value_PK - value_PK.mean(0)
+
+
+def _whole_sigma(site: Site, whole: Whole) -> torch.Tensor:
+    finite = [x[np.isfinite(x).all(-1)] for x in (whole.x_PGD[:, group] for group in range(site.groups))]
+    rests = [_rest(torch.from_numpy(x)) for x in finite]
+    return torch.stack([rest.T @ rest / len(rest) for rest in rests])
+
+
+def _defined_cosines(site: Site, seen: _Seen, unit: int) -> dict[str, float]:
+    def compare(left: torch.Tensor, right: torch.Tensor) -> float:
+        return float(left @ right / (left @ left).sqrt() / (right @ right).sqrt())
+
+    own, cov = site.pattern_UD[unit], seen.cov_UD[unit]
+    group = site.group_U
+    others = [v for v in range(site.units) if v != unit and group[v] == group[unit]]
+    null = torch.tensor([compare(cov, site.pattern_UD[v]) for v in others], dtype=torch.float64)
+    shuffled = [own[order] for order in permutations(site.fan_in, PERMUTATIONS)]
+    permuted = torch.tensor([abs(compare(cov, pattern)) for pattern in shuffled], dtype=torch.float64)
+    values = {
+        "template_cos": compare(cov, own),
+        "template_cos_permuted_mean": float(permuted.mean()),
+        "template_cos_permuted_p95": float(permuted.quantile(0.95)),
+    }
+    if others:
+        values["template_cos_other_mean"] = float(null.abs().nanmean())
+        values["template_cos_other_p95"] = float(null.abs().nanquantile(0.95))
+        values["template_cos_other_signed"] = float(null.nanmean())
+    if seen.sta_UD is not None:
+        values["template_cos_sta"] = compare(seen.sta_UD[unit], own)
+    return values
+
+
+STATISTIC = Template()

@@ -1,0 +1,320 @@
+"""The only door to storage: objects written once and whole, in a directory or a bucket.
+
+Layer 1: the only file that imports fsspec or s3fs. An object is never rewritten: of any number of writers of one key,
+alive, half dead or repeated, the first whole object stays, and each is told the SHA-256 of what is stored.
+
+S3 takes endpoint, credentials, region and certificates from where every AWS tool takes them (AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, AWS_REGION, AWS_CA_BUNDLE, config files,
+roles), and AWS_S3_ADDRESSING_STYLE = path | virtual | auto. None of it is pickled, stored or printed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import fsspec
+
+from pipeline.answers import is_taken, is_transient, reason, server_answer
+from pipeline.errors import DataError, StoreError, nearest
+from pipeline.hashing import sha256
+
+T = TypeVar("T")
+
+SCHEMES = ("file", "s3", "memory")
+ATTEMPTS = 6
+FIRST_PAUSE_S = 0.1  # before the second attempt; doubled for each further one, times a random ½ to 1
+# fsspec splits a larger object into parts: one whole-object PUT is the unit of the commit protocol (S3 allows 5 GiB)
+ONE_PUT_BYTES = 2 << 30
+DRAFT = r"\.[0-9a-f]{32}"
+
+
+class MissingObject(StoreError):  # noqa: N818
+    """No object is stored under this key."""
+
+
+class Stored(NamedTuple):
+    """What a listing says of an object: when it was stored, in UTC, and its size."""
+
+    when: datetime
+    bytes: int
+
+
+class Store(ABC):
+    """A root under which objects live by key ("runs/x/_manifest.json"). It is its URL: pickled, it carries no more."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __repr__(self) -> str:
+        return f"open_store({self.url!r})"
+
+    def put_once(self, key: str, content: bytes) -> str:
+        """Store an object unless the key is taken; return the SHA-256 of what is stored under it now.
+
+        Other bytes that are already there are adopted: the caller compares digests where it matters. A repeated or
+        unacknowledged write finds its own bytes. StoreError if the store refuses or stays unavailable.
+        """
+        _check_key(key)
+        if self._persist("write", key, lambda: self._create(key, content)):
+            return sha256(content)
+        return sha256(self.get(key))
+
+    def get(self, key: str) -> bytes:
+        """The whole object; MissingObject if there is none."""
+        _check_key(key)
+        return self._persist("read", key, lambda: self._read(key))
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Every key that begins with `prefix`, sorted, by one listing."""
+        return sorted(self.modified(prefix))
+
+    def modified(self, prefix: str = "") -> dict[str, datetime]:
+        """When each key that begins with `prefix` was stored, in UTC, by one listing."""
+        return {key: stored.when for key, stored in self.listing(prefix).items()}
+
+    def listing(self, prefix: str = "") -> dict[str, Stored]:
+        """Every key that begins with `prefix`, with when it was stored and its size, by one listing."""
+        return self._persist("list", prefix, lambda: self._list(prefix))
+
+    def drafts(self) -> dict[str, Stored]:
+        """What writers that were killed left behind, by names that are no keys; a bucket keeps nothing of them."""
+        return {}
+
+    def clear(self, draft: str) -> None:
+        """Delete a draft; nothing happens if there is none."""
+        self._persist("delete", draft, lambda: self._delete(draft))
+
+    def remove(self, key: str) -> None:
+        """Delete an object; nothing happens if there is none."""
+        _check_key(key)
+        self._persist("delete", key, lambda: self._delete(key))
+
+    def probe(self) -> None:
+        """Show that the store can be written and never replaces an object; StoreError saying what to do if not."""
+        key = f"probe-{uuid.uuid4().hex}"
+        first = self.put_once(key, b"first")
+        try:
+            kept = self.put_once(key, b"second") == first
+        finally:
+            with suppress(StoreError):
+                self.remove(key)
+        if not kept:
+            raise StoreError(
+                f"{self.url}: the store replaces an object that exists (it ignores If-None-Match), so two writers "
+                "could destroy each other's results; enable conditional writes there, or choose another store"
+            )
+
+    def _persist(self, action: str, key: str, attempt: Callable[[], T]) -> T:
+        for number in range(ATTEMPTS):
+            try:
+                return attempt()
+            except Exception as error:  # drivers share no base class; what is not theirs is re-raised
+                if not is_transient(error) or number == ATTEMPTS - 1:
+                    if refusal := _refusal(error, f"{self.url}: cannot {action} {key or 'its objects'}"):
+                        raise refusal from error
+                    raise
+            time.sleep(FIRST_PAUSE_S * 2**number * random.uniform(0.5, 1))
+        raise AssertionError("unreachable")
+
+    @abstractmethod
+    def _create(self, key: str, content: bytes) -> bool:
+        """Store the whole object atomically; False if the key is taken."""
+
+    @abstractmethod
+    def _read(self, key: str) -> bytes: ...
+
+    @abstractmethod
+    def _list(self, prefix: str) -> dict[str, Stored]: ...
+
+    @abstractmethod
+    def _delete(self, key: str) -> None: ...
+
+
+class DirectoryStore(Store):
+    """A directory of a file system with hard links; a name that begins with a dot is a write that never finished."""
+
+    def _create(self, key: str, content: bytes) -> bool:
+        target = Path(self.url, key)
+        _make_directories(target.parent)
+        draft = target.with_name(f".{uuid.uuid4().hex}")
+        try:
+            with open(draft, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(draft, target)
+            return True
+        except FileExistsError:
+            return False
+        finally:
+            draft.unlink(missing_ok=True)
+            _sync(target.parent)
+
+    def _read(self, key: str) -> bytes:
+        try:
+            return Path(self.url, key).read_bytes()
+        except (NotADirectoryError, IsADirectoryError) as error:
+            raise FileNotFoundError(key) from error
+
+    def _list(self, prefix: str) -> dict[str, Stored]:
+        found = {}
+        for folder, _, names in os.walk(Path(self.url, prefix).parent if prefix else self.url):
+            for name in names:
+                path = Path(folder, name)
+                key = path.relative_to(self.url).as_posix()
+                if key.startswith(prefix) and not name.startswith("."):
+                    with suppress(FileNotFoundError):
+                        found[key] = _stored(path)
+        return found
+
+    def _delete(self, key: str) -> None:
+        Path(self.url, key).unlink(missing_ok=True)
+
+    def drafts(self) -> dict[str, Stored]:
+        """Files that were never linked to their key."""
+        found = {}
+        for path in Path(self.url).rglob(".*"):
+            if re.fullmatch(DRAFT, path.name):
+                with suppress(FileNotFoundError):
+                    found[path.relative_to(self.url).as_posix()] = _stored(path)
+        return found
+
+
+class ObjectStore(Store):
+    """A prefix of a bucket on S3, or of fsspec's in-memory file system (within one process, for tests)."""
+
+    # the in-memory file system tests for existence and writes in two steps
+    _memory_lock = threading.Lock()
+
+    def _create(self, key: str, content: bytes) -> bool:
+        fs, root = filesystem(self.url)
+        try:
+            with self._memory_lock if self.url.startswith("memory:") else nullcontext():
+                fs.pipe_file(f"{root}/{key}", content, mode="create", chunksize=ONE_PUT_BYTES)
+            return True
+        except Exception as error:
+            if is_taken(error):
+                return False
+            raise
+
+    def _read(self, key: str) -> bytes:
+        fs, root = filesystem(self.url)
+        content: bytes = fs.cat_file(f"{root}/{key}")
+        return content
+
+    def _list(self, prefix: str) -> dict[str, Stored]:
+        fs, root = filesystem(self.url)
+        bucket, _, folder = root.lstrip("/").partition("/")
+        wanted = f"{folder}/{prefix}" if folder else prefix
+        found = fs.find(f"/{bucket}" if root.startswith("/") else bucket, prefix=wanted, detail=True)
+        keys = {name.removeprefix(f"{root}/"): entry for name, entry in found.items() if name.startswith(f"{root}/")}
+        return {
+            key: Stored(
+                entry["LastModified"] if "LastModified" in entry else datetime.fromtimestamp(entry["created"], UTC),
+                entry["size"],
+            )
+            for key, entry in keys.items()
+            if key.startswith(prefix) and entry["type"] == "file" and not key.endswith("/")
+        }
+
+    def _delete(self, key: str) -> None:
+        fs, root = filesystem(self.url)
+        with suppress(FileNotFoundError):
+            fs.rm_file(f"{root}/{key}")
+
+
+def open_store(url: str) -> Store:
+    """The store at a directory path, "file://…", "s3://bucket/prefix" or "memory://name"; nothing is touched yet."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme == "file":
+        return DirectoryStore(str(Path(rest if separator else url).expanduser().absolute()))
+    if "@" in rest:
+        raise StoreError(
+            f"a {scheme}:// store URL must not hold credentials; put them in the environment (AWS_PROFILE …)"
+        )
+    if scheme not in SCHEMES:
+        raise StoreError(f"store {url}: unknown scheme {scheme!r}; {nearest(scheme, SCHEMES)}")
+    if not rest.strip("/"):
+        raise StoreError(f"store {url}: expected a {'bucket' if scheme == 's3' else 'name'} behind {scheme}://")
+    return ObjectStore(f"{scheme}://{rest.strip('/')}")
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it; one instance per process, which never caches a listing."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return fsspec.filesystem("file"), str(Path(url).expanduser().absolute())
+    if scheme in ("s3", "s3a"):
+        environment = frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+        fs = _s3(os.getpid(), environment)
+        return fs, fs._strip_protocol(url)
+    try:
+        return fsspec.core.url_to_fs(url, use_listings_cache=False)  # type: ignore[no-any-return]
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{scheme}://: no installed package reads this scheme ({error})") from error
+
+
+@lru_cache(maxsize=4)
+def _s3(process: int, environment: frozenset[tuple[str, str]]) -> Any:
+    # the arguments are the cache's key: s3fs is not safe to use after a fork, and reads the environment only once
+    import s3fs  # 0.8 s, and only S3 needs it
+
+    known = dict(environment)
+    region = known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION")
+    style = known.get("AWS_S3_ADDRESSING_STYLE")
+    config: dict[str, Any] = {"s3": {"addressing_style": style}} if style else {}
+    if "AWS_MAX_ATTEMPTS" not in known:
+        # `_persist` repeats as well: botocore's own five, with long pauses, would take a minute to report a wrong URL
+        config["retries"] = {"mode": "standard", "total_max_attempts": 3}
+    return s3fs.S3FileSystem(
+        client_kwargs={"region_name": region} if region else {},
+        config_kwargs=config,
+        max_concurrency=1,  # a whole object is one GET, without a HEAD before it
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+
+
+def _stored(path: Path) -> Stored:
+    seen = path.stat()
+    return Stored(datetime.fromtimestamp(seen.st_mtime, UTC), seen.st_size)
+
+
+def _check_key(key: str) -> None:
+    parts = key.split("/")
+    if "\\" in key or any(not part or part.startswith(".") for part in parts):
+        raise ValueError(f"{key!r} is no key: expected names between single slashes, none beginning with a dot")
+
+
+def _make_directories(path: Path) -> None:
+    if not path.is_dir():
+        _make_directories(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _refusal(error: Exception, doing: str) -> StoreError | None:
+    if isinstance(error, FileNotFoundError) and server_answer(error)[1] != "NoSuchBucket":
+        return MissingObject(f"{doing}: there is no such object")
+    why = reason(error)
+    return None if why is None else StoreError(f"{doing}: {why}")

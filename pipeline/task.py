@@ -1,0 +1,77 @@
+"""The boundary between a run and its workers: tasks go out, receipts come back, tensors go through the store.
+
+Layer 3. A model that fails by itself (ModelError) and rows that cannot be read (DataError) are written on the receipt,
+so that the rest of the run goes on, and so is an object that is gone; everything else is an exception of the run.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass, field, replace
+
+from pipeline.errors import DataError, ModelError
+from pipeline.manifest import File
+from pipeline.measuring import MeasureTask, run_measure
+from pipeline.pack import PackTask, run_pack
+from pipeline.reduce import ReduceTask, run_reduce
+from pipeline.store import MissingObject, Store
+from pipeline.training import TrainTask, run_train
+
+Task = TrainTask | MeasureTask | ReduceTask | PackTask
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a task did: `units` of work, the `file` it packed.
+
+    `failed` are models that failed by themselves, `unread` models that were not shown all their rows, `lost` those
+    whose checkpoint or cells were there and are not any more, each with the reason. Seconds and host are for the log.
+    """
+
+    kind: str
+    units: int
+    failed: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+    file: File | None = None
+    seconds: float = 0.0
+    host: str = ""
+
+
+def run_task(task: Task, store: Store) -> Receipt:
+    """Run one task against the store."""
+    start = time.perf_counter()
+    try:
+        receipt = _run(task, store)
+    except DataError as error:
+        receipt = Receipt(_kind(task), 0, unread=dict.fromkeys(task.models, str(error)))
+    except MissingObject as error:
+        receipt = Receipt(_kind(task), 0, lost=dict.fromkeys(task.models, str(error)))
+    return replace(receipt, seconds=time.perf_counter() - start, host=socket.gethostname())
+
+
+def _run(task: Task, store: Store) -> Receipt:
+    match task:
+        case TrainTask():
+            return Receipt(_kind(task), task.units, failed=run_train(task, store))
+        case MeasureTask():
+            measured = run_measure(task, store)
+            return Receipt(_kind(task), measured.units, measured.failed, measured.unread)
+        case ReduceTask():
+            return Receipt(_kind(task), task.units, _reduce(task, store))
+        case PackTask():
+            return Receipt(_kind(task), task.units, file=run_pack(task, store))
+
+
+def _reduce(task: ReduceTask, store: Store) -> dict[str, str]:
+    try:
+        run_reduce(task, store)
+    except ModelError as error:
+        run_reduce(replace(task, failure=str(error)), store)
+        return {task.model.id: str(error)}
+    return {}
+
+
+def _kind(task: Task) -> str:
+    return type(task).__name__.removesuffix("Task").lower()

@@ -1,0 +1,27 @@
+"""Two hundred random schedules of faults: each ends with one commit and the bytes of the undisturbed run.
+
+`pytest -k "schedule and 137"` replays seed 137. CI plays the first SAMPLE seeds, `make test-all` every one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.durability.schedules import check, play, tiny_job
+
+SEEDS = 200
+SAMPLE = 40
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[] if seed < SAMPLE else pytest.mark.slow) for seed in range(SEEDS)]
+)
+def test_schedule(seed: int, directory: Path) -> None:
+    finished = play(seed, tiny_job(directory))
+    try:
+        check(finished, directory)
+    except AssertionError as error:
+        story = "\n".join(finished.world.history)
+        raise AssertionError(f"seed {seed} replays this:\n{story}\n{error}") from error

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.batch import Batch
+from pipeline.errors import DataError, ModelError
+from pipeline.fit.course import CURVE_POINTS
+from pipeline.fit.loop import Diverged, Saved, fit
+from pipeline.fit.recipe import Recipe
+from pipeline.fit.rows import Portion, is_held_out
+from pipeline.models.base import Checkpoint, decode_checkpoint, encode_checkpoint
+from pipeline.registry import families
+from tests.fit.data import portions, recipe
+
+every_family = pytest.mark.parametrize("family", sorted(families()))
+
+
+def checkpoints(
+    recipes: Sequence[Recipe], rows: Sequence[Portion], resume: Sequence[Checkpoint] | None = None
+) -> dict[tuple[int, int], bytes]:
+    """The stored form of every checkpoint of a training, by number and step."""
+    return {(one.recipe, one.step): encode_checkpoint(one.checkpoint) for one in saved(recipes, rows, resume)}
+
+
+def saved(
+    recipes: Sequence[Recipe], rows: Sequence[Portion], resume: Sequence[Checkpoint] | None = None
+) -> list[Saved]:
+    events = list(fit(recipes, rows, resume=resume))
+    assert not [one for one in events if isinstance(one, Diverged)]
+    return [one for one in events if isinstance(one, Saved)]
+
+
+@every_family
+def test_a_training_taken_up_again_ends_with_the_same_bytes(family: str) -> None:
+    one = recipe(family, checkpoints=(4, 9), held_out=0.2, patience=50, evaluate_steps=3, schedule="cosine")
+    events = saved([one], portions(family))
+    assert [event.step for event in events] == [0, 4, 9, 12]
+    for event in events[1:3]:
+        stored = decode_checkpoint(encode_checkpoint(event.resume))
+        torch.manual_seed(123)  # whatever happened in between
+        rest = checkpoints([one], portions(family), [stored])
+        assert rest == {
+            (0, later.step): encode_checkpoint(later.checkpoint) for later in events if later.step > event.step
+        }
+
+
+@every_family
+def test_training_lowers_the_loss(family: str) -> None:
+    rates = {"gpt": 0.01, "transformer": 0.01, "gcn": 0.1, "deepfm": 0.02}
+    one = recipe(family, steps=60, optimizer="adamw", learning_rate=rates.get(family, 0.01))
+    first, last = (event.checkpoint.record["train_loss"] for event in saved([one], portions(family)))
+    assert last < 0.97 * first
+
+
+def test_a_group_changes_no_byte_of_a_checkpoint() -> None:
+    recipes = [recipe(seed=seed, checkpoints=(5,), learning_rate=0.05 + 0.01 * (seed % 2)) for seed in range(5)]
+    assert len({one.group for one in recipes}) == 1
+    alone = [checkpoints([one], portions()) for one in recipes]
+    for numbers in ([0, 1], [3, 2], [4, 0, 1, 3, 2]):
+        together = checkpoints([recipes[number] for number in numbers], portions())
+        expected = {
+            (at, step): content for at, number in enumerate(numbers) for (_, step), content in alone[number].items()
+        }
+        assert together == expected
+
+
+def test_how_chunks_are_read_in_batches_changes_no_weight() -> None:
+    def in_batches(size: int) -> list[Portion]:
+        def read(one: Portion) -> Iterator[Batch]:
+            for batch in one.read():
+                for start in range(0, batch.rows, size):
+                    part = slice(start, start + size)
+                    assert batch.label_N is not None
+                    yield Batch((batch.inputs[0][part],), batch.uid_N[part], batch.label_N[part])
+
+        return [replace(one, read=lambda one=one: read(one)) for one in portions()]
+
+    one = recipe("cnn", checkpoints=(5,))
+    rows = [
+        [replace(part, read=lambda part=part: part.read()) for part in portions("cnn")],
+        portions("cnn"),
+    ]
+    assert checkpoints([one], rows[0]) == checkpoints([one], rows[1])
+    other = recipe(steps=6)
+    assert checkpoints([other], in_batches(3)) == checkpoints([other], in_batches(64))
+
+
+def test_recipes_of_different_shape_or_rows_never_share_a_group() -> None:
+    first = recipe()
+    assert recipe(seed=3).group == recipe(weight_decay=0.1).group == recipe(learning_rate=0.7).group == first.group
+    others = [
+        recipe(hyperparameters={"widths": (32,)}),
+        recipe(steps=13),
+        recipe(optimizer="adamw"),
+        replace(first, chunks=("other",)),
+        replace(first, dtype="float64"),
+    ]
+    assert len({one.group for one in [first, *others]}) == 6
+    assert recipe("cnn", seed=0).group != recipe("cnn", seed=1).group
+
+
+def test_the_untrained_twin_has_the_initial_weights_and_the_datas_statistics() -> None:
+    one = recipe("cnn")
+    twin = saved([one], portions("cnn"))[0].checkpoint
+    torch.manual_seed(twin_seed(one))
+    initial = one.build()
+    for name, value in initial.named_parameters():
+        assert torch.equal(twin.weights[name], value)
+    images = torch.cat([batch.inputs[0] for part in portions("cnn") for batch in part.read()])
+    made = initial.get_submodule("block0.conv")(images)
+    torch.testing.assert_close(twin.weights["block0.norm.running_mean"], made.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(twin.weights["block0.norm.running_var"], made.var((0, 2, 3)), rtol=1e-4, atol=1e-6)
+
+
+def twin_seed(one: Recipe) -> int:
+    from pipeline.hashing import splitmix64
+
+    return splitmix64(one.seed)
+
+
+def test_a_model_that_diverges_says_so_and_stops_no_other() -> None:
+    good, bad, other = (
+        recipe(seed=0, checkpoints=(1, 6)),
+        recipe(seed=1, checkpoints=(1, 6), learning_rate=1e30),
+        recipe(seed=2, checkpoints=(1, 6)),
+    )
+    events = list(fit([good, bad, other], portions()))
+    (failure,) = [event for event in events if isinstance(event, Diverged)]
+    assert failure.recipe == 1
+    assert "diverged: " in failure.reason
+    assert {event.step for event in events if isinstance(event, Saved) and event.recipe == 1} < {0, 1} | {1}
+    kept = {
+        (event.recipe, event.step): encode_checkpoint(event.checkpoint) for event in events if isinstance(event, Saved)
+    }
+    for number, one in ((0, good), (2, other)):
+        for (_, step), content in checkpoints([one], portions()).items():
+            assert kept[number, step] == content
+
+
+def test_early_stopping_keeps_the_weights_of_the_least_held_out_loss() -> None:
+    noisy = [replace(one, read=lambda one=one: map(shuffled_labels, one.read())) for one in portions(rows=90)]
+    one = recipe(
+        steps=400, held_out=0.3, patience=3, evaluate_steps=5, checkpoints=(390,), optimizer="adamw", learning_rate=0.02
+    )
+    events = saved([one], noisy)
+    record = events[-1].checkpoint.record
+    looks = [(step, loss) for step, quantity, loss in record["curve"] if quantity == "held_out_loss"]
+    best = min(loss for _, loss in looks)
+    assert record["stopped"] == looks[-1][0] < 390
+    assert [loss for _, loss in looks].index(best) == len(looks) - 1 - 3
+    model = one.build()
+    model.load_state_dict(events[-1].checkpoint.weights)
+    batches = [batch for part in noisy for batch in part.read()]
+    held = [(batch.inputs[0][is_held_out(batch, 0.3)], batch.label_N[is_held_out(batch, 0.3)]) for batch in batches]
+    x, label = (torch.cat(parts) for parts in zip(*held, strict=True))
+    assert nn.functional.cross_entropy(model(x).double(), label).item() == pytest.approx(best, rel=1e-6)
+    # the checkpoint behind the end is the end
+    assert all(
+        torch.equal(value, events[-1].checkpoint.weights[name]) for name, value in events[-2].checkpoint.weights.items()
+    )
+
+
+def shuffled_labels(batch: Batch) -> Batch:
+    return replace(
+        batch, label_N=torch.randint(4, (batch.rows,), generator=torch.Generator().manual_seed(int(batch.uid_N[0])))
+    )
+
+
+def test_held_out_rows_are_never_learned_from() -> None:
+    def poisoned(batch: Batch) -> Batch:
+        x = batch.inputs[0].clone()
+        x[is_held_out(batch, 0.2)] = float("nan")
+        return replace(batch, inputs=(x,))
+
+    rows = [replace(one, read=lambda one=one: map(poisoned, one.read())) for one in portions()]
+    one = recipe(steps=30, held_out=0.2, patience=100, evaluate_steps=10)
+    assert len(saved([one], rows)) == 2
+    with pytest.raises(AssertionError):
+        saved([recipe(steps=30)], rows)
+
+
+def test_the_curve_is_the_mean_loss_between_its_points() -> None:
+    fine = recipe(steps=40)
+    every = {step: loss for step, quantity, loss in curve(fine) if quantity == "loss"}
+    assert sorted(every) == list(range(1, 41))
+    coarse = recipe(steps=3 * CURVE_POINTS, checkpoints=(20,))
+    points = {step: loss for step, quantity, loss in curve(coarse) if quantity == "loss"}
+    assert sorted(points)[:8] == [3, 6, 9, 12, 15, 18, 20, 21]
+    for step, begin in ((3, 1), (18, 16), (20, 19), (21, 21)):
+        mean = sum(every[at] for at in range(begin, step + 1)) / (step - begin + 1)
+        assert points[step] == pytest.approx(mean, rel=1e-12)
+    rates = [rate for _, quantity, rate in curve(recipe(steps=4, schedule="cosine")) if quantity == "learning_rate"]
+    assert rates[0] == 0.05
+    assert rates == sorted(rates, reverse=True)
+
+
+def curve(one: Recipe) -> list[tuple[int, str, float]]:
+    return saved([one], portions())[-1].checkpoint.record["curve"]  # type: ignore[no-any-return]
+
+
+def test_lower_precision_of_the_forward_leaves_the_weights_in_full() -> None:
+    one = recipe("cnn", autocast="bfloat16", steps=20)
+    low, full = saved([one], portions("cnn"))[-1], saved([recipe("cnn", steps=20)], portions("cnn"))[-1]
+    assert all(value.dtype != torch.bfloat16 for value in low.checkpoint.weights.values())
+    name = "classifier.weight"
+    assert not torch.equal(low.checkpoint.weights[name], full.checkpoint.weights[name])
+    torch.testing.assert_close(low.checkpoint.weights[name], full.checkpoint.weights[name], rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float64", torch.float64), ("bfloat16", torch.float32)])
+def test_weights_are_trained_in_single_precision_or_better(dtype: str, expected: torch.dtype) -> None:
+    event = saved([replace(recipe(), dtype=dtype)], portions())[-1]
+    assert {value.dtype for value in event.checkpoint.weights.values()} == {expected}
+
+
+@pytest.mark.parametrize("family", ["mlp", "gcn"])
+def test_no_label_at_all_is_refused(family: str) -> None:
+    unlabelled = [
+        replace(
+            one,
+            read=lambda one=one: (replace(batch, label_N=torch.full_like(batch.label_N, -1)) for batch in one.read()),
+        )
+        for one in portions(family)
+    ]
+    with pytest.raises(DataError, match="no row to train on"):
+        saved([recipe(family)], unlabelled)
+
+
+def test_a_graph_is_learned_from_drawn_neighbours_too() -> None:
+    one = recipe(
+        "gcn", steps=60, batch_rows=8, neighbours=(4, 4), optimizer="adamw", learning_rate=0.05, checkpoints=(17,)
+    )
+    first, middle, last = saved([one], portions("gcn"))
+    assert last.checkpoint.record["train_loss"] < 0.9 * first.checkpoint.record["train_loss"]
+    rest = checkpoints([one], portions("gcn"), [decode_checkpoint(encode_checkpoint(middle.resume))])
+    assert rest == {(0, 60): encode_checkpoint(last.checkpoint)}
+    assert checkpoints([replace(one, seed=1)], portions("gcn")) != checkpoints([one], portions("gcn"))
+    with pytest.raises(ModelError, match="mlp draws no neighbours"):
+        recipe("mlp", neighbours=(4,)).build()
+
+
+def test_scores_fit_the_task() -> None:
+    for family, names in (("mlp", set()), ("deepfm", {"auc"}), ("gpt", {"perplexity"})):
+        record: dict[str, Any] = saved([recipe(family)], portions(family))[-1].checkpoint.record
+        assert set(record["train_scores"]) == names
+        assert 0 <= record["train_accuracy"] <= 1

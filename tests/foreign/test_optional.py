@@ -1,0 +1,130 @@
+"""What needs a package that is not always installed."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.foreign.files import find_models, read_model, sha256_of
+from pipeline.foreign.load import load_module
+from pipeline.foreign.spec import LoadSpec
+from pipeline.models.base import Task
+from tests.models.build import build
+
+TASK = Task((6,), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "spec", "said"),
+    [
+        ("m.onnx", b"", {}, r"onnx cannot be imported: .*pip install 'neuron-census\[onnx\]'"),
+        ("m.pt", b"", {"timm": "resnet18"}, r"timm cannot be imported: .*neuron-census\[timm\]"),
+        ("config.json", b"{}", {}, r"transformers cannot be imported: .*neuron-census\[transformers\]"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(
+    name: str, content: bytes, spec: Mapping[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnx", "onnx2torch", "timm", "transformers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModelError, match=said):
+        load_module(LoadSpec(url="x", **spec), {name: content}, TASK)
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 30,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def test_a_transformers_directory(bert: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    spec = LoadSpec(url="x")
+    (bert / "pytorch_model.bin").write_bytes(b"a pickle that is never read")
+    (found,) = find_models(spec, str(bert))
+    assert found.is_directory
+    module = load_module(spec, read_model(found, sha256_of(found)), TASK)
+    token = torch.randint(30, (2, 5))
+    expected = transformers.BertModel.from_pretrained(bert).eval()
+    assert torch.equal(module(token).last_hidden_state, expected(token).last_hidden_state)
+
+
+def test_weights_that_a_transformers_class_misses_are_an_error(bert: Path) -> None:
+    spec = LoadSpec(url="x", auto="AutoModelForSequenceClassification")
+    with pytest.raises(ModelError, match=r"do not fit AutoModelForSequenceClassification: .*classifier"):
+        load_module(spec, read_all(bert), TASK)
+    state = safetensors.torch.load((bert / "model.safetensors").read_bytes())
+    state.pop("encoder.layer.0.output.dense.weight")
+    (bert / "model.safetensors").write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
+    with pytest.raises(ModelError, match=r"do not fit AutoModel: .*encoder.layer.0.output.dense.weight"):
+        load_module(LoadSpec(url="x"), read_all(bert), TASK)
+
+
+def test_a_directory_of_pickles_alone_is_refused(bert: Path) -> None:
+    (bert / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"without \*.safetensors"):
+        load_module(LoadSpec(url="x"), read_all(bert), TASK)
+
+
+def read_all(directory: Path) -> dict[str, bytes]:
+    (found,) = find_models(LoadSpec(url="x"), str(directory))
+    return dict(read_model(found, sha256_of(found)))
+
+
+def test_a_timm_model() -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    expected = timm.create_model("resnet10t", pretrained=False, num_classes=3).eval()
+    content = safetensors.torch.save(dict(expected.state_dict()))
+    spec = LoadSpec(url="x", timm="resnet10t", arguments={"num_classes": 3})
+    module = load_module(spec, {"m.safetensors": content}, TASK)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(module(x), expected(x))
+    with pytest.raises(ModelError, match="did you mean 'resnet10t'"):
+        load_module(LoadSpec(url="x", timm="resnet10x"), {"m.safetensors": content}, TASK)
+
+
+def test_an_onnx_program() -> None:
+    pytest.importorskip("onnx2torch")
+    onnx = pytest.importorskip("onnx")
+    model = build("mlp", TASK, widths=(8,))
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    helper = onnx.helper
+    nodes, last = [], "x"
+    for number, (layer, gate) in enumerate((("hidden0", True), ("classifier", False))):
+        nodes.append(helper.make_node("Gemm", [last, f"{layer}.weight", f"{layer}.bias"], [f"z{number}"], transB=1))
+        last = f"z{number}"
+        if gate:
+            nodes.append(helper.make_node("Relu", [last], [f"a{number}"]))
+            last = f"a{number}"
+    values = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
+    ends = [
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", width])]
+        for name, width in (("x", 6), (last, 3))
+    ]
+    program = helper.make_model(
+        helper.make_graph(nodes, "mlp", *ends, values), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    buffer = io.BytesIO(program.SerializeToString())
+    module = load_module(LoadSpec(url="x"), {"m.onnx": buffer.getvalue()}, TASK)
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(module(x), model(x))
+    with pytest.raises(ModelError, match=r"m.onnx cannot be converted"):
+        load_module(LoadSpec(url="x"), {"m.onnx": buffer.getvalue()[:100]}, TASK)

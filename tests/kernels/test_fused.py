@@ -1,0 +1,253 @@
+"""The fused kernel against the reference: the same counts, extremes and choices, and float64 sums to rounding."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import compiler
+from pipeline.errors import JobError
+from pipeline.kernels import choose, native_build
+from pipeline.kernels.accumulate import Reference
+from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.native import VERSION, Native, fused
+from pipeline.kernels.ranked import Ranked
+from pipeline.registry import statistics
+from pipeline.sites import Presentations, Site
+from tests.laws.drawn import Recipe, draw, split
+from tests.laws.laws import LAWS
+
+FUSED = ("response", "labels", "exemplars", "match")
+# state tensors of floats that are chosen, not summed
+EXACT = {"min", "max"}
+INFINITE = (np.nan, np.inf, -np.inf)
+
+recipes = st.builds(
+    Recipe,
+    seed=st.integers(0, 2**32),
+    rows=st.integers(0, 40),
+    positions=st.sampled_from([1, 2, 7, 33]),
+    units=st.sampled_from([1, 3, 8, 19]),
+    fan_in=st.sampled_from([1, 2, 5]),
+    groups=st.integers(1, 3),
+    gate=st.sampled_from(["identity", "relu", "gelu", "sigmoid"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    scale=st.sampled_from([1.0, 1e-30, 1e4]),
+    shift=st.sampled_from([0.0, 1e4]),
+    spread=st.booleans(),
+    masked=st.booleans(),
+    numbered=st.booleans(),
+    labelled=st.booleans(),
+    normed=st.booleans(),
+    repeated=st.booleans(),
+    constant=st.booleans(),
+    tied=st.booleans(),
+    bad=st.sampled_from([(), INFINITE, (0.0, -0.0, 1e-42, -1e-42), (np.nan,)]),
+)
+LAYOUTS = {
+    "entries, positions, units": lambda value: value.contiguous(),
+    "entries, units, positions": lambda value: value.transpose(1, 2).contiguous().transpose(1, 2),
+    "units, entries, positions": lambda value: value.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+    "part of something larger": lambda value: torch.cat([value, value], 2)[..., 1:].unflatten(0, (-1, 1)).expand(
+        -1, 2, -1, -1
+    )[:, 1, :, : value.shape[2]].roll(1, 2),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    found = native_build.library()
+    assert isinstance(found, ctypes.CDLL), found
+    return found
+
+
+def primitives_of(site: Site) -> list[Primitive]:
+    needed = [one for name in FUSED for one in statistics()[name].primitives(site).values()]
+    return fused(list(dict.fromkeys(needed)))
+
+
+def laid_out(shown: Presentations, layout: str) -> Presentations:
+    arrange = LAYOUTS[layout]
+    z_LSU = arrange(shown.z_LSU)
+    a_LSU = z_LSU if shown.a_LSU is shown.z_LSU else arrange(shown.a_LSU)
+    affine_LSU = None if shown.affine_LSU is None else arrange(shown.affine_LSU)
+    assert torch.equal(z_LSU.nan_to_num(7), shown.z_LSU.nan_to_num(7))
+    return replace(shown, z_LSU=z_LSU, a_LSU=a_LSU, affine_LSU=affine_LSU)
+
+
+def assert_same(ours: State, theirs: State, primitive: Primitive) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, mine in ours.items():
+        yours = theirs[name]
+        assert (mine.shape, mine.dtype) == (yours.shape, yours.dtype), f"{primitive} {name}"
+        same = (mine == yours) | (mine.isnan() & yours.isnan()) if mine.is_floating_point() else mine == yours
+        if mine.is_floating_point() and name not in EXACT and not isinstance(primitive, Ranked):
+            same |= (mine - yours).abs() <= allowed(name, theirs)
+        assert same.all(), f"{primitive} {name}: {mine[~same]} is not {yours[~same]}"
+
+
+def allowed(name: str, state: State) -> torch.Tensor:
+    """§4 of the definitions: 1e-12·max|v| of a mean, 1e-13·(1 + κ)·Σ|v − v̄|^p of a central moment."""
+    value = state[name]
+    if "min" not in state:
+        return 1e-9 * value.abs() + 1e-15
+    largest = torch.maximum(state["min"].abs(), state["max"].abs()).nan_to_num(posinf=0)
+    n = state["n"].clamp(min=1)
+    spread = (state["m2"] / n).sqrt()
+    powers = {"mean": 1e-12 * largest, "absolute": 1e-12 * value.abs()}
+    if name in powers:
+        return powers[name]
+    power = int(name[1:])
+    # Σ|v − v̄|^p is at least n·σ^p
+    return 1e-12 * (spread + state["mean"].abs()) * n * spread ** (power - 1) + 1e-12 * value.abs()
+
+
+def both(pieces: list[Presentations], library: ctypes.CDLL) -> list[tuple[Primitive, State, State]]:
+    site = pieces[0].site
+    needed = primitives_of(site)
+    ours, theirs = Native(site, needed, library), Reference(site, needed)
+    for piece in pieces:
+        ours.add(piece)
+        theirs.add(piece)
+    mine, yours = ours.states(), theirs.states()
+    return [(one, mine[one], yours[one]) for one in needed]
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(recipe=recipes, layout=st.sampled_from(sorted(LAYOUTS)))
+def test_any_batch_gives_the_states_of_the_reference(library: ctypes.CDLL, recipe: Recipe, layout: str) -> None:
+    for primitive, mine, yours in both([laid_out(draw(recipe), layout)], library):
+        assert_same(mine, yours, primitive)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(recipe=recipes)
+def test_batch_by_batch_is_the_merge_of_states(library: ctypes.CDLL, recipe: Recipe) -> None:
+    shown = draw(recipe)
+    random = np.random.default_rng(recipe.seed)
+    pieces = split(shown, torch.as_tensor(random.choice(3, shown.rows))) or [shown]
+    for primitive, mine, yours in both(pieces, library):
+        assert_same(mine, yours, primitive)
+
+
+# more positions than a run holds, runs of several rows, more units than a tile
+LARGE = {
+    "one long row": Recipe(1, rows=3, positions=2500, units=5),
+    "runs of rows": Recipe(2, rows=120, positions=100, units=20, gate="gelu"),
+    "runs of single positions": Recipe(3, rows=3000, units=17),
+    "runs of uneven rows": Recipe(4, rows=400, positions=5, units=18, spread=True, masked=True, bad=INFINITE),
+    "groups": Recipe(5, rows=60, positions=50, units=40, groups=3, gate="identity"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(LARGE))
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_large_batches_give_the_states_of_the_reference(library: ctypes.CDLL, kind: str, layout: str) -> None:
+    for primitive, mine, yours in both([laid_out(draw(LARGE[kind]), layout)], library):
+        assert_same(mine, yours, primitive)
+
+
+@pytest.mark.parametrize("kind", sorted(LARGE))
+def test_threads_and_layouts_change_no_bit(library: ctypes.CDLL, kind: str) -> None:
+    shown = draw(LARGE[kind])
+    states = []
+    before = torch.get_num_threads()
+    for threads, layout in (
+        (1, "entries, positions, units"),
+        (2, "entries, positions, units"),
+        (1, "units, entries, positions"),
+    ):
+        torch.set_num_threads(threads)
+        try:
+            kernel = Native(shown.site, primitives_of(shown.site), library)
+            kernel.add(laid_out(shown, layout))
+        finally:
+            torch.set_num_threads(before)
+        states.append(kernel.states())
+    for other in states[1:]:
+        for primitive, state in states[0].items():
+            for name, value in state.items():
+                assert value.numpy().tobytes() == other[primitive][name].numpy().tobytes(), f"{primitive} {name}"
+
+
+def test_moments_keep_their_digits_far_from_the_first_values(library: ctypes.CDLL) -> None:
+    shown = draw(Recipe(1, rows=4000, units=2))
+    z_LSU = shown.z_LSU.clone()
+    z_LSU[:500] += 1e6
+    for primitive, mine, yours in both([replace(shown, z_LSU=z_LSU, a_LSU=z_LSU)], library):
+        assert_same(mine, yours, primitive)
+
+
+@pytest.mark.parametrize("law", ["oracle", "oracle_of_parts", "partition", "row_order"])
+@pytest.mark.parametrize("name", FUSED)
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(recipe=recipes.filter(lambda one: one.dtype == torch.float32))
+def test_the_laws_hold(library: ctypes.CDLL, name: str, law: str, recipe: Recipe) -> None:
+    def observe_all(needed: list[Primitive], shown: Presentations) -> list[State]:
+        kernel = choose.accumulator(choose.NATIVE, shown.site, needed)
+        kernel.add(shown)
+        states = kernel.states()
+        return [states[one] for one in needed]
+
+    statistic, shown = statistics()[name], draw(recipe)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.statistics.base.observe_all", observe_all)
+        LAWS[law](statistic, shown, np.random.default_rng(recipe.seed))
+
+
+def test_what_it_does_not_read_goes_to_the_reference_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    choose._say_once.cache_clear()
+    shown = draw(Recipe(1, rows=30, dtype=torch.float64))
+    needed = primitives_of(shown.site)
+    mixed, reference = choose.accumulator(choose.NATIVE, shown.site, needed), Reference(shown.site, needed)
+    narrow = replace(shown, z_LSU=shown.z_LSU.float(), a_LSU=shown.a_LSU.float())
+    for piece in (shown, narrow, shown):
+        mixed.add(piece)
+        reference.add(piece)
+    mine, yours = mixed.states(), reference.states()
+    for primitive in needed:
+        if not isinstance(primitive, Ranked):
+            assert_same(mine[primitive], yours[primitive], primitive)
+    assert [record.message for record in caplog.records] == [
+        "statistics of torch.float64 on cpu run on the reference kernel, several times slower"
+    ]
+
+
+def test_without_a_compiler_the_reference_takes_over_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reason = "no C++ compiler"
+    monkeypatch.setattr(native_build, "library", lambda: reason)
+    choose.name.cache_clear()
+    try:
+        assert [choose.name(), choose.name()] == [choose.REFERENCE] * 2
+        assert len(caplog.records) == 1
+        assert reason in caplog.text
+        shown = draw(Recipe(1))
+        assert isinstance(choose.accumulator(choose.REFERENCE, shown.site, []), Reference)
+        with pytest.raises(JobError, match="no C\\+\\+ compiler"):
+            choose.accumulator(choose.NATIVE, shown.site, [])
+    finally:
+        choose.name.cache_clear()
+
+
+def test_a_kernel_of_another_version_is_refused() -> None:
+    shown = draw(Recipe(1))
+    with pytest.raises(JobError, match=f"native-{VERSION}"):
+        choose.accumulator("native-0", shown.site, [])
+
+
+def test_a_broken_compiler_is_a_reason_and_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiler, "compilers", lambda: [["false"]])
+    assert "false failed" in native_build.library.__wrapped__()
+    monkeypatch.setattr(compiler, "compilers", list)
+    assert "no C++ compiler" in native_build.library.__wrapped__()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert "/dev/null" in native_build.library.__wrapped__()

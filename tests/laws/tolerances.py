@@ -1,0 +1,90 @@
+"""How far a float column may be from its definition, or from itself in another merge order: absolute, per unit.
+
+Columns not named here agree to `RELATIVE` of themselves. Integers, extremes, choices and strings always agree exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.kernels.whole import Whole
+from pipeline.sites import Presentations
+
+RELATIVE = 1e-9
+# Chosen, never summed: equal to the last bit.
+EXACT = frozenset({"z_min", "z_max", "a_min", "a_max", "z", "a", "low", "high"})
+# Of columns by the start of their name, absolute: cosines of float32 products.
+# Undoing correlations amplifies float32 rounding by up to fan-in / RIDGE: 6000 for the widest drawn.
+PREFIXES = {"template_cos_whitened": 3e-3, "template_": 1e-5, "redundancy_": 1e-5}
+# Of list columns, relative to their Euclidean norm: float32 products (statistics.md §4).
+VECTOR_TOLERANCES = {"cov": 1e-5, "sta": 1e-5, "mean_x": 1e-5}
+
+
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """Per unit what the tolerances of central moments scale with: κ = |mean|/std and E|v − v̄|^p / std^p."""
+
+    shown: Presentations
+
+    @cached_property
+    def z(self) -> Spread:
+        return _spread(Whole(self.shown).z_PU, Whole(self.shown).valid_PU)
+
+    @cached_property
+    def a(self) -> Spread:
+        return _spread(Whole(self.shown).a_PU, Whole(self.shown).valid_PU)
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    largest: np.ndarray
+    std: np.ndarray
+    kappa: np.ndarray
+    third: np.ndarray
+    fourth: np.ndarray
+
+
+def _spread(value_PU: np.ndarray, valid_PU: np.ndarray) -> Spread:
+    found = []
+    for value, valid in zip(value_PU.T, valid_PU.T, strict=True):
+        kept = value[valid]
+        if not len(kept) or kept.min() == kept.max():
+            found.append((np.abs(kept).max(initial=0.0), 0.0, 0.0, 0.0, 0.0))
+            continue
+        rest, std = np.abs(kept - kept.mean()), kept.std()
+        third, fourth = (rest**3).mean() / std**3, (rest**4).mean() / std**4
+        found.append((np.abs(kept).max(), std, abs(kept.mean()) / std, third, fourth))
+    return Spread(*np.array(found).reshape(-1, 5).T)
+
+
+# statistics.md §4: mean 1e-12·max|z|; M_p 1e-13·(1+κ)·Σ|z−z̄|^p, and what follows for quotients of M_p
+TOLERANCES: dict[str, Callable[[Scales], np.ndarray]] = {
+    "z_mean": lambda scales: 1e-12 * scales.z.largest,
+    "a_mean": lambda scales: 1e-12 * scales.a.largest,
+    "z_std": lambda scales: 1e-13 * (1 + scales.z.kappa) * scales.z.std,
+    "a_std": lambda scales: 1e-13 * (1 + scales.a.kappa) * scales.a.std,
+    "z_skewness": lambda scales: 1e-13 * (1 + scales.z.kappa) * 2.5 * scales.z.third,
+    # of Σ|contributions|, which is of the size of z: float32 products
+    "composition_total": lambda scales: 1e-5 * scales.z.largest,
+    "contribution": lambda scales: 1e-5 * scales.z.largest,
+    "z_kurtosis": lambda scales: 1e-13 * (1 + scales.z.kappa) * 3 * scales.z.fourth,
+}
+
+
+def tolerance(column: str, value: np.ndarray, unit: np.ndarray, scales: Scales) -> np.ndarray:
+    """The largest allowed difference at each value of a column; `unit` says whose it is."""
+    if column in EXACT:
+        return np.zeros_like(value)
+    if column in TOLERANCES:
+        return TOLERANCES[column](scales)[unit] if len(unit) else value
+    if column == "share":
+        # a large share is of a sum that nearly cancels
+        return 1e-5 * (1 + np.square(np.nan_to_num(value)))
+    for prefix, allowed in PREFIXES.items():
+        if column.startswith(prefix):
+            return np.full_like(value, allowed)
+    return RELATIVE * np.maximum(np.abs(np.nan_to_num(value)), 1e-3)

@@ -1,0 +1,53 @@
+"""What tests have Ray's workers do; a light module, because every worker imports it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from pipeline.errors import DataError
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def pid(_: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def dies_once(folder: Path, number: int) -> int:
+    """Kills its worker in the middle of task 3, the first time."""
+    mark = folder / str(number)
+    if number == 3 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def poisoned(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if number == 4:
+        raise ZeroDivisionError("a defect\nof two lines")
+    return number
+
+
+def refused(number: int) -> int:
+    raise DataError(f"file {number} is damaged")
+
+
+def stalls_once(folder: Path, number: int) -> int:
+    mark = folder / str(number)
+    if number == 0 and not mark.exists():
+        mark.touch()
+        time.sleep(600)
+    return number
+
+
+def sleeps(folder: Path, number: int) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)

@@ -1,0 +1,176 @@
+"""Ray, really: a cluster of two CPUs for the session, workers that die, stall and raise, and how a run takes it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline import cluster, schedule
+from pipeline.cluster import RayExecutor, ray_executor
+from pipeline.errors import DataError, StoreError
+from pipeline.executor import Lost
+from pipeline.job import Resources
+from pipeline.run import run
+from pipeline.store import open_store
+from pipeline.task import run_task
+from tests import ray_tasks
+from tests.census import published, run_inline, small_job
+from tests.servers import wait_until
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def executor(ray_cluster: str) -> Iterator[RayExecutor]:
+    with ray_executor(ray_cluster, Resources(workers=2, retries=1)) as one:
+        yield one
+
+
+def both_workers(executor: RayExecutor) -> set[object]:
+    """The processes of an executor of two workers, once both are there."""
+    pids: set[object] = set()
+
+    def two() -> bool:
+        pids.clear()
+        pids.update(pid for _, pid in executor.map(ray_tasks.pid, range(4)))
+        return len(pids) == 2
+
+    wait_until(two, timeout_s=60)
+    return pids
+
+
+def test_each_task_has_one_receipt(executor: RayExecutor) -> None:
+    assert sorted(executor.map(ray_tasks.square, range(50))) == [(number, number**2) for number in range(50)]
+    assert list(executor.map(ray_tasks.square, [])) == []
+
+
+def test_a_worker_killed_in_the_middle_of_a_task_costs_nothing(executor: RayExecutor, tmp_path: Path) -> None:
+    before = {receipt for _, receipt in executor.map(ray_tasks.pid, range(20))}
+    assert sorted(executor.map(partial(ray_tasks.dies_once, tmp_path), range(8))) == [
+        (number, number) for number in range(8)
+    ]
+    assert len(before) == 2
+    assert len(before & both_workers(executor)) == 1, "the dead worker is replaced"
+
+
+def test_what_poisons_workers_is_lost_alone_and_says_why(executor: RayExecutor) -> None:
+    outcomes = dict(executor.map(ray_tasks.poisoned, range(6)))
+    lost = {number: outcome.reason for number, outcome in outcomes.items() if isinstance(outcome, Lost)}
+    assert lost.keys() == {2, 4}
+    assert lost[2].startswith("2 tries came to nothing, the last with The actor died")
+    assert lost[4] == "2 tries came to nothing, the last with ZeroDivisionError: a defect"
+
+
+def test_what_a_person_must_act_on_is_raised_as_it_is(executor: RayExecutor) -> None:
+    with pytest.raises(DataError, match="file 0 is damaged"):
+        list(executor.map(ray_tasks.refused, [0]))
+    assert sorted(executor.map(ray_tasks.square, range(3))) == [(0, 0), (1, 1), (2, 4)]
+
+
+def test_a_straggler_is_done_by_another_worker(
+    executor: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "STRAGGLER_MIN_S", 0.2)
+    assert sorted(executor.map(partial(ray_tasks.stalls_once, tmp_path), range(4))) == [
+        (number, number) for number in range(4)
+    ]
+    both_workers(executor)
+
+
+class Cancelled(BaseException):
+    """Raised by a signal, as a cancelled flow is."""
+
+
+def cancel(*_: object) -> None:
+    raise Cancelled
+
+
+def test_whoever_stops_listening_stops_the_work(ray_cluster: str, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGALRM, cancel)
+    try:
+        with pytest.raises(Cancelled):
+            sleep_until_cancelled(ray_cluster, tmp_path)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    pids = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(pids) == 2
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), timeout_s=2)
+
+
+def sleep_until_cancelled(address: str, folder: Path) -> None:
+    with ray_executor(address, Resources(workers=2)) as executor:
+        both_workers(executor)
+        signal.setitimer(signal.ITIMER_REAL, 2)
+        list(executor.map(partial(ray_tasks.sleeps, folder), range(2)))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_the_handler_of_sigterm_stays(ray_cluster: str) -> None:
+    def handler(*_: object) -> None:
+        """The one that cancels a flow."""
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with ray_executor(ray_cluster, Resources(workers=1)):
+            assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_more_than_the_cluster_has_is_refused(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "START_TIMEOUT_S", 2.0)
+    with (
+        pytest.raises(StoreError, match=r"no worker started within 2 s: the cluster has 2 CPUs, 0 GPUs"),
+        ray_executor(ray_cluster, Resources(workers=1, gpus_per_worker=1)) as executor,
+    ):
+        list(executor.map(ray_tasks.square, [1]))
+
+
+def test_the_cluster_says_how_many_workers(ray_cluster: str) -> None:
+    with ray_executor(ray_cluster, Resources()) as executor:
+        assert executor.workers == 2
+    with ray_executor(ray_cluster, Resources(cpus_per_worker=2)) as executor:
+        assert executor.workers == 1
+
+
+def test_an_address_that_does_not_answer_is_named() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(StoreError, match=f"Ray at '{address}' does not answer: .*Connection refused"):
+            ray_executor(address, Resources()).__enter__()
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
+def test_addresses_for_other_doors_are_refused(address: str) -> None:
+    with pytest.raises(StoreError, match=r"HOST:6379.*neuron-census submit"):
+        ray_executor(address, Resources()).__enter__()
+
+
+def test_what_is_sent_holds_no_credentials(s3_url: str) -> None:
+    sent = pickle.dumps(partial(run_task, store=open_store(s3_url)))
+    assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in sent
+    assert os.environ["AWS_ACCESS_KEY_ID"].encode() + b"\x94" not in sent
+
+
+def test_the_cluster_changes_no_byte(ray_cluster: str, tmp_path: Path) -> None:
+    job = small_job(tmp_path)
+    outcome, store = run_inline(job, str(tmp_path / "inline"))
+    other = open_store(str(tmp_path / "ray"))
+    with ray_executor(ray_cluster, Resources(workers=2)) as executor:
+        assert run(job, other, executor).run == outcome.run
+    assert published(other, outcome.run) == published(store, outcome.run)

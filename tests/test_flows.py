@@ -1,0 +1,228 @@
+"""The flow on a real Prefect server: what it shows, when it fires, how it is cancelled, and doing without a server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.manifest import committed_runs
+from pipeline.store import open_store
+from tests.census import published, run_inline, small_job
+from tests.durability.schedules import tiny_job
+from tests.servers import BIN, RayNode, Server, answers, children, free_port, wait_until, workers_of
+
+pytestmark = pytest.mark.real
+
+
+@dataclass
+class Prefect:
+    """A real server; `client` speaks to it."""
+
+    server: Server
+    port: int
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+
+def start_prefect(home: Path) -> Prefect:
+    port = free_port()
+    environment = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    return Prefect(Server(*command, environment=environment, log=home / "log"), port)
+
+
+@pytest.fixture(scope="session")
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
+    one = start_prefect(tmp_path_factory.mktemp("prefect"))
+    try:
+        wait_until(lambda: answers(one.port), timeout_s=120)
+        yield one
+    finally:
+        one.server.kill()
+
+
+FLOW = """
+import sys
+from flows.census import take_census
+
+class Notes:
+    def stage(self, name, total, done): print("stage", name, flush=True)
+    def advance(self, count): pass
+    def note(self, text): print("note", text, flush=True)
+
+job, store, ray = sys.argv[1:]
+outcome = take_census(job, store=store, ray=ray, progress=Notes())
+print("outcome", outcome.run, outcome.cells)
+"""
+
+
+def flow(job: Path, store: Path, ray: str, *, api: str) -> subprocess.Popen[str]:
+    """The flow in a process of its own: Prefect reads its settings once, on import."""
+    environment = {**os.environ, "PREFECT_API_URL": api}
+    command = [sys.executable, "-c", FLOW, str(job), str(store), ray]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def test_the_flow_changes_no_byte_and_leaves_its_artifacts(prefect: Prefect, tmp_path: Path) -> None:
+    job = small_job(tmp_path)
+    plain, store = run_inline(job, str(tmp_path / "plain"))
+    process = flow(tmp_path / "job.toml", tmp_path / "flow", "none", api=prefect.api)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert output.splitlines() == [
+        *(f"stage {name}" for name in ("train", "measure", "reduce", "pack")),
+        f"outcome {plain.run} {plain.cells}",
+    ]
+    assert published(open_store(str(tmp_path / "flow")), plain.run) == published(store, plain.run)
+    artifacts = asked(prefect, "artifacts/filter")
+    percents = {one["key"]: one["data"] for one in artifacts if one["type"] == "progress"}
+    assert percents == {f"census-{name}": 100.0 for name in ("train", "measure", "reduce", "pack")}
+    (summary,) = [one["data"] for one in artifacts if one["type"] == "markdown"]
+    assert summary.startswith(f"Run `{plain.run}`: 1 models trained, {plain.cells} cells measured")
+    (flow_run,) = asked(prefect, "flow_runs/filter")
+    assert flow_run["state_type"] == "COMPLETED"
+
+
+def asked(prefect: Prefect, what: str, **body: Any) -> list[dict[str, Any]]:
+    return httpx.post(f"{prefect.api}/{what}", json=body, timeout=30).raise_for_status().json()
+
+
+def test_without_its_server_a_run_goes_on_and_says_so_once(tmp_path: Path) -> None:
+    tiny_job(tmp_path)
+    process = flow(tmp_path / "job.toml", tmp_path / "store", "none", api=f"http://127.0.0.1:{free_port()}/api")
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    assert len([line for line in output.splitlines() if line.startswith("note Prefect at http://127.0.0.1")]) == 1
+    assert len(committed_runs(open_store(str(tmp_path / "store")))) == 1
+
+
+def state_of(prefect: Prefect, flow_run: str) -> str:
+    answer = httpx.get(f"{prefect.api}/flow_runs/{flow_run}", timeout=30)
+    return str(answer.raise_for_status().json()["state_type"])
+
+
+LONG = """
+name = "long"
+[data.digits]
+source = "digits"
+[[models]]
+family = "mlp"
+data = "digits"
+seeds = [0, 1, 2, 3]
+hyperparameters = { widths = [256, 256] }
+training = { steps = 100_000 }
+[statistics.weights]
+"""
+
+DEPLOY = """
+import sys
+from flows.up import Nightly, deploy
+from prefect.schedules import Cron
+print(deploy(Nightly(*sys.argv[1:]), "test", Cron("0 0 1 1 *")))
+"""
+
+
+def test_cancelling_stops_ray_within_two_seconds(prefect: Prefect, ray_head: RayNode, tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(LONG)
+    environment = {**os.environ, "PREFECT_API_URL": prefect.api}
+    command = [sys.executable, "-c", DEPLOY, str(tmp_path / "job.toml"), str(tmp_path / "store"), ray_head.address]
+    deployment = subprocess.check_output(command, env=environment, text=True).split()[-1]
+    worker = Server(
+        *[str(BIN / "prefect"), "worker", "start", "--pool", "neuron-census", "--type", "process"],
+        environment={
+            "PREFECT_API_URL": prefect.api,
+            "PREFECT_HOME": str(tmp_path),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        },
+        log=tmp_path / "log",
+    )
+    try:
+        started = httpx.post(f"{prefect.api}/deployments/{deployment}/create_flow_run", json={}, timeout=30)
+        flow_run = started.raise_for_status().json()["id"]
+        # two workers that have trained for a while
+        wait_until(lambda: len(workers_of(ray_head)) == 2, timeout_s=120)
+        time.sleep(5)
+        cancelling = {"state": {"type": "CANCELLING"}}
+        httpx.post(f"{prefect.api}/flow_runs/{flow_run}/set_state", json=cancelling, timeout=30).raise_for_status()
+        wait_until(lambda: workers_of(ray_head) == [], timeout_s=2)
+        wait_until(lambda: state_of(prefect, flow_run) not in ("RUNNING", "CANCELLING"), timeout_s=60)
+        assert state_of(prefect, flow_run) == "CANCELLED"
+    finally:
+        worker.stop()
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_keeps_nothing_from_being_measured(tmp_path: Path) -> None:
+    own = start_prefect(tmp_path)
+    try:
+        wait_until(lambda: answers(own.port), timeout_s=120)
+        small_job(tmp_path, seeds="0, 1, 2")
+        process = flow(tmp_path / "job.toml", tmp_path / "store", "none", api=own.api)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "stage train\n"
+        own.server.kill()
+        output, _ = process.communicate(timeout=200)
+    finally:
+        own.server.kill()
+    assert process.returncode == 0, output
+    assert len([line for line in output.splitlines() if line.startswith("note Prefect does not answer")]) == 1
+    assert len(committed_runs(open_store(str(tmp_path / "store")))) == 1
+
+
+UP = """
+import sys
+from flows.up import Nightly, up
+up(Nightly(*sys.argv[1:4], cron="* * * * *"), port=int(sys.argv[4]))
+"""
+
+
+@pytest.mark.slow
+def test_a_schedule_measures_new_rows_once_and_stops_when_told(tmp_path: Path) -> None:
+    tiny_job(tmp_path)
+    store = open_store(str(tmp_path / "store"))
+    command = [sys.executable, "-c", UP, str(tmp_path / "job.toml"), store.url, "none", str(free_port())]
+    (tmp_path / "home").mkdir()
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        wait_until(lambda: len(committed_runs(store)) == 1, timeout_s=240, every_s=1)
+        before = store.modified("states/")
+        (tmp_path / "rows" / "1.parquet").write_bytes(more_rows())
+        wait_until(lambda: len(committed_runs(store)) == 2, timeout_s=240, every_s=1)
+        both = store.modified("states/")
+        # three new chunks in both models of the old recipe, and nothing of the old ones again
+        assert {key: both[key] for key in before} == before
+        time.sleep(65)
+        assert len(committed_runs(store)) == 2
+        assert store.modified("states/") == both
+        family = children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), timeout_s=10)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+
+
+def more_rows() -> bytes:
+    random = np.random.default_rng(1)
+    rows = {"x": random.normal(size=(36, 3)).tolist(), "y": random.integers(0, 2, 36), "split": ["train"] * 36}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(rows), sink, row_group_size=12)
+    return bytes(sink.getvalue())

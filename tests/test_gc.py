@@ -1,0 +1,120 @@
+"""Garbage: what is named, what never is, and what a run does whose cells were removed under it."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pipeline.claims import claims_key
+from pipeline.errors import Unfinished
+from pipeline.executor import InlineExecutor
+from pipeline.gc import Garbage, find_garbage, remove_garbage
+from pipeline.manifest import manifest_key
+from pipeline.run import run
+from pipeline.store import Store, open_store
+from pipeline.verify import verify_runs
+from tests.durability.schedules import tiny_job
+
+LATER = datetime.now(UTC) + timedelta(days=30)
+
+
+@pytest.fixture
+def committed(tmp_path: Path) -> tuple[Store, str]:
+    store = open_store(str(tmp_path / "store"))
+    return store, run(tiny_job(tmp_path), store, InlineExecutor()).run
+
+
+def keys(found: list[Garbage]) -> list[str]:
+    return [one.key for one in found]
+
+
+def test_rows_of_single_models_go_once_they_are_in_the_tables(committed: tuple[Store, str]) -> None:
+    store, run_id = committed
+    assert find_garbage(store) == [], "too young"
+    found = find_garbage(store, now=LATER)
+    assert keys(found) == store.keys(f"runs/{run_id}/reduced/")
+    assert {one.reason for one in found} == {"its rows are in the tables of the committed run"}
+    assert all(store.get(one.key) for one in found), "finding removes nothing"
+    assert list(remove_garbage(store, found)) == found
+    assert find_garbage(store, now=LATER) == []
+    assert all(report.problems == () for report in verify_runs(store, deep=True))
+
+
+def test_what_a_committed_run_was_made_from_stays(committed: tuple[Store, str]) -> None:
+    store, run_id = committed
+    store.remove(claims_key(run_id))
+    assert keys(find_garbage(store, now=LATER)) == store.keys(f"runs/{run_id}/reduced/")
+
+
+def test_an_open_run_keeps_what_it_claims_until_it_is_left(committed: tuple[Store, str]) -> None:
+    store, run_id = committed
+    store.remove(manifest_key(run_id))
+    parts = [*store.keys("models/"), *store.keys("states/")]
+    assert find_garbage(store, age=timedelta(hours=1)) == []
+    left = find_garbage(store, now=LATER)
+    assert keys(left) == sorted([*parts, *store.keys("runs/")])
+    assert {one.reason for one in left if one.key.startswith("runs/")} == {
+        f"of a run that was left unfinished on {datetime.now(UTC):%Y-%m-%d}"
+    }
+    assert {one.reason for one in left if one.key in parts} == {"no run needs it"}
+
+
+def test_an_open_run_that_never_said_what_it_needs_keeps_everything(committed: tuple[Store, str]) -> None:
+    store, _ = committed
+    stray = "states/stray/x-1/y.safetensors"
+    store.put_once(stray, b"1")
+    os.utime(Path(store.url, stray), (0, 0))
+    assert keys(find_garbage(store)) == [stray]
+    store.put_once("runs/begun/reduced/x", b"1")
+    assert find_garbage(store) == []
+
+
+def test_what_no_run_needs_and_what_the_dead_left_behind_goes(committed: tuple[Store, str]) -> None:
+    store, _ = committed
+    stray = ["models/stray.safetensors", "states/stray/x-1/y.safetensors", "probe-1234"]
+    for key in stray:
+        store.put_once(key, b"1")
+    store.put_once("data/digits/train.parquet", b"1")
+    draft = Path(store.url, "models", f".{'0' * 32}")
+    draft.write_bytes(b"half")
+    Path(store.url, ".gitignore").write_text("not ours")
+    found = [one for one in find_garbage(store, now=LATER) if "/reduced/" not in one.key]
+    assert keys(found) == sorted([*stray, f"models/.{'0' * 32}"])
+    list(remove_garbage(store, found))
+    assert not draft.exists()
+    assert store.keys("data/")
+    assert not set(stray) & store.modified().keys()
+
+
+def test_what_a_run_has_claimed_since_is_not_removed(committed: tuple[Store, str]) -> None:
+    store, run_id = committed
+    claims = store.get(claims_key(run_id))
+    store.remove(manifest_key(run_id))
+    store.remove(claims_key(run_id))
+    for key in store.keys("runs/"):
+        store.remove(key)
+    found = find_garbage(store, now=LATER)
+    assert len(found) == 8
+    store.put_once(claims_key(run_id), claims)
+    assert list(remove_garbage(store, found)) == []
+
+
+def test_cells_removed_under_a_run_are_measured_again(tmp_path: Path) -> None:
+    class Removing(InlineExecutor):
+        """Removes the cells of one model before they are reduced."""
+
+        def map(self, function, tasks):
+            for key in store.keys("states/")[:1]:
+                if type(tasks[0]).__name__ == "ReduceTask":
+                    store.remove(key)
+            return super().map(function, tasks)
+
+    store = open_store(str(tmp_path / "store"))
+    with pytest.raises(Unfinished, match="there is no such object"):
+        run(tiny_job(tmp_path), store, Removing())
+    outcome = run(tiny_job(tmp_path), store, InlineExecutor())
+    assert (outcome.cells, outcome.new) == (1, True)
+    assert all(report.problems == () for report in verify_runs(store, deep=True))

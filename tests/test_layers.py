@@ -1,0 +1,116 @@
+"""The architecture as a test: imports go down the layers, never in a circle, and each heavy package has one door."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS: dict[str, int] = {
+    **dict.fromkeys(["errors", "hashing", "columns", "batch", "progress"], 0),
+    **dict.fromkeys(
+        [
+            "sites",
+            "flow",
+            "kernels",
+            "cells",
+            "claims",
+            "answers",
+            "compiler",
+            "attention",
+            "base_columns",
+            "inputs",
+            "rows",
+            "places",
+            "published",
+            "executor",
+            "job",
+            "manifest",
+            "numerics",
+            "registry",
+            "schedule",
+            "store",
+            "tables",
+        ],
+        1,
+    ),
+    **dict.fromkeys(["fit", "foreign", "measure", "scores", "statistics", "models", "sources"], 2),
+    **dict.fromkeys(["resolve", "plan", "loading", "training", "measuring", "reduce", "jackknife", "pack", "task"], 3),
+    **dict.fromkeys(["stage", "run"], 4),
+    **dict.fromkeys(["cluster", "gc", "query", "show", "verify", "report"], 5),
+    **dict.fromkeys(["cli", "flows"], 6),
+}
+# a sibling of these imports only its `base` among them
+FAMILIES = ("statistics", "models", "sources")
+DOORS = {
+    "ray": {"pipeline/cluster.py"},
+    "prefect": {"flows/"},
+    "fsspec": {"pipeline/store.py", "pipeline/published.py"},
+    "s3fs": {"pipeline/store.py"},
+    "duckdb": {"pipeline/query.py"},
+}
+
+
+def modules() -> dict[str, Path]:
+    paths = [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("flows/**/*.py")]
+    return {str(path.relative_to(ROOT)): path for path in paths}
+
+
+def imported(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(name: str) -> str:
+    """The part of the architecture that a dotted module name or a path belongs to."""
+    parts = name.removesuffix(".py").replace("/", ".").split(".")
+    return parts[1] if parts[0] == "pipeline" and len(parts) > 1 else parts[0]
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_go_down(name: str) -> None:
+    own = room(name)
+    if own == "__init__" and name.startswith("pipeline"):
+        return
+    assert own in LAYERS, f"{name}: say in which layer {own} is"
+    for target in imported(modules()[name]):
+        if target.startswith(("pipeline.", "flows.")) and room(target) in LAYERS:
+            assert LAYERS[room(target)] <= LAYERS[own], f"{name} (layer {LAYERS[own]}) imports {target}"
+        family = next((one for one in FAMILIES if own == one), None)
+        if family and target.startswith(f"pipeline.{family}."):
+            assert target.split(".")[2] == "base", f"{name} imports its sibling {target}"
+
+
+def test_imports_make_no_circle() -> None:
+    known = {
+        name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path for name, path in modules().items()
+    }
+    graph = {
+        name: {target for target in imported(path) if target in known and target != name}
+        for name, path in known.items()
+    }
+    assert len(list(TopologicalSorter(graph).static_order())) == len(known)
+
+
+@pytest.mark.parametrize("package", sorted(DOORS))
+def test_each_heavy_package_has_one_door(package: str) -> None:
+    users = {name for name, path in modules().items() if any(t.split(".")[0] == package for t in imported(path))}
+    assert all(any(user.startswith(door) for door in DOORS[package]) for user in users), users
+
+
+def test_statistics_and_kernels_do_no_io() -> None:
+    for name, path in modules().items():
+        if room(name) in {"statistics", "kernels"}:
+            outside = {target.split(".")[0] for target in imported(path)} & {"pyarrow", "os", "pathlib", "io", "duckdb"}
+            assert not outside, f"{name} imports {outside}"

@@ -1,0 +1,111 @@
+"""Real pairs of data and family, as jobs that run from published packages alone, each learnt as it can be."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.prepare import MAKERS
+from pipeline.errors import JobError
+from pipeline.executor import InlineExecutor
+from pipeline.job import Job, ModelSpec, load_job
+from pipeline.registry import families, sources
+from pipeline.resolve import resolve
+from pipeline.run import run
+from pipeline.store import Store, open_store
+
+JOBS = Path(__file__).parents[1] / "jobs"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zoo_is_prepared() -> None:
+    if not (JOBS / "data" / "zoo").exists():
+        MAKERS["zoo"]()
+
+
+def measured(job: Job, url: str) -> pd.DataFrame:
+    """Accuracy and log-loss of each model of the job on its test rows, by the model's name."""
+    cheap = job.model_copy(update={"statistics": {"response": {}}})
+    store = open_store(url)
+    outcome = run(cheap, store, InlineExecutor())
+    scores, models = (table(store, outcome.run, name) for name in ("scores", "models"))
+    wide = scores.pivot_table(index="model", columns="metric", values="value")
+    return wide.join(models.set_index("model")).set_index("name")
+
+
+def table(store: Store, run_id: str, name: str) -> pd.DataFrame:
+    content = store.get(f"runs/{run_id}/tables/{name}/part-00000.parquet")
+    return pq.read_table(io.BytesIO(content)).to_pandas()
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_job_is_well_formed(path: Path, tmp_path: Path):
+    job = load_job(path)
+    for model in job.models:
+        assert model.family in families()
+    for spec in job.data.values():
+        assert spec.source in sources()
+
+
+def test_the_zoo_has_every_family_and_resolves(tmp_path: Path):
+    job = load_job(JOBS / "zoo.toml")
+    assert {model.family for model in job.models} == set(families())
+    resolved = resolve(job, open_store(str(tmp_path)))
+    tasks = {model.data: model.recipe.task.kind for model in resolved.models}
+    assert tasks == {
+        "images": "image",
+        "series": "series",
+        "table": "categories",
+        "graph": "numbers",
+        "pixels": "tokens",
+        "text": "tokens",
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "data", "message"),
+    [
+        ("mlp", "graph", r'data = "graph": expected data of single rows, which family mlp takes'),
+        ("gcn", "images", r'data = "images": expected data of a graph, which family gcn takes'),
+        ("gpt", "images", r"family gpt takes tokens, the data has image of shape \(1, 8, 8\)"),
+        ("tcn", "table", r"family tcn takes series, the data has categories"),
+    ],
+)
+def test_a_family_and_data_that_do_not_fit(tmp_path: Path, family: str, data: str, message: str):
+    job = load_job(JOBS / "zoo.toml")
+    misfitting = job.model_copy(update={"models": (ModelSpec(family=family, data=data),)})
+    with pytest.raises(JobError, match=message):
+        resolve(misfitting, open_store(str(tmp_path)))
+
+
+# a few points below what the jobs' headers say was measured
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("vowels", {"tcn-0": 0.93}),
+        ("adult", {"deepfm-0": 0.85}),
+        ("reviews", {"transformer-0": 0.85}),
+        ("mnist", {"mlp-0": 0.91, "cnn-0": 0.93}),
+    ],
+)
+def test_a_published_pair_is_learnt(tmp_path: Path, name: str, least: dict[str, float]):
+    if not (JOBS / "data" / name).exists():
+        MAKERS[name]()
+    found = measured(load_job(JOBS / f"{name}.toml"), str(tmp_path))
+    for model, accuracy in least.items():
+        assert found.accuracy[model] > accuracy
+        assert found.accuracy[model] > found.accuracy[f"{model}-init"] + 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_zoo_is_learnt(tmp_path: Path):
+    found = measured(load_job(JOBS / "zoo.toml"), str(tmp_path))
+    trained = found[~found.index.str.endswith("-init")]
+    assert (trained.accuracy > 0.85).all()

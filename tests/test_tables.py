@@ -1,0 +1,209 @@
+"""Tables: documented columns, plain types, null apart from NaN, the same bytes for the same rows."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline.columns import Column
+from pipeline.tables import ARROW, arrow_table, dictionary, parquet_bytes, schema, table_columns
+
+EVERY_TYPE = tuple(
+    Column(name=f"c_{number}", dtype=dtype, meaning=f"a column of {dtype}") for number, dtype in enumerate(ARROW)
+)
+
+
+def one_column(dtype: str, values: object) -> pa.Array:
+    column = Column(name="x", dtype=dtype, meaning="…")  # type: ignore[arg-type]
+    return arrow_table("neurons", [column], {"x": values})["x"].combine_chunks()
+
+
+def test_every_row_says_whose_it_is():
+    for table in ("neurons", "histograms", "exemplars", "classes", "patterns", "edges"):
+        names = [column.name for column in table_columns([])[table]]
+        assert names[:6] == ["run", "model", "data", "split", "site", "unit"]
+    assert all(columns[0].name == "run" for columns in table_columns([]).values())
+
+
+def test_statistics_add_their_columns_behind_and_standard_errors_beside():
+    mean = Column(name="z_mean", dtype="float64", meaning="mean of z", se=True)
+    bin_ = Column(name="bin", dtype="int32", meaning="again", table="histograms")
+    columns = table_columns([mean, bin_])
+    assert [column.name for column in columns["neurons"]][6:] == ["z_mean", "z_mean_se"]
+    assert columns["neurons"][-1].dtype == "float64"
+    assert [column.name for column in columns["histograms"]].count("bin") == 1
+
+
+def test_two_statistics_cannot_mean_different_types_by_one_name():
+    columns = [Column(name="x", dtype=dtype, meaning="…") for dtype in ("int64", "float64")]
+    with pytest.raises(ValueError, match=r"neurons\.x is declared as int64 and float64"):
+        table_columns(columns)
+
+
+def test_a_new_table_gets_the_keys_of_a_unit():
+    columns = table_columns([Column(name="x", dtype="int64", meaning="…", table="lifts")])
+    assert [column.name for column in columns["lifts"]] == ["run", "model", "data", "split", "site", "unit", "x"]
+
+
+def test_every_column_of_ours_is_documented():
+    for row in dictionary(table_columns([])):
+        assert row["meaning"], row
+        assert row["null"], row
+
+
+def test_documentation_travels_in_the_file():
+    column = Column(
+        name="fire_rate",
+        dtype="float64",
+        meaning="share of presentations with z > 0",
+        range="[0, 1]",
+        null="null where the gate is identity",
+        formula="n_fired / n",
+        source="definition",
+        version=3,
+    )
+    table = arrow_table("neurons", [column], {"fire_rate": torch.tensor([0.5])})
+    read = pq.read_schema(io.BytesIO(parquet_bytes(table)))
+    metadata = {key.decode(): value.decode() for key, value in read.field("fire_rate").metadata.items()}
+    assert metadata == {
+        "meaning": "share of presentations with z > 0",
+        "unit": "1",
+        "range": "[0, 1]",
+        "null": "null where the gate is identity",
+        "formula": "n_fired / n",
+        "source": "definition",
+        "version": "3",
+    } | {key: value for key, value in metadata.items() if key.startswith("PARQUET:")}
+    assert read.metadata[b"table"] == b"neurons"
+
+
+def test_null_nan_and_zero_stay_apart():
+    values = torch.tensor([0.0, float("nan"), 7.0])
+    array = one_column("float64", (values, torch.tensor([True, True, False])))
+    assert array.null_count == 1
+    assert array[0].as_py() == 0.0
+    assert np.isnan(array[1].as_py())
+    assert array[2].as_py() is None
+    assert one_column("float64", values).null_count == 0
+
+
+def test_a_column_without_values_is_null_and_one_value_is_for_all():
+    columns = table_columns([])["neurons"]
+    table = arrow_table("neurons", columns, {"run": "r", "unit": torch.arange(3)})
+    assert table["run"].to_pylist() == ["r"] * 3
+    assert table["model"].null_count == 3
+    assert table.schema == schema("neurons", columns)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (torch.arange(6.0).reshape(2, 3), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]),
+        (torch.arange(6.0).reshape(3, 2).T, [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]),
+        ([torch.tensor([1.0]), torch.tensor([])], [[1.0], []]),
+        ([torch.tensor([1.0]), None], [[1.0], None]),
+        ((torch.ones(2, 2), torch.tensor([False, True])), [None, [1.0, 1.0]]),
+        (torch.zeros(0, 3), []),
+    ],
+)
+def test_lists_of_numbers(values: object, expected: list):
+    array = one_column("list<float32>", values)
+    assert array.type == pa.list_(pa.float32())
+    assert array.to_pylist() == expected
+
+
+def test_bfloat16_and_tensors_with_gradients_are_taken():
+    assert one_column("float32", torch.ones(2, requires_grad=True)).to_pylist() == [1.0, 1.0]
+    assert one_column("float32", torch.ones(2, dtype=torch.bfloat16)).to_pylist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("int64", torch.tensor([0.5])),
+        ("int32", torch.tensor([2**40])),
+        ("int64", ["a"]),
+        ("string", torch.tensor([1])),
+        ("bool", torch.tensor([2])),
+    ],
+)
+def test_values_of_another_type_are_refused(dtype: str, values: object):
+    with pytest.raises(ValueError, match=rf"neurons\.x is declared as {dtype}"):
+        one_column(dtype, values)
+
+
+def test_columns_of_other_lengths_or_names_are_refused():
+    columns = table_columns([])["neurons"]
+    with pytest.raises(ValueError, match="differ in length"):
+        arrow_table("neurons", columns, {"unit": torch.arange(3), "site": ["a"]})
+    with pytest.raises(ValueError, match=r"no columns \['unitt'\]"):
+        arrow_table("neurons", columns, {"unitt": torch.arange(3)})
+
+
+def every_type(rows: int) -> pa.Table:
+    index = torch.arange(rows)
+    values: list[object] = [
+        index,
+        index * 2**40,
+        index.float(),
+        index.double(),
+        [f"row {number}" for number in range(rows)],
+        index % 2 == 0,
+        [number * 1_000_000 for number in range(rows)],
+        torch.rand(rows, 4, generator=torch.Generator().manual_seed(0)),
+        [torch.arange(number % 3) for number in range(rows)],
+    ]
+    return arrow_table("every", EVERY_TYPE, dict(zip([column.name for column in EVERY_TYPE], values, strict=True)))
+
+
+def test_every_reader_sees_the_same_rows(tmp_path):
+    table = every_type(10)
+    path = tmp_path / "every.parquet"
+    path.write_bytes(parquet_bytes(table))
+    assert pq.read_table(path).equals(table)
+    assert pl.read_parquet(path).to_arrow()["c_1"].to_pylist() == table["c_1"].to_pylist()
+    assert pd.read_parquet(path)["c_4"].tolist() == table["c_4"].to_pylist()
+    with duckdb.connect() as connection:
+        rows = connection.execute(f"select sum(c_1), count(c_5), max(len(c_7)), typeof(any_value(c_6)) from '{path}'")
+        assert rows.fetchone() == (sum(range(10)) * 2**40, 10, 4, "TIMESTAMP WITH TIME ZONE")
+
+
+def test_the_same_rows_are_the_same_bytes_however_they_are_chunked():
+    table = every_type(1000)
+    pieces = pa.concat_tables([table.slice(0, 300), table.slice(300, 1), table.slice(301)])
+    assert parquet_bytes(pieces) == parquet_bytes(table)
+
+
+def test_the_same_rows_are_the_same_bytes_in_another_process():
+    code = (
+        "import sys, hashlib; sys.path.insert(0, 'tests'); import test_tables; "
+        "print(hashlib.sha256(test_tables.parquet_bytes(test_tables.every_type(100))).hexdigest())"
+    )
+    digests = {subprocess.check_output([sys.executable, "-c", code]) for _ in range(2)}
+    assert len(digests) == 1
+
+
+def test_row_groups_are_small_in_rows_and_in_bytes():
+    unit = Column(name="unit", dtype="int32", meaning="…")
+    long = arrow_table("neurons", [unit], {"unit": torch.arange(200_000)})
+    assert pq.read_metadata(io.BytesIO(parquet_bytes(long))).row_group(0).num_rows == 65_536
+    pattern = Column(name="weight", dtype="list<float32>", meaning="…")
+    wide = arrow_table("patterns", [pattern], {"weight": torch.zeros(3000, 8192)})
+    assert pq.read_metadata(io.BytesIO(parquet_bytes(wide))).row_group(0).num_rows < 2100
+
+
+def test_a_table_without_rows_keeps_its_columns():
+    columns = table_columns([])["neurons"]
+    table = pq.read_table(io.BytesIO(parquet_bytes(arrow_table("neurons", columns, {"unit": torch.arange(0)}))))
+    assert table.num_rows == 0
+    assert table.schema.names == [column.name for column in columns]
