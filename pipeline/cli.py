@@ -115,11 +115,9 @@ def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
 
 def _run_in_flow(job: str, url: str, ray: str, progress: Progress) -> Outcome:
     _check_before_start(job, url)
-    from flows.census import TERMINAL, census
-    from pipeline.run import Outcome
+    from flows.census import take_census
 
-    TERMINAL.set(progress)
-    return Outcome(**census(job=job, store=url, ray=ray))
+    return take_census(job, store=url, ray=ray, progress=progress)
 
 
 def _check_before_start(job: str, url: str) -> None:
