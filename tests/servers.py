@@ -126,7 +126,9 @@ class Seaweed:
         fast = ["-master.electionTimeout=1s", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
         closed = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
         closed += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-        command = [str(BIN / "weed"), "-logtostderr=true", "server", f"-dir={self.directory}", "-s3"]
+        # it takes credentials that it finds in its environment for those of its only user: a client's are no such thing
+        unset = [f"--unset={name}" for name in os.environ if name.startswith("AWS_")]
+        command = ["env", *unset, str(BIN / "weed"), "-logtostderr=true", "server", f"-dir={self.directory}", "-s3"]
         self.server = Server(*command, *roles, *fast, *closed, log=self.directory / "log")
         wait_until(lambda: answers(self.ports[0]), timeout_s=60)
 
