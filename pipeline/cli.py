@@ -135,16 +135,19 @@ def _check_before_start(job: str, url: str) -> None:
 @click.argument("job", metavar="JOB.toml")
 @store_option
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Workers to group tasks for.")
-def plan(job: str, url: str, workers: int) -> None:
+@click.option("--estimate", is_flag=True, help="Measure what it costs, on the first rows of each data set.")
+def plan(job: str, url: str, workers: int, estimate: bool) -> None:
     """Say what a job would do: tasks, rows, bytes of state, and what the store holds already.
 
     \b
       neuron-census plan jobs/demo.toml
+      neuron-census plan jobs/demo.toml --estimate --workers 8
     """
+    from pipeline.estimate import estimate as estimated
     from pipeline.job import load_job
     from pipeline.manifest import manifest_key
     from pipeline.plan import make_plan
-    from pipeline.report.plan import planned
+    from pipeline.report.plan import costs, planned
     from pipeline.report.screen import screen
     from pipeline.resolve import resolve
     from pipeline.store import open_store
@@ -152,7 +155,10 @@ def plan(job: str, url: str, workers: int) -> None:
     store = open_store(url)
     resolved = resolve(load_job(job), store)
     key = manifest_key(resolved.run)
-    screen().print(planned(make_plan(resolved, store, workers=workers), committed=key in store.keys(key)))
+    made = make_plan(resolved, store, workers=workers)
+    screen().print(planned(made, committed=key in store.keys(key)))
+    if estimate:
+        screen().print(costs(estimated(resolved, store), made, workers=workers))
 
 
 @cli.command(short_help="List the runs of a store.")

@@ -38,8 +38,10 @@ LAYERS: dict[str, int] = {
         ],
         1,
     ),
-    **dict.fromkeys(["fit", "foreign", "measure", "scores", "statistics", "models", "sources"], 2),
-    **dict.fromkeys(["resolve", "plan", "loading", "training", "measuring", "reduce", "jackknife", "pack", "task"], 3),
+    **dict.fromkeys(["cost", "fit", "foreign", "measure", "scores", "statistics", "models", "sources"], 2),
+    **dict.fromkeys(
+        ["resolve", "plan", "estimate", "loading", "training", "measuring", "reduce", "jackknife", "pack", "task"], 3
+    ),
     **dict.fromkeys(["stage", "run"], 4),
     **dict.fromkeys(["cluster", "gc", "query", "show", "verify", "report"], 5),
     **dict.fromkeys(["cli", "flows"], 6),

@@ -8,15 +8,17 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from pipeline.estimate import Estimate
 from pipeline.plan import Plan
-from pipeline.report.printing import fitted, size
+from pipeline.report.printing import fitted, lasting, size
 
 
 def planned(plan: Plan, *, committed: bool) -> RenderableType:
     """What a job would do."""
     resolved = plan.resolved
+    untrained = sum(task.units for task in plan.train)
     rows = [
-        ("models to train", plan.trainings, plan.trainings - len(plan.train), len(plan.train), len(plan.train)),
+        ("models to train", plan.trainings, plan.trainings - untrained, untrained, len(plan.train)),
         ("cells to measure", plan.cells, plan.cells - plan.missing_cells, plan.missing_cells, len(plan.measure)),
     ]
     facts = [
@@ -30,4 +32,24 @@ def planned(plan: Plan, *, committed: bool) -> RenderableType:
         *(Text(f"  {fact}") for fact in facts),
         Text(),
         fitted(("", "all", "stored", "to do", "tasks"), rows, width=80),
+    )
+
+
+def costs(estimate: Estimate, plan: Plan, *, workers: int) -> RenderableType:
+    """What a job costs: rows per second and model of each shape, and the time of what is left to measure."""
+    reading = [(one.data, round(1 / one.s), round(one.bytes)) for one in estimate.reading]
+    shapes = [
+        (one.data, one.model, len(one.models), round(1 / one.forward_s), round(one.ratio, 2), size(one.state_bytes))
+        for one in estimate.shapes
+    ]
+    seconds = estimate.seconds(plan, workers=workers)
+    parts = ", ".join(f"{name} {lasting(spent)}" for name, spent in seconds.items())
+    total = lasting(sum(seconds.values()) / workers)
+    return Group(
+        Text(f"\nMeasured here with the kernel {estimate.kernel}, on the first rows of each data set:"),
+        fitted(("data", "rows read /s", "bytes /row"), reading, width=80),
+        Text(),
+        fitted(("data", "model", "models", "forward rows/s", "with statistics ×", "states /chunk"), shapes, width=80),
+        Text(f"\nLeft to measure: {total} on {workers} such workers, training not included."),
+        Text(f"Of all workers together: {parts}."),
     )

@@ -159,3 +159,20 @@ def size(count: int) -> str:
     while amount >= 1024 and unit < 4:
         amount, unit = amount / 1024, unit + 1
     return f"{count} B" if unit == 0 else f"{amount:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+
+
+def lasting(seconds: float) -> str:
+    """Write a stretch of time.
+
+    >>> lasting(0.034), lasting(12.34), lasting(3720), lasting(9 * 86400)
+    ('34 ms', '12 s', '62 min', '9.0 days')
+    """
+    for limit, unit, name, digits in (
+        (1, 1e-3, "ms", 0),
+        (120, 1, "s", 0),
+        (7200, 60, "min", 0),
+        (172800, 3600, "h", 1),
+    ):
+        if seconds < limit:
+            return f"{seconds / unit:.{digits}f} {name}"
+    return f"{seconds / 86400:.1f} days"

@@ -1,0 +1,83 @@
+"""What the statistics of a model cost over its bare forward, measured on a batch.
+
+Layer 2. Only times come out: nothing that is measured here goes into a state, and the model is left as it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import nn
+
+from pipeline.batch import Batch
+from pipeline.flow.discover import Discovery
+from pipeline.flow.state import unchanged
+from pipeline.flow.tap import quiet
+from pipeline.measure import Running
+from pipeline.statistics.base import Statistic
+
+# pairs of passes: few enough not to be felt in a run, and their median forgives an interruption
+PASSES = 5
+# no further pair begins later: a model whose forward takes longer has one
+ENOUGH_S = 2.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that one batch of `rows` rows takes, medians of `passes` passes each, interleaved.
+
+    forward   the bare forward, in eval and inference mode
+    measured  the same forward with every statistic
+    """
+
+    rows: int
+    forward: float
+    measured: float
+    passes: int
+
+    @property
+    def ratio(self) -> float:
+        """What measuring costs, the bare forward being 1."""
+        return self.measured / self.forward
+
+    @property
+    def statistics(self) -> float:
+        """Seconds of the statistics alone."""
+        return max(0.0, self.measured - self.forward)
+
+
+def cost_of(
+    model: nn.Module, discovery: Discovery, statistics: Sequence[Statistic], batch: Batch, *, classes: int, kernel: str
+) -> Cost:
+    """Time a model with and without its statistics, by turns; the batch is one that nobody needs any more."""
+    running = Running(discovery, statistics, classes, kernel)
+
+    def forward() -> None:
+        with quiet(model):
+            batch.forward(model)
+
+    def measured() -> None:
+        running.add(model, batch)
+
+    begin = time.perf_counter()
+    pairs: list[tuple[float, float]] = []
+    with unchanged(model):
+        forward()
+        measured()
+        while len(pairs) < PASSES and (not pairs or time.perf_counter() - begin < ENOUGH_S):
+            pairs.append((_seconds(forward, batch), _seconds(measured, batch)))
+    forwards, wholes = zip(*pairs, strict=True)
+    return Cost(batch.rows, median(forwards), median(wholes), len(pairs))
+
+
+def _seconds(work: Callable[[], None], batch: Batch) -> float:
+    on_gpu = any(isinstance(one, torch.Tensor) and one.is_cuda for one in batch.inputs)
+    start = time.perf_counter()
+    work()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,183 @@
+"""What a job will take: unit costs measured on its first chunk for every shape of model, and the arithmetic on them.
+
+Layer 3. Measures on this machine, alone: rows of the first chunk of each data set, untrained models of each shape. What
+a network, a bucket or a neighbour takes away is not in it. Stores nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.batch import Batch
+from pipeline.cells import CellState, Rows, encode_cell
+from pipeline.cost import cost_of
+from pipeline.errors import DataError
+from pipeline.fit.recipe import Recipe
+from pipeline.flow.discover import discover
+from pipeline.loading import Probe
+from pipeline.measure import Running
+from pipeline.numerics import in_force
+from pipeline.plan import Plan, probe_of
+from pipeline.registry import sources
+from pipeline.resolve import Resolved
+from pipeline.store import Store
+
+# seconds of reading that a rate is taken from, at most
+READ_S = 2.0
+
+
+@dataclass(frozen=True)
+class ReadingCost:
+    """What one row of a data set costs to read and decode, on one thread beside the prefetching one.
+
+    rows    rows that it was measured on
+    s       seconds per row
+    bytes   bytes per row once decoded: what goes to a device
+    """
+
+    data: str
+    rows: int
+    s: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class ShapeCost:
+    """What models of one shape cost, measured on one batch of their data set.
+
+    model        the name of one of them; `models` are their ids
+    rows         rows of the batch
+    forward_s    seconds per row of the bare forward
+    statistics_s seconds per row of the statistics, beyond the forward
+    start_s      seconds to build one and find its sites, once per worker that meets it
+    store_s      seconds to encode the states of one chunk
+    state_bytes  bytes of the states of one chunk
+    """
+
+    data: str
+    model: str
+    models: tuple[str, ...]
+    rows: int
+    forward_s: float
+    statistics_s: float
+    start_s: float
+    store_s: float
+    state_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """What measuring costs, the bare forward being 1."""
+        return (self.forward_s + self.statistics_s) / self.forward_s
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The unit costs of a job, and the kernel that they were measured with."""
+
+    reading: tuple[ReadingCost, ...]
+    shapes: tuple[ShapeCost, ...]
+    kernel: str
+
+    def seconds(self, plan: Plan, *, workers: int) -> dict[str, float]:
+        """Seconds of all workers together for the missing cells of a plan, by what they go to, without training."""
+        read = {one.data: one for one in self.reading}
+        shape = {model: one for one in self.shapes for model in one.models}
+        total = dict.fromkeys(("reading", "forward", "statistics", "start", "storing"), 0.0)
+        for task in plan.measure:
+            chunks = {cell.chunk.id: cell.chunk for cell in task.cells}
+            total["reading"] += sum(chunk.rows for chunk in chunks.values()) * read[task.probe.data].s
+            for cell in task.cells:
+                cost = shape[cell.model.id]
+                total["forward"] += cell.chunk.rows * cost.forward_s
+                total["statistics"] += cell.chunk.rows * cost.statistics_s
+                total["storing"] += cost.store_s
+        tasks = Counter(model for task in plan.measure for model in task.models)
+        total["start"] = sum(shape[model].start_s * min(count, workers) for model, count in tasks.items())
+        return total
+
+
+def estimate(resolved: Resolved, store: Store) -> Estimate:
+    """Measure the unit costs of a job; DataError or ModelError where its first chunk or a shape cannot be used."""
+    reading, shapes = [], []
+    with in_force(resolved.numerics):
+        for data in dict.fromkeys(split.data for split in resolved.splits):
+            cost, batch = _reading_cost(resolved, data, store)
+            reading.append(cost)
+            shapes += [_shape_cost(resolved, data, same, batch) for same in _by_shape(resolved, data)]
+    return Estimate(tuple(reading), tuple(shapes), resolved.kernel)
+
+
+def _reading_cost(resolved: Resolved, data: str, store: Store) -> tuple[ReadingCost, Batch]:
+    """The cost of the first chunk's rows, and its first batch."""
+    probe = probe_of(resolved, data)
+    batches = _batches(probe, resolved.numerics.batch_rows, store)
+    start = time.perf_counter()
+    first = next(batches, None)
+    if first is None:
+        raise DataError(f"data {data}: {probe.chunk.url} has no rows of split {probe.chunk.split!r} to begin with")
+    rows = first.rows
+    while time.perf_counter() - start < READ_S and (batch := next(batches, None)) is not None:
+        rows += batch.rows
+    seconds = time.perf_counter() - start
+    return ReadingCost(data, rows, seconds / rows, _bytes(first) / first.rows), first
+
+
+def _batches(probe: Probe, batch_rows: int, store: Store) -> Iterator[Batch]:
+    source = sources()[probe.spec.source](probe.data, probe.spec, store)
+    return iter(source.read(probe.chunk, batch_rows))
+
+
+def _bytes(batch: Batch) -> int:
+    held = [*batch.inputs, *batch.kwargs.values(), batch.uid_N, batch.label_N, batch.mask_NS]
+    return sum(one.numel() * one.element_size() for one in held if isinstance(one, torch.Tensor))
+
+
+def _by_shape(resolved: Resolved, data: str) -> list[tuple[Recipe, str, tuple[str, ...]]]:
+    """For each shape of model on a data set a recipe, a name, and the ids of all."""
+    found: dict[str, tuple[Recipe, str, list[str]]] = {}
+    for model in resolved.models:
+        if model.data == data:
+            recipe = model.recipe
+            shape = repr((recipe.family, recipe.hyperparameters, recipe.task, recipe.dtype))
+            found.setdefault(shape, (recipe, model.name, []))[2].append(model.id)
+    return [(recipe, name, tuple(ids)) for recipe, name, ids in found.values()]
+
+
+def _shape_cost(resolved: Resolved, data: str, same: tuple[Recipe, str, tuple[str, ...]], batch: Batch) -> ShapeCost:
+    recipe, name, models = same
+    split = next(split for split in resolved.splits if split.data == data)
+    statistics, classes = resolved.statistics_of(split), resolved.classes[data]
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = recipe.build().to(getattr(torch, recipe.dtype)).eval()
+    sites = resolved.job.sites
+    discovery = discover(module, batch, include=sites.include, exclude=sites.exclude)
+    built = time.perf_counter() - start
+    cost = cost_of(module, discovery, statistics, batch, classes=classes, kernel=resolved.kernel)
+    running = Running(discovery, statistics, classes, resolved.kernel)
+    running.add(module, batch)
+    start = time.perf_counter()
+    stored = _encoded(running, batch.rows)
+    return ShapeCost(
+        data=data,
+        model=name,
+        models=models,
+        rows=batch.rows,
+        forward_s=cost.forward / batch.rows,
+        statistics_s=cost.statistics / batch.rows,
+        start_s=built,
+        store_s=time.perf_counter() - start,
+        state_bytes=stored,
+    )
+
+
+def _encoded(running: Running, rows: int) -> int:
+    ledger = Rows(total=rows, read=rows)
+    cells = [CellState(states, ledger, {}, device="cpu") for states in running.states().values()]
+    return sum(len(encode_cell(cell)) for cell in cells)
