@@ -12,10 +12,10 @@ import os
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import JobError, nearest
@@ -107,16 +107,33 @@ class DataSpec(_Section):
         return Path(os.path.relpath(location, os.path.abspath(self._directory))).as_posix()
 
 
+Values = Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
 class ModelSpec(_Section):
-    """Models of one family on one data set, one for each seed."""
+    """Models of one family on one data set: one for each seed and, of a grid, each combination of its values."""
 
     family: str = Field(description="how the models are built")
     data: str = Field(description="name of the data set to train and measure on")
     name: str | None = Field(default=None, min_length=1, description="prefix of the models' names; default: the family")
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="one model for each")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="one model for each; 8 stands for 0 … 7")
     hyperparameters: dict[str, Any] = Field(default={}, description="of the family")
     training: dict[str, Any] = Field(default={}, description="steps, learning_rate, …")
+    grid: tuple[dict[str, Values], ...] = Field(
+        default=(),
+        description="lists of values of hyperparameters or training: all combinations; or several such tables",
+    )
     control: bool = Field(default=True, description="measure each model's untrained twin as well")
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _counted(cls, given: Any) -> Any:
+        return tuple(range(given)) if type(given) is int and given > 0 else given
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _seeds_are_different(self) -> Self:
@@ -223,7 +240,10 @@ def _problems(places: Places, raw: Any, errors: ValidationError) -> list[str]:
     lines: list[str] = []
     expected: dict[str, list[str]] = {}
     values: dict[str, Any] = {}
-    for error in errors.errors():
+    found = errors.errors()
+    inside = {error["loc"][:depth] for error in found for depth in range(len(error["loc"]))}
+    # an array of which an element is wrong is counted without it
+    for error in (one for one in found if one["type"] != "too_short" or one["loc"] not in inside):
         parts = _real_parts(raw, error["loc"])
         if error["type"] in ("extra_forbidden", "missing", "value_error"):
             lines.append(_structural(places, parts, error))

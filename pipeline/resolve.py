@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import JobError, ModelError
 from pipeline.fit.recipe import Recipe
 from pipeline.fit.settings import Training
+from pipeline.grid import Point, label, points
 from pipeline.hashing import digest
 from pipeline.job import DataSpec, Job, ModelSpec, Numerics, job_identity, misfit, unknown
 from pipeline.kernels import choose
@@ -129,7 +130,7 @@ def sampled(statistic: Statistic, rows: int) -> Statistic:
 def resolve(job: Job, store: Store) -> Resolved:
     """Look up everything that a job names. JobError, DataError or ModelError where it does not exist."""
     statistics = _statistics(job)
-    entries = [_entry(job, index) for index in range(len(job.models))]
+    entries = [entry for index in range(len(job.models)) for entry in _entries(job, index)]
     for name, spec in job.data.items():
         if spec.source not in sources():
             raise unknown(job, f"data.{name}.source", spec.source, sources())
@@ -183,24 +184,48 @@ def _parametrised(job: Job, statistic: Statistic, given: Mapping[str, Any]) -> S
 
 @dataclass(frozen=True)
 class _Entry:
-    """One entry of a job's models with everything that needs no data checked."""
+    """One entry of a job's models, or one point of its grid, with everything that needs no data checked."""
 
     where: str
     spec: ModelSpec
     family: Family
+    name: str
     hyperparameters: dict[str, Any]
     training: dict[str, Any]
 
 
-def _entry(job: Job, index: int) -> _Entry:
+def _entries(job: Job, index: int) -> list[_Entry]:
     spec, where = job.models[index], f"models[{index}]"
     if spec.family not in families():
         raise unknown(job, f"{where}.family", spec.family, families())
     if spec.data not in job.data:
         raise unknown(job, f"{where}.data", spec.data, job.data)
+    _refuse_what_no_grid_can_set(job, where, spec)
+    return [_entry(job, where, spec, point) for point in points(spec.grid)]
+
+
+def _entry(job: Job, where: str, spec: ModelSpec, point: Point) -> _Entry:
     family: Family = families()[spec.family]
-    hyperparameters = _validated(job, f"{where}.hyperparameters", family.parameters, spec.hyperparameters)
-    return _Entry(where, spec, family, hyperparameters, _validated(job, f"{where}.training", Training, spec.training))
+    read = partial(_validated, job, where, point=point)
+    return _Entry(
+        where=where,
+        spec=spec,
+        family=family,
+        name="-".join(part for part in (spec.name or spec.family, label(point)) if part),
+        hyperparameters=read("hyperparameters", family.parameters, spec.hyperparameters),
+        training=read("training", Training, spec.training),
+    )
+
+
+def _refuse_what_no_grid_can_set(job: Job, where: str, spec: ModelSpec) -> None:
+    tables = {"hyperparameters": families()[spec.family].parameters, "training": Training}
+    known = [name for table in tables.values() for name in table.model_fields]
+    for key in (key for grid in spec.grid for key in grid):
+        if key not in known:
+            raise unknown(job, f"{where}.grid.{key}", key, known)
+        for table in tables:
+            if key in (given := getattr(spec, table)):
+                raise misfit(job, f"{where}.{table}.{key}", given[key], "no value here, as the grid has some")
 
 
 def _models(job: Job, entry: _Entry, source: Source) -> list[Model]:
@@ -232,16 +257,16 @@ def _models(job: Job, entry: _Entry, source: Source) -> list[Model]:
     ]
     _try_to_build(job, entry.where, recipes[0])
     named = zip(recipes, entry.spec.seeds, strict=True)
-    return [model for recipe, seed in named for model in _lineage(entry.spec, recipe, seed)]
+    return [model for recipe, seed in named for model in _lineage(entry, recipe, seed)]
 
 
 def _seed(job: Job, seed: int) -> int:
     return job.seed * 1_000_003 + seed
 
 
-def _lineage(spec: ModelSpec, recipe: Recipe, seed: int) -> list[Model]:
+def _lineage(entry: _Entry, recipe: Recipe, seed: int) -> list[Model]:
     """The model at each of its checkpoints, the last one first, and, unless the job says no, its untrained twin."""
-    name = f"{spec.name or spec.family}-{seed}"
+    spec, name = entry.spec, f"{entry.name}-{seed}"
     twin = recipe.model_id(0) if spec.control else None
     models = [
         Model(
@@ -268,15 +293,20 @@ def _try_to_build(job: Job, where: str, recipe: Recipe) -> None:
         raise JobError(f"{job.place}: {where}: {error}") from error
 
 
-def _validated(job: Job, where: str, model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
+def _validated(
+    job: Job, where: str, table: str, model: type[BaseModel], given: Mapping[str, Any], *, point: Point
+) -> dict[str, Any]:
+    """A table of an entry with what a point of the grid sets of it, checked."""
+    chosen = {name: value for name, value in point.items() if name in model.model_fields}
     try:
-        return model(**given).model_dump(mode="json")
+        return model(**{**given, **chosen}).model_dump(mode="json")
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        path = f"{where}.{'grid' if first['loc'][0] in chosen else table}.{key}"
         if first["type"] == "extra_forbidden":
-            raise unknown(job, f"{where}.{key}", key, model.model_fields) from None
-        raise misfit(job, f"{where}.{key}", first["input"], first["msg"]) from None
+            raise unknown(job, path, key, model.model_fields) from None
+        raise misfit(job, path, first["input"], first["msg"]) from None
 
 
 def _refuse_duplicates(job: Job, models: tuple[Model, ...]) -> None:
@@ -287,5 +317,5 @@ def _refuse_duplicates(job: Job, models: tuple[Model, ...]) -> None:
             if other is not model:
                 raise JobError(
                     f"{job.place}: models {other.name!r} and {model.name!r} have the same {what}: "
-                    "give their entries different names, seeds or hyperparameters"
+                    "give their entries different names, seeds or settings"
                 )

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(["errors", "hashing", "columns", "batch", "progress"], 0),
+    **dict.fromkeys(["errors", "grid", "hashing", "columns", "batch", "progress"], 0),
     **dict.fromkeys(
         [
             "sites",

@@ -228,11 +228,11 @@ def plainly_trained(recipe: Recipe, batches: Sequence[Batch]) -> torch.nn.Module
                 return model.eval()
 
 
-# measured .975 and .987; three seeds differ by .005
+# measured .983 and .987; three seeds differ by .003
 @pytest.mark.parametrize(
     ("family", "widths", "training", "expected"),
     [
-        ("mlp", (128, 64), {"steps": 2000, "learning_rate": 0.1}, 0.96),
+        ("mlp", (128, 64), {"steps": 2000, "learning_rate": 0.05}, 0.97),
         ("cnn", (16, 32), {"steps": 600, "learning_rate": 0.05}, 0.975),
     ],
 )

@@ -1,0 +1,113 @@
+"""Grids in a job: which models they stand for, how those are called, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import JobError
+from pipeline.fit.settings import Training
+from pipeline.grid import label, points
+from pipeline.job import Job, job_identity, load_job
+from pipeline.registry import families
+from pipeline.resolve import Resolved, resolve
+from pipeline.store import open_store
+
+ENTRY = """
+name = "grid"
+[data.digits]
+source = "digits"
+[[models]]
+family = "mlp"
+data = "digits"
+{entry}
+"""
+
+
+def job(folder: Path, entry: str) -> Job:
+    path = folder / "job.toml"
+    path.write_text(ENTRY.format(entry=entry))
+    return load_job(path)
+
+
+def resolved(folder: Path, entry: str) -> Resolved:
+    return resolve(job(folder, entry), open_store(str(folder / "store")))
+
+
+def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path):
+    found = resolved(
+        tmp_path,
+        "seeds = 2\ncontrol = false\ngrid = { widths = [[16], [32, 16]], learning_rate = [0.1, 0.01] }\n"
+        "training = { steps = 9 }",
+    )
+    settings = {
+        model.name: (model.recipe.hyperparameters["widths"], model.recipe.settings.learning_rate, model.recipe.seed)
+        for model in found.models
+    }
+    assert settings == {
+        f"mlp-widths={name},learning_rate={rate}-{seed}": (widths, rate, seed)
+        for name, widths in (("16", [16]), ("32x16", [32, 16]))
+        for rate in (0.1, 0.01)
+        for seed in (0, 1)
+    }
+    assert {model.recipe.steps for model in found.models} == {9}
+    assert len({model.id for model in found.models}) == 8
+
+
+def test_learning_rates_of_one_shape_train_together(tmp_path: Path):
+    found = resolved(tmp_path, "hyperparameters = { widths = [16] }\ngrid = { learning_rate = [0.1, 0.01, 0.001] }")
+    # 16 × 10 weights fill whole cache lines, and 64 × 16
+    assert len({model.recipe.group for model in found.models}) == 1
+    assert len({model.recipe.lineage for model in found.models}) == 3
+
+
+def test_several_grids_are_a_list(tmp_path: Path):
+    found = resolved(
+        tmp_path,
+        "control = false\n[[models.grid]]\ngate = ['relu', 'tanh']\n[[models.grid]]\nsteps = [7]\nwidths = [[8]]",
+    )
+    assert [model.name for model in found.models] == ["mlp-gate=relu-0", "mlp-gate=tanh-0", "mlp-steps=7,widths=8-0"]
+
+
+def test_a_number_of_seeds_is_those_from_0(tmp_path: Path):
+    assert job_identity(job(tmp_path, "seeds = 3")) == job_identity(job(tmp_path, "seeds = [0, 1, 2]"))
+    with pytest.raises(JobError, match=r"seeds = 0: expected an array$"):
+        job(tmp_path, "seeds = 0")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            "grid = { learning_rat = [0.1] }",
+            r"\[models\[0\].grid\] learning_rat: unknown key; did you mean 'learning_r",
+        ),
+        (
+            "grid = { learning_rate = [0.1, -1.0] }",
+            r"\[models\[0\].grid\] learning_rate = -1.0: expected greater than 0",
+        ),
+        ("grid = { gate = ['rleu'] }", r"\[models\[0\].grid\] gate = \"rleu\": expected 'relu', 'gelu' or 'tanh'"),
+        ("grid = { steps = [] }", r"\[models\[0\]\] grid = .*: expected .*at least 1 item"),
+        ("grid = { steps = 9 }", r"\[models\[0\]\] grid = .*: expected an array"),
+        ("grid = { steps = [5, 5] }", r"models 'mlp-steps=5-0' and 'mlp-steps=5-0' have the same id"),
+        (
+            "grid = { steps = [5, 9] }\ntraining = { steps = 7 }",
+            r"\[models\[0\].training\] steps = 7: expected no value here, as the grid has some",
+        ),
+    ],
+)
+def test_what_a_grid_gets_wrong_is_named(tmp_path: Path, entry: str, message: str):
+    with pytest.raises(JobError, match=message):
+        resolved(tmp_path, entry)
+
+
+def test_no_family_has_a_hyperparameter_that_training_has_too():
+    for family in families().values():
+        assert not family.parameters.model_fields.keys() & Training.model_fields.keys()
+
+
+def test_a_grid_without_values_sets_nothing():
+    assert points([]) == ({},)
+    assert label({}) == ""
+    assert label({"checkpoints": (), "bias": True}) == "checkpoints=none,bias=true"
