@@ -13,8 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
+from botocore.config import Config
+from botocore.session import get_session
+
+T = TypeVar("T")
 
 BIN = Path(sys.executable).parent
 
@@ -39,6 +44,18 @@ def wait_until(claim: Callable[[], object], *, timeout_s: float, every_s: float 
     end = time.monotonic() + timeout_s
     while not claim():
         assert time.monotonic() < end, f"not within {timeout_s} s"
+        time.sleep(every_s)
+
+
+def wait_for(attempt: Callable[[], T], *, timeout_s: float, every_s: float = 0.2) -> T:
+    """What an attempt comes to as soon as it raises nothing; what the last one raised if that takes too long."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            return attempt()
+        except Exception as error:
+            if time.monotonic() > end:
+                raise AssertionError(f"not within {timeout_s} s: {type(error).__name__}: {error}") from error
         time.sleep(every_s)
 
 
@@ -113,28 +130,101 @@ def workers_of(head: RayNode) -> list[int]:
 class Seaweed:
     """A real S3 server on a directory, which survives its being killed; credentials may be any."""
 
+    START_TIMEOUT_S = 60.0
+    STARTS = 3
+
     def __init__(self, directory: Path) -> None:
+        directory.mkdir()
         self.directory = directory
         self.ports = [free_pair() for _ in range(4)]
-        self.endpoint = f"http://127.0.0.1:{self.ports[0]}"
         self.server: Server | None = None
 
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.ports[0]}"
+
+    @property
+    def log(self) -> str:
+        """The end of what the server said."""
+        lines = (self.directory / "log").read_text(errors="replace").splitlines()
+        return "\n".join(line[:300] for line in lines[-40:])
+
     def start(self) -> None:
-        roles = [
-            f"-{role}.port={port}" for role, port in zip(("s3", "master", "volume", "filer"), self.ports, strict=True)
-        ]
-        fast = ["-master.electionTimeout=1s", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
-        closed = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
-        closed += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-        # it takes credentials that it finds in its environment for those of its only user: a client's are no such thing
-        unset = [f"--unset={name}" for name in os.environ if name.startswith("AWS_")]
-        command = ["env", *unset, str(BIN / "weed"), "-logtostderr=true", "server", f"-dir={self.directory}", "-s3"]
-        self.server = Server(*command, *roles, *fast, *closed, log=self.directory / "log")
-        wait_until(lambda: answers(self.ports[0]), timeout_s=60)
+        """Serve from the ports it has, until a put has been read back."""
+        self._launch()
+        try:
+            wait_for(self._round_trip, timeout_s=self.START_TIMEOUT_S)
+        except AssertionError as error:
+            self.kill()
+            raise AssertionError(f"the S3 server does not serve: {error}; its log ends with\n{self.log}") from error
 
     def kill(self) -> None:
         assert self.server is not None
         self.server.kill()
+
+    def close(self) -> None:
+        """Kill the server and remove the sockets that it leaves in a directory nobody can choose."""
+        self.kill()
+        for port in self.ports:
+            for pattern in (f"seaweedfs-*-{port}.sock", f"seaweedfs-*-{port + 10_000}.sock"):
+                for left in Path("/tmp").glob(pattern):
+                    left.unlink(missing_ok=True)
+
+    def create_bucket(self, name: str) -> None:
+        """Make a bucket, unless an earlier attempt has made it and was not told so."""
+        client = self._client()
+        with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+            client.create_bucket(Bucket=name)
+
+    def _launch(self) -> None:
+        roles = ("s3", "master", "volume", "filer")
+        ports = [f"-{role}.port={port}" for role, port in zip(roles, self.ports, strict=True)]
+        # a bucket's first object grows volumes for it alone, seven unless told: of 20 in all the fourth bucket gets none
+        volumes = ["-master.volumeSizeLimitMB=64", "-volume.max=2000", "-volume.minFreeSpace=100MiB"]
+        closed = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
+        closed += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+        # it takes credentials that it finds in its environment for those of its only user: a client's are no such thing
+        unset = [f"--unset={name}" for name in os.environ if name.startswith("AWS_")]
+        self.server = Server(
+            *["env", *unset, str(BIN / "weed"), "-logtostderr=true", "server", f"-dir={self.directory}", "-s3"],
+            *[*ports, *volumes, *closed, "-master.electionTimeout=1s"],
+            environment={"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
+            log=self.directory / "log",
+        )
+
+    def _round_trip(self) -> None:
+        assert self.server is not None
+        if self.server.process.poll() is not None:
+            # what failed to start does not start by being waited for
+            self._launch()
+        self.create_bucket("ready")
+        client = self._client()
+        client.put_object(Bucket="ready", Key="ready", Body=b"ready")
+        assert client.get_object(Bucket="ready", Key="ready")["Body"].read() == b"ready"
+
+    def _client(self) -> Any:
+        config = Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}, read_timeout=20)
+        return get_session().create_client(
+            *["s3", "us-east-1"],
+            endpoint_url=self.endpoint,
+            aws_access_key_id="any",
+            aws_secret_access_key="any-secret",
+            config=config,
+        )
+
+
+def started_seaweed(directory: Path) -> Seaweed:
+    """A server that serves: anew, elsewhere, if somebody took a port between its choice and its use."""
+    for attempt in range(Seaweed.STARTS):
+        server = Seaweed(directory / str(attempt))
+        try:
+            server.start()
+            return server
+        except AssertionError:
+            server.close()
+            if attempt == Seaweed.STARTS - 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +249,8 @@ def ray_cluster(ray_head: RayNode) -> str:
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
     """A real S3 server, running, and the environment of every client pointed at it while a test has it."""
-    server = Seaweed(tmp_path_factory.mktemp("seaweed"))
-    server.start()
-    yield server
-    server.kill()
+    server = started_seaweed(tmp_path_factory.mktemp("seaweed"))
+    try:
+        yield server
+    finally:
+        server.close()
