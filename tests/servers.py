@@ -179,7 +179,7 @@ class Seaweed:
     def _launch(self) -> None:
         roles = ("s3", "master", "volume", "filer")
         ports = [f"-{role}.port={port}" for role, port in zip(roles, self.ports, strict=True)]
-        # a bucket's first object grows volumes for it alone, seven unless told: of 20 in all the fourth bucket gets none
+        # a bucket's first object grows volumes for it alone, seven unless told: of 20 the fourth bucket gets none
         volumes = ["-master.volumeSizeLimitMB=64", "-volume.max=2000", "-volume.minFreeSpace=100MiB"]
         closed = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
         closed += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
