@@ -27,7 +27,8 @@ def references(site: Site, largest: int) -> torch.Tensor:
 class UnitPairs(Primitive):
     """Σ(a_u − ā_u)(a_k − ā_k), and in how many presentations both fire, over the unmasked presentations of a site.
 
-    A unit with a value that is not finite, of z or of a, is counted in `bad_U`: its other numbers mean nothing.
+    Left out are presentations that no unit makes anything finite of: a row with a NaN. A unit with a value that is not
+    finite at another one, of z or of a, is counted in `bad_U`: its other numbers mean nothing.
 
     n_1       int64, presentations
     bad_U     int64, those at which z or a of the unit is not finite
@@ -79,11 +80,13 @@ class UnitPairs(Primitive):
         if presentations.mask_LS is not None:
             unmasked_P = presentations.mask_LS[start:stop].flatten()
             z_PU, a_PU = z_PU[unmasked_P], a_PU[unmasked_P]
-        if len(z_PU) == 0:
-            return {name: value.to(z_PU.device) for name, value in self.empty(presentations.site).items()}
         finite_1PU = None
         if not (all_finite(z_PU) and all_finite(a_PU)):
-            finite_1PU = (z_PU.isfinite() & a_PU.isfinite())[None]
+            finite_PU = z_PU.isfinite() & a_PU.isfinite()
+            some_P = finite_PU.any(1)
+            z_PU, a_PU, finite_1PU = z_PU[some_P], a_PU[some_P], finite_PU[some_P][None]
+        if len(z_PU) == 0:
+            return {name: value.to(z_PU.device) for name, value in self.empty(presentations.site).items()}
         a = centred(as_float(a_PU)[None], finite_1PU)
         reference_K = references(presentations.site, self.largest).to(z_PU.device)
         chosen = a._replace(rest_GPK=a.rest_GPK[..., reference_K], scale_GK=a.scale_GK[:, reference_K])

@@ -22,7 +22,7 @@ from pipeline.statistics.base import Controls, Nullable, Rows, Statistic, Values
 
 # correlations that differ by less are equal: products are taken in float32
 TIE = 2.0**-18
-_BAD = "NaN where a of the unit does not vary or is not always finite, in fewer than 3 presentations"
+_BAD = "NaN where a of the unit does not vary or is not finite somewhere, in fewer than 3 presentations"
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Redundancy(Statistic):
     largest: int = 512
 
     name: ClassVar[str] = "redundancy"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     COLUMNS: ClassVar[tuple[Column, ...]] = (
         Column(
             "redundancy_n",
             "int64",
-            "Presentations that the redundancy columns rest on (of the sample; unmasked).",
+            "Presentations that the redundancy columns rest on (of the sample; unmasked; finite of some unit).",
             unit="presentations",
             range="≥ 0",
         ),
@@ -124,14 +124,16 @@ class Redundancy(Statistic):
     def define(self, site: Site, whole: Presentations, controls: Controls) -> Rows:
         """Correlations of all presentations at once, pair by pair in float64."""
         seen = Whole(whole)
-        n = len(seen.z_PU)
-        varies = [bool(seen.valid_PU[:, u].all() and n >= 3 and np.ptp(seen.a_PU[:, u]) > 0) for u in range(site.units)]
+        some_P = seen.valid_PU.any(1)
+        z_PU, a_PU, valid_PU = seen.z_PU[some_P], seen.a_PU[some_P], seen.valid_PU[some_P]
+        n = len(z_PU)
+        varies = [bool(valid_PU[:, u].all() and n >= 3 and np.ptp(a_PU[:, u]) > 0) for u in range(site.units)]
         known = np.flatnonzero(varies)
         compared = [
             [k for k in references(site, self.largest).tolist() if k in known and k != u] for u in range(site.units)
         ]
         compared = [others if varies[u] else [] for u, others in enumerate(compared)]
-        pairs = [_defined_pair(seen, u, others) for u, others in enumerate(compared)]
+        pairs = [_defined_pair(z_PU, a_PU, u, others) for u, others in enumerate(compared)]
         neurons: dict[str, Values] = {
             "redundancy_n": torch.full((site.units,), n),
             "redundancy_compared": torch.tensor([len(others) for others in compared]),
@@ -139,7 +141,7 @@ class Redundancy(Statistic):
                 torch.tensor([pair[0] for pair in pairs]), torch.tensor([bool(others) for others in compared])
             ),
             "redundancy_r": torch.tensor([pair[1] for pair in pairs], dtype=torch.float64),
-            "redundancy_dimension": torch.full((site.units,), _defined_dimension(seen, known, compared)).double(),
+            "redundancy_dimension": torch.full((site.units,), _defined_dimension(a_PU, known, compared)).double(),
         }
         if site.fires:
             neurons["redundancy_lift"] = torch.tensor([pair[2] for pair in pairs], dtype=torch.float64)
@@ -163,13 +165,13 @@ def _dimension(co_UK: torch.Tensor, m2_U: torch.Tensor, known_U: torch.Tensor, o
     return (own_U.sum().square() / total).expand_as(m2_U).clone()
 
 
-def _defined_pair(seen: Whole, unit: int, others: list[int]) -> tuple[int, float, float]:
+def _defined_pair(z_PU: Array, a_PU: Array, unit: int, others: list[int]) -> tuple[int, float, float]:
     if not others:
         return 0, np.nan, np.nan
-    correlations = [float(_correlation(seen.a_PU[:, unit], seen.a_PU[:, other])) for other in others]
+    correlations = [float(_correlation(a_PU[:, unit], a_PU[:, other])) for other in others]
     ranks = [round(abs(r) / TIE) for r in correlations]
     best = ranks.index(max(ranks))
-    fires, other_fires = seen.z_PU[:, unit] > 0, seen.z_PU[:, others[best]] > 0
+    fires, other_fires = z_PU[:, unit] > 0, z_PU[:, others[best]] > 0
     chance = fires.mean() * other_fires.mean()
     lift = float((fires & other_fires).mean() / chance) if chance else np.nan
     return others[best], correlations[best], lift
@@ -180,10 +182,10 @@ def _correlation(left: Array, right: Array) -> Array:
     return np.asarray(left @ right / np.sqrt(left @ left) / np.sqrt(right @ right))
 
 
-def _defined_dimension(seen: Whole, known: Array, compared: list[list[int]]) -> float:
+def _defined_dimension(a_PU: Array, known: Array, compared: list[list[int]]) -> float:
     if not len(known):
         return np.nan
-    a_PU = seen.a_PU[:, known] / np.abs(seen.a_PU[:, known]).max()
+    a_PU = a_PU[:, known] / np.abs(a_PU[:, known]).max()
     cov = np.atleast_2d(np.cov(a_PU.T, bias=True))
     square = sum(
         cov[i, i] ** 2
