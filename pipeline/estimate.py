@@ -16,6 +16,7 @@ import torch
 from pipeline.batch import Batch
 from pipeline.cells import CellState, Rows, encode_cell
 from pipeline.cost import cost_of
+from pipeline.devices import device_named, moved
 from pipeline.errors import DataError
 from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
@@ -157,6 +158,8 @@ def _shape_cost(resolved: Resolved, data: str, same: tuple[Recipe, str, tuple[st
         torch.manual_seed(0)
         module = recipe.build().to(getattr(torch, recipe.dtype)).eval()
     sites = resolved.job.sites
+    device = device_named(resolved.device)
+    module, batch = module.to(device), moved(batch, device, getattr(torch, recipe.dtype))
     discovery = discover(module, batch, include=sites.include, exclude=sites.exclude)
     built = time.perf_counter() - start
     cost = cost_of(module, discovery, statistics, batch, classes=classes, kernel=resolved.kernel)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
+from pipeline.devices import CPU, moved
 from pipeline.errors import DataError, ModelError
 from pipeline.flow.discover import Discovery, discover
 from pipeline.job import DataSpec, SiteSelection
@@ -25,6 +26,7 @@ from pipeline.store import Store
 PROBE_ROWS = 16
 # models that a process keeps; the sizes of groups are the plan's business
 KEPT_MODELS = 16
+ON_CPU = torch.device(CPU)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +47,17 @@ class Probe:
     chunk: Chunk
 
 
-def load(model: Model, probe: Probe, sites: SiteSelection, store: Store) -> Loaded:
-    """The model with its weights, in eval mode, and its sites. ModelError where it cannot be."""
-    return _loaded(model.id, _Call(model, probe, sites, store))
+def load(model: Model, probe: Probe, sites: SiteSelection, store: Store, device: torch.device = ON_CPU) -> Loaded:
+    """The model with its weights on a device, in eval mode, and its sites. ModelError where it cannot be."""
+    return _loaded(model.id, _Call(model, probe, sites, store, device))
 
 
 class _Call:
     """Arguments of `load` that the model id stands for in the cache."""
 
-    def __init__(self, model: Model, probe: Probe, sites: SiteSelection, store: Store) -> None:
-        self.arguments = (model, probe, sites, store)
-        self._key = (model.id, model.name, probe.chunk.id, store.url, sites)
+    def __init__(self, model: Model, probe: Probe, sites: SiteSelection, store: Store, device: torch.device) -> None:
+        self.arguments = (model, probe, sites, store, device)
+        self._key = (model.id, model.name, probe.chunk.id, store.url, sites, device)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Call) and self._key == other._key
@@ -66,15 +68,17 @@ class _Call:
 
 @lru_cache(maxsize=KEPT_MODELS)
 def _loaded(_: str, call: _Call) -> Loaded:
-    model, probe, sites, store = call.arguments
+    model, probe, sites, store, device = call.arguments
     checkpoint = decode_checkpoint(store.get(checkpoint_key(model.id)))
+    dtype = getattr(torch, model.recipe.dtype)
     with torch.random.fork_rng(devices=[]):
-        module = model.recipe.build().to(getattr(torch, model.recipe.dtype))
+        module = model.recipe.build().to(dtype)
     try:
         module.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
         raise ModelError(f"model {model.name}: its checkpoint does not fit: {error}") from error
-    found = discover(module, probe_batch(probe, store), include=sites.include, exclude=sites.exclude)
+    batch = moved(probe_batch(probe, store), device, dtype)
+    found = discover(module.to(device), batch, include=sites.include, exclude=sites.exclude)
     return Loaded(module.eval(), found, checkpoint)
 
 

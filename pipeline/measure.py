@@ -6,8 +6,11 @@ computed once for all statistics and added to the running state; nothing else is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
+from pipeline.devices import CPU, moved
 from pipeline.flow.discover import Discovery, discover
 from pipeline.flow.gradients import observe_gradients
 from pipeline.flow.tap import tapped_forward
@@ -29,6 +33,7 @@ from pipeline.statistics.base import Controls, Statistic, joined
 from pipeline.tables import arrow_table, table_columns
 
 SAMPLE_SEED = 0x5EED
+_log = logging.getLogger(__name__)
 # statistic name → site name → state
 States = dict[str, dict[str, State]]
 
@@ -62,6 +67,10 @@ class Running:
         shifts = {one.sample_shift for one in self.statistics if one.needs_gradients}
         labelled = self.classes > 0 and batch.label_N is not None
         return labelled and any(bool(_in_sample(batch.uid_N, shift).any()) for shift in shifts)
+
+    def remarks(self) -> list[str]:
+        """What a person should know of how it was done, each once."""
+        return list(dict.fromkeys(remark for sums in self._sums.values() for remark in sums.remarks()))
 
     def states(self) -> States:
         """The state of every statistic at every site where it applies, on the CPU."""
@@ -150,8 +159,9 @@ def measure(
     """Measure every neuron of any module on any iterable of batches; return the census's tables as Arrow.
 
     `batches` yields `Batch`es, tensors, (x, y) pairs with int64 labels y, or tuples and dicts of the forward's
-    arguments; rows without uids are numbered in order. `twin` is the same model before training, as a control. With
-    labels, `classes` is their number (0: no labels are used). Raises ModelError where the model cannot be read.
+    arguments, which are moved to where the model is; rows without uids are numbered in order. `twin` is the same model
+    before training, as a control. With labels, `classes` is their number (0: no labels are used). Raises ModelError
+    where the model cannot be read.
 
     >>> layer = nn.Linear(2, 3)
     >>> measure(layer, [torch.ones(4, 2)])["neurons"].num_rows
@@ -162,15 +172,29 @@ def measure(
     first = next(stream, None)
     if first is None:
         raise ValueError("measure() needs at least one batch")
-    running = Running(discover(model, first), chosen, classes)
-    twin_sites = discover(twin, first) if twin is not None else None
+    device = _device_of(model)
+    first = moved(first, device)
+    running = Running(discover(model, first), chosen, classes, choose.name(device.type))
+    twin_sites = None if twin is None else discover(twin, moved(first, _device_of(twin)))
     running.add(model, first)
     for batch in stream:
-        running.add(model, batch)
+        running.add(model, moved(batch, device))
+    for remark in [choose.remark(running.kernel, device.type), *running.remarks()]:
+        _say_once(remark)
     keys = {"run": "", "model": name, "data": data, "split": split}
     controls = controls_of(running.discovery, twin_sites)
     tables = arrow_tables(running.discovery, running.states(), chosen, keys=keys, controls=controls)
     return {**tables, "sites": site_table(running.discovery, run="", model=name, data=data)}
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((held.device for held in chain(model.parameters(), model.buffers())), torch.device(CPU))
+
+
+@cache
+def _say_once(remark: str | None) -> None:
+    if remark is not None:
+        _log.warning(remark)
 
 
 def arrow_tables(

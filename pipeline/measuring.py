@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
+import torch
+
 from pipeline.batch import Batch
 from pipeline.cells import CellState, Rows, cell_key, encode_cell
+from pipeline.devices import CPU, device_named, full_name, moved
 from pipeline.errors import DataError, ModelError
 from pipeline.job import Numerics, SiteSelection
 from pipeline.loading import Loaded, Probe, load
@@ -39,7 +42,7 @@ class MeasureTask:
     """Missing cells of some models on some chunks of one split.
 
     `state_names` gives the folder of each statistic's states; `classes` is the number of classes of the labels;
-    `kernel` is the one that the run names for all of its workers.
+    `kernel` is the one that the run names for all of its workers, and `device` where each of them measures.
     """
 
     probe: Probe
@@ -49,6 +52,7 @@ class MeasureTask:
     sites: SiteSelection
     classes: int
     kernel: str
+    device: str = CPU
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -80,27 +84,36 @@ class MeasureTask:
 
 
 class Measured(NamedTuple):
-    """Cells stored, models that failed by themselves, and models with rows that cannot be read, with the reason."""
+    """Cells stored, models that failed by themselves, and models with rows that cannot be read, with the reason.
+
+    `remarks` say what a person should know of how it was done.
+    """
 
     units: int
     failed: dict[str, str]
     unread: dict[str, str]
+    remarks: tuple[str, ...]
 
 
 def run_measure(task: MeasureTask, store: Store) -> Measured:
     """Store the states of the task's cells; a chunk that cannot be read costs no other one."""
+    device = device_named(task.device)
     units = 0
     failed: dict[str, str] = {}
     unread: dict[str, str] = {}
+    remarks: dict[str, None] = {}
     with in_force(task.numerics):
         for chunk, cells in task.by_chunk():
             left = [cell for cell in cells if cell.model.id not in failed]
             try:
-                failed |= _measure_chunk(task, chunk, left, store) if left else {}
+                if left:
+                    failing, said = _measure_chunk(task, chunk, left, store, device)
+                    failed |= failing
+                    remarks |= dict.fromkeys(said)
                 units += sum(len(cell.statistics) for cell in cells)
             except DataError as error:
                 unread = {**{cell.model.id: str(error) for cell in left}, **unread}
-    return Measured(units, failed, unread)
+    return Measured(units, failed, unread, tuple(remarks))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,26 +124,30 @@ class _Watched:
     scores: list[Sums]
 
 
-def _measure_chunk(task: MeasureTask, chunk: Chunk, cells: Sequence[Missing], store: Store) -> dict[str, str]:
+def _measure_chunk(
+    task: MeasureTask, chunk: Chunk, cells: Sequence[Missing], store: Store, device: torch.device
+) -> tuple[dict[str, str], list[str]]:
+    """The models that failed by themselves, with the reason, and remarks."""
     failed: dict[str, str] = {}
     watched: list[_Watched] = []
     for cell in cells:
         try:
-            loaded = load(cell.model, task.probe, task.sites, store)
+            loaded = load(cell.model, task.probe, task.sites, store, device)
             watched.append(
                 _Watched(cell, loaded, Running(loaded.discovery, cell.statistics, task.classes, task.kernel), [])
             )
         except ModelError as error:
             failed[cell.model.id] = str(error)
     source = sources()[task.probe.spec.source](task.probe.data, task.probe.spec, store)
+    dtype = getattr(torch, task.numerics.dtype)
     reading = source.read(chunk, task.numerics.batch_rows)
     for batch in reading:
-        failed |= _show(batch, [one for one in watched if one.cell.model.id not in failed])
+        failed |= _show(moved(batch, device, dtype), [one for one in watched if one.cell.model.id not in failed])
     rows = Rows(total=chunk.rows, read=reading.read, unreadable=reading.unreadable, excluded=reading.excluded)
     for one in watched:
         if one.cell.model.id not in failed:
-            _store_cells(task, one, rows, store)
-    return failed
+            _store_cells(task, one, rows, store, full_name(device))
+    return failed, [remark for one in watched for remark in one.running.remarks()]
 
 
 def _show(batch: Batch, watched: Sequence[_Watched]) -> dict[str, str]:
@@ -143,8 +160,8 @@ def _show(batch: Batch, watched: Sequence[_Watched]) -> dict[str, str]:
     return failed
 
 
-def _store_cells(task: MeasureTask, one: _Watched, rows: Rows, store: Store) -> None:
+def _store_cells(task: MeasureTask, one: _Watched, rows: Rows, store: Store, device: str) -> None:
     scores = added(one.scores)
     for name, states in one.running.states().items():
         key = cell_key(one.cell.model.id, task.state_names[name], one.cell.chunk.id)
-        store.put_once(key, encode_cell(CellState(states, rows, scores, device="cpu")))
+        store.put_once(key, encode_cell(CellState(states, rows, scores, device)))

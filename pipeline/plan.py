@@ -124,6 +124,7 @@ def _measure_tasks(resolved: Resolved, stored: set[str], workers: int) -> Iterat
                     sites=resolved.job.sites,
                     classes=resolved.classes[split.data],
                     kernel=resolved.kernel,
+                    device=resolved.device,
                 )
 
 

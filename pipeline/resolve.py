@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
+from pipeline.devices import device_asked
 from pipeline.errors import JobError, ModelError
 from pipeline.fit.recipe import Recipe
 from pipeline.fit.settings import Training
@@ -98,6 +99,11 @@ class Resolved:
         """The folder of a statistic's states within a model's."""
         return f"{statistic.identity}-{self.measure_key}"
 
+    @property
+    def device(self) -> str:
+        """Where every worker measures."""
+        return device_asked(self.job.resources)
+
     def splits_of(self, model: Model) -> tuple[Split, ...]:
         """The splits that a model is measured on."""
         return tuple(split for split in self.splits if split.data == model.data)
@@ -146,7 +152,7 @@ def resolve(job: Job, store: Store) -> Resolved:
         statistics=statistics,
         classes={name: found[name].classes for name in used},
         training_chunks={name: found[name].chunks(job.data[name].train) for name in used},
-        kernel=choose.name(),
+        kernel=choose.name(device_asked(job.resources)),
     )
 
 

@@ -17,6 +17,7 @@ from pipeline.claims import Claims, write_claims
 from pipeline.errors import DataError, Unfinished
 from pipeline.executor import Executor
 from pipeline.job import Job, job_identity
+from pipeline.kernels import choose
 from pipeline.manifest import Coverage, Failed, Manifest, decode, encode, manifest_key, versions
 from pipeline.measuring import MeasureTask
 from pipeline.pack import pack_tasks
@@ -54,6 +55,8 @@ def run(job: Job, store: Store, executor: Executor, progress: Progress | None = 
         show.note(f"run {resolved.run} is already committed")
         return _committed(resolved, store)
     write_claims(store, resolved.run, _claims(resolved))
+    if remark := choose.remark(resolved.kernel, resolved.device):
+        show.note(remark)
     plan = make_plan(resolved, store, workers=executor.workers)
     do = partial(_stage, store=store, executor=executor, progress=show)
     done = do("train", plan.train, total=plan.trainings)

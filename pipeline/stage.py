@@ -50,6 +50,7 @@ def run_stage(do: Callable[[Task], Receipt], tasks: Iterable[Task], *, executor:
     """Run tasks, and the parts of those that are lost, until nothing smaller is left to try."""
     receipts: list[tuple[Place, Receipt]] = []
     lost: dict[str, str] = {}
+    said: set[str] = set()
     waiting: list[tuple[Place, Task]] = [((number,), task) for number, task in enumerate(tasks)]
     while waiting:
         parts: list[tuple[Place, Task]] = []
@@ -59,6 +60,9 @@ def run_stage(do: Callable[[Task], Receipt], tasks: Iterable[Task], *, executor:
             if not isinstance(outcome, Lost):
                 receipts.append((place, outcome))
                 progress.advance(outcome.units)
+                for remark in sorted(set(outcome.remarks) - said):
+                    progress.note(remark)
+                said |= set(outcome.remarks)
             elif smaller:
                 parts += [((*place, index), part) for index, part in enumerate(smaller)]
             else:

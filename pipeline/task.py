@@ -26,7 +26,8 @@ class Receipt:
     """What a task did: `units` of work, the `file` it packed.
 
     `failed` are models that failed by themselves, `unread` models that were not shown all their rows, `lost` those
-    whose checkpoint or cells were there and are not any more, each with the reason. Seconds and host are for the log.
+    whose checkpoint or cells were there and are not any more, each with the reason. `remarks` say what a person should
+    know of how it was done; seconds and host are for the log.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Receipt:
     unread: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     file: File | None = None
+    remarks: tuple[str, ...] = ()
     seconds: float = 0.0
     host: str = ""
 
@@ -57,7 +59,7 @@ def _run(task: Task, store: Store) -> Receipt:
             return Receipt(_kind(task), task.units, failed=run_train(task, store))
         case MeasureTask():
             measured = run_measure(task, store)
-            return Receipt(_kind(task), measured.units, measured.failed, measured.unread)
+            return Receipt(_kind(task), measured.units, measured.failed, measured.unread, remarks=measured.remarks)
         case ReduceTask():
             return Receipt(_kind(task), task.units, _reduce(task, store))
         case PackTask():

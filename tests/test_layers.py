@@ -21,6 +21,7 @@ LAYERS: dict[str, int] = {
             "claims",
             "answers",
             "compiler",
+            "devices",
             "attention",
             "base_columns",
             "inputs",

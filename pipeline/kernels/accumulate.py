@@ -25,6 +25,10 @@ class Accumulator(ABC):
     def states(self) -> Mapping[Primitive, State]:
         """The state of every primitive so far; changed by no later batch."""
 
+    def remarks(self) -> list[str]:
+        """What a person should know of how it was done."""
+        return []
+
 
 class Reference(Accumulator):
     """States grown by the reference kernel."""

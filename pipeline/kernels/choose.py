@@ -1,17 +1,16 @@
 """Which kernel computes what: the fused one where it can, the reference for the rest.
 
 Layer 1. A run names one kernel for all of its workers, because float64 sums differ in their last bits between kernels:
-`name()` is part of the key of every state, and a machine that has no such kernel must not take part.
+`name` is part of the key of every state, and a machine that has no such kernel must not take part.
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
 
+from pipeline.devices import CPU
 from pipeline.errors import JobError
 from pipeline.kernels import native, native_build, native_sums
 from pipeline.kernels.accumulate import Accumulator, Reference
@@ -22,17 +21,25 @@ from pipeline.sites import Presentations, Site
 REFERENCE = "reference"
 NATIVE = f"native-{native.VERSION}"
 
-_log = logging.getLogger(__name__)
+SLOWER = "statistics run on the reference kernel, several times slower"
 
 
-@cache
-def name() -> str:
-    """The fastest kernel of this machine; says once in the log why it is the reference, if it is."""
+def name(device: str = CPU) -> str:
+    """The fastest kernel for a kind of device; see `remark` where it is the reference."""
+    return REFERENCE if _lacking(device) else NATIVE
+
+
+def remark(kernel: str, device: str) -> str | None:
+    """What a person should know of the kernel that `name` gave for a kind of device."""
+    return f"{SLOWER}: {_lacking(device)}" if kernel == REFERENCE else None
+
+
+def _lacking(device: str) -> str | None:
+    """Why there is no fused kernel for a kind of device."""
+    if device != CPU:
+        return f"there is no fused kernel for {device}"
     library = native_build.library()
-    if isinstance(library, str):
-        _log.warning("statistics run on the reference kernel, several times slower: %s", library)
-        return REFERENCE
-    return NATIVE
+    return library if isinstance(library, str) else None
 
 
 def accumulator(kernel: str, site: Site, primitives: Sequence[Primitive]) -> Accumulator:
@@ -68,6 +75,7 @@ class Mixed(Accumulator):
         self._fused = native.Native(site, fused, library)
         self._rest = Reference(site, [one for one in primitives if one not in fused])
         self._untaken: Reference | None = None
+        self._remarks: list[str] = []
 
     def add(self, presentations: Presentations) -> None:
         """See `Accumulator`."""
@@ -76,9 +84,9 @@ class Mixed(Accumulator):
             self._fused.add(presentations)
             return
         if self._untaken is None:
-            z_LSU = presentations.z_LSU
-            _say_once(str(z_LSU.dtype), z_LSU.device.type)
             self._untaken = Reference(self._site, list(self._fused.states()))
+            z_LSU = presentations.z_LSU
+            self._remarks.append(f"{SLOWER}: {z_LSU.dtype} on {z_LSU.device.type} is not for the fused one")
         self._untaken.add(presentations)
 
     def states(self) -> Mapping[Primitive, State]:
@@ -89,11 +97,10 @@ class Mixed(Accumulator):
             fused = {one: one.merge(_moved(state, untaken[one]), untaken[one]) for one, state in fused.items()}
         return {**fused, **self._rest.states()}
 
+    def remarks(self) -> list[str]:
+        """See `Accumulator`."""
+        return self._remarks
+
 
 def _moved(state: State, like: State) -> State:
     return {name: value.to(like[name].device) for name, value in state.items()}
-
-
-@cache
-def _say_once(dtype: str, device: str) -> None:
-    _log.warning("statistics of %s on %s run on the reference kernel, several times slower", dtype, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +14,20 @@ from hypothesis import strategies as st
 
 from pipeline import compiler
 from pipeline.errors import JobError
+from pipeline.executor import InlineExecutor
+from pipeline.job import Job
 from pipeline.kernels import choose, native_build
 from pipeline.kernels.accumulate import Reference
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.native import VERSION, Native, fused
 from pipeline.kernels.ranked import Ranked
+from pipeline.measure import _say_once, measure
+from pipeline.progress import Silent
 from pipeline.registry import statistics
+from pipeline.run import run
 from pipeline.sites import Presentations, Site
+from pipeline.store import open_store
+from tests.census import small_job
 from tests.laws.drawn import Recipe, draw, split
 from tests.laws.laws import LAWS
 
@@ -201,8 +209,7 @@ def test_the_laws_hold(library: ctypes.CDLL, name: str, law: str, recipe: Recipe
         LAWS[law](statistic, shown, np.random.default_rng(recipe.seed))
 
 
-def test_what_it_does_not_read_goes_to_the_reference_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    choose._say_once.cache_clear()
+def test_what_it_does_not_read_goes_to_the_reference_and_a_remark_says_so() -> None:
     shown = draw(Recipe(1, rows=30, dtype=torch.float64))
     needed = primitives_of(shown.site)
     mixed, reference = choose.accumulator(choose.NATIVE, shown.site, needed), Reference(shown.site, needed)
@@ -214,27 +221,54 @@ def test_what_it_does_not_read_goes_to_the_reference_and_the_log_says_so(caplog:
     for primitive in needed:
         if not isinstance(primitive, Ranked):
             assert_same(mine[primitive], yours[primitive], primitive)
-    assert [record.message for record in caplog.records] == [
-        "statistics of torch.float64 on cpu run on the reference kernel, several times slower"
+    assert mixed.remarks() == [
+        "statistics run on the reference kernel, several times slower: torch.float64 on cpu is not for the fused one"
     ]
 
 
-def test_without_a_compiler_the_reference_takes_over_and_the_log_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_compiler_the_reference_takes_over_and_a_remark_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "no C++ compiler"
     monkeypatch.setattr(native_build, "library", lambda: reason)
-    choose.name.cache_clear()
-    try:
-        assert [choose.name(), choose.name()] == [choose.REFERENCE] * 2
-        assert len(caplog.records) == 1
-        assert reason in caplog.text
-        shown = draw(Recipe(1))
-        assert isinstance(choose.accumulator(choose.REFERENCE, shown.site, []), Reference)
-        with pytest.raises(JobError, match="no C\\+\\+ compiler"):
-            choose.accumulator(choose.NATIVE, shown.site, [])
-    finally:
-        choose.name.cache_clear()
+    assert choose.name() == choose.REFERENCE
+    assert choose.remark(choose.REFERENCE, "cpu") == f"{choose.SLOWER}: {reason}"
+    shown = draw(Recipe(1))
+    assert isinstance(choose.accumulator(choose.REFERENCE, shown.site, []), Reference)
+    with pytest.raises(JobError, match="no C\\+\\+ compiler"):
+        choose.accumulator(choose.NATIVE, shown.site, [])
+
+
+def test_a_run_says_once_that_the_reference_measures_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native_build, "library", lambda: "no C++ compiler")
+    assert notes_of(small_job(tmp_path), tmp_path) == [f"{choose.SLOWER}: no C++ compiler"]
+
+
+def test_a_run_says_once_that_its_precision_is_not_for_the_fused_kernel(tmp_path: Path) -> None:
+    job = small_job(tmp_path, seeds="0, 1", more="[statistics.match]\n")
+    wide = job.model_copy(update={"numerics": job.numerics.model_copy(update={"dtype": "float64"})})
+    assert notes_of(wide, tmp_path) == [f"{choose.SLOWER}: torch.float64 on cpu is not for the fused one"]
+
+
+def test_a_notebook_s_log_says_once_that_the_reference_measures(caplog: pytest.LogCaptureFixture) -> None:
+    _say_once.cache_clear()
+    for _ in range(2):
+        measure(torch.nn.Linear(3, 2).double(), [torch.ones(4, 3).double()], statistics=[statistics()["response"]])
+    assert [record.message for record in caplog.records] == [
+        f"{choose.SLOWER}: torch.float64 on cpu is not for the fused one"
+    ]
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def notes_of(job: Job, directory: Path) -> list[str]:
+    notes = Notes()
+    run(job, open_store(str(directory / "census")), InlineExecutor(), notes)
+    return notes.texts
 
 
 def test_a_kernel_of_another_version_is_refused() -> None:

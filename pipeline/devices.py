@@ -1,0 +1,62 @@
+"""Where models are measured: this machine's CPU or its GPU, and how batches get there.
+
+Layer 1: pure torch. A task names a device that its run decided on; a machine without it must not take part.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch.utils import _pytree as pytree
+
+from pipeline.batch import Batch
+from pipeline.errors import JobError
+from pipeline.job import Resources
+
+CPU, GPU = "cpu", "cuda"
+
+
+def device_asked(resources: Resources) -> str:
+    """Where a run's workers measure: on GPUs where it asks for any."""
+    return GPU if resources.gpus_per_worker > 0 else CPU
+
+
+def device_named(name: str) -> torch.device:
+    """This machine's device of a name; JobError where torch sees no GPU and one is wanted."""
+    if name == GPU:
+        if not torch.cuda.is_available():
+            raise JobError(
+                f"resources.gpus_per_worker asks for a GPU, and torch {torch.__version__} sees none on "
+                f"{socket.gethostname()}: install a CUDA build of torch there, or set it to 0"
+            )
+        # without a fixed workspace cuBLAS gives other bits from run to run; read when its first product is asked for
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return torch.device(name)
+
+
+def full_name(device: torch.device) -> str:
+    """What a device is called where results are recorded: of GPUs the model too, because their bits differ."""
+    return f"{GPU}: {torch.cuda.get_device_name(device)}" if device.type == GPU else device.type
+
+
+def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
+    """The batch on a device, its inputs' floats in a model's dtype if one is given.
+
+    To a GPU it goes through pinned memory, and nothing waits for it but what reads it.
+    """
+    names = {name: getattr(batch, name) for name in ("uid_N", "label_N", "mask_NS")}
+    inputs = {name: getattr(batch, name) for name in ("inputs", "kwargs")}
+    move = partial(_moved, device=device, dtype=None)
+    read = partial(_moved, device=device, dtype=dtype)
+    mapped = pytree.tree_map_only(torch.Tensor, move, names) | pytree.tree_map_only(torch.Tensor, read, inputs)
+    return replace(batch, **mapped)
+
+
+def _moved(value: torch.Tensor, *, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
+    source = value.pin_memory() if device.type == GPU and value.device.type == CPU else value
+    there = source.to(device, non_blocking=True)
+    return there if dtype is None or not there.is_floating_point() else there.to(dtype)
