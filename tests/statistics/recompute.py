@@ -164,7 +164,10 @@ def check_response(one: Unit) -> None:
     one.relative("row_fire_rate", len(set(one.n_at[one.fired].tolist())) / rows if rows else nan)
     one.exactly("always_on", bool(fired == n) if n else None)
     one.exactly("dead", bool(fired == 0) if n else None)
-    one.exactly("dead_bound", 3 / n if n and not fired else None)
+    if n and not fired:
+        one.relative("dead_bound", 3 / n)
+    else:
+        one.null("dead_bound")
 
 
 def matches(form: str, z: Array, x: Array, w: Array, b: float) -> Array:
