@@ -1,0 +1,82 @@
+"""`make bench`: what the statistics cost over the bare forward pass, and the whole path from files to states.
+
+    python -m benchmarks                 everything, below ten minutes on two quiet cores
+    python -m benchmarks --quick         a tenth of the rounds: to see that it works
+    python -m benchmarks --check         exit 1 where a figure is beyond its limit
+    python -m benchmarks --only resnet-18
+
+Figures go to benchmarks/results/; those of the README come from there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks.machine import machine
+from benchmarks.overhead import Line, cases, measure_case
+
+RESULTS = Path(__file__).parent / "results"
+# seconds of rounds for each model, and the fewest rounds
+FULL, QUICK = (40.0, 7), (0.0, 2)
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Few rounds: to see that it works.")
+@click.option("--check", is_flag=True, help="Exit 1 where a figure is beyond its limit.")
+@click.option("--only", multiple=True, metavar="MODEL", help="Only this model; may be repeated.")
+@click.option("--threads", default=1, show_default=True, help="Threads of torch and of the kernel.")
+@click.option("--save/--no-save", default=None, help="Write benchmarks/results/. [default: if everything ran in full]")
+def main(quick: bool, check: bool, only: tuple[str, ...], threads: int, save: bool | None) -> None:
+    """Measure, print, and write the results."""
+    torch.set_num_threads(threads)
+    seconds, rounds = QUICK if quick else FULL
+    where = machine(threads)
+    click.echo(", ".join(f"{name} {value}" for name, value in where.items()))
+    lines: list[Line] = []
+    for case in cases(only):
+        click.echo(f"\n{case.name}, {case.rows} rows a batch")
+        for line in measure_case(case, seconds=seconds, rounds=rounds):
+            click.echo(shown(line))
+            lines.append(line)
+    if save or (save is None and not quick and not only):
+        write("overhead", where, [asdict(line) for line in lines])
+    report(lines, check=check)
+
+
+def shown(line: Line) -> str:
+    """One row of the table."""
+    found = line.ratio
+    text = f"  {line.row:38} {line.wall_ms:8.1f} ms  {found.wall:6.3f} ×  ({found.low:.3f} … {found.high:.3f})"
+    text += f"  cpu {found.cpu:6.3f} ×"
+    if line.over != "bare forward":
+        text += f"  of {line.over}"
+    if line.limit is None:
+        return text
+    return f"{text}  {'within' if line.within else 'BEYOND'} {line.limit:.2f}"
+
+
+def write(name: str, where: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """Write results as JSON."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": where, "rows": list(rows)}, indent=1) + "\n")
+
+
+def report(lines: Sequence[Line], *, check: bool) -> None:
+    """Say which figures are beyond their limits; exit 1 if that is asked for."""
+    beyond = [line for line in lines if not line.within]
+    for line in beyond:
+        click.echo(f"beyond its limit: {line.model}, {line.row}: {line.ratio.wall:.3f} × > {line.limit}")
+    if check and beyond:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

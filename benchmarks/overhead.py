@@ -1,0 +1,147 @@
+"""What the statistics cost over the bare forward pass, for every model and set of statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+from torch import nn
+
+from benchmarks.cases import CASES, DATA_ROWS, Case, batches, build, in_sample
+from benchmarks.peers import Products, hooked
+from benchmarks.timing import Ratio, Work, interleaved, ratio
+from pipeline.batch import Batch
+from pipeline.flow.discover import Discovery, discover
+from pipeline.flow.tap import quiet
+from pipeline.measure import Running
+from pipeline.registry import statistics
+from pipeline.resolve import sampled
+from pipeline.statistics.base import Statistic
+
+BARE, PLAIN = "bare forward", "hooks, plain torch moments"
+FIRST = ("response", "labels", "exemplars")
+PRODUCTS = "forward + its two products"
+# a row that is compared with the products alone: the template of every row, though a job takes a sample of rows
+TEMPLATE = "template, every row"
+# by row: the greatest ratio that is allowed, and for which models
+LIMITS: dict[str, float] = {"ours: response + labels + exemplars": 1.20, "ours: + match": 1.35}
+LIMITED = ("resnet-18", "transformer-6x384")
+TEMPLATE_LIMIT = 1.20
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table: a set of statistics on a model. Times in ms of one batch; what the ratio is over."""
+
+    model: str
+    row: str
+    wall_ms: float
+    cpu_ms: float
+    over: str
+    ratio: Ratio
+    limit: float | None
+
+    @property
+    def within(self) -> bool:
+        """Whether the ratio is within its limit."""
+        return self.limit is None or self.ratio.wall <= self.limit
+
+
+def measure_case(case: Case, *, seconds: float, rounds: int) -> Iterator[Line]:
+    """Every row of one model."""
+    model, several = build(case), batches(case)
+    found = discover(model, several[0])
+    yield from _statistics_rows(case, model, found, several, seconds=seconds, rounds=rounds)
+    yield from _template_row(case, model, found, several, seconds=seconds, rounds=rounds)
+
+
+def _statistics_rows(
+    case: Case, model: nn.Module, found: Discovery, several: Sequence[Batch], *, seconds: float, rounds: int
+) -> Iterator[Line]:
+    known = {name: sampled(one, DATA_ROWS) for name, one in statistics().items()}
+    shift = max(one.sample_shift for one in known.values())
+    several = in_sample(several, shift)
+    with_match = [known[name] for name in (*FIRST, "match")]
+    works: dict[str, Work] = {
+        BARE: _bare(model, several),
+        PLAIN: _plain(model, several),
+        "ours: response + labels + exemplars": _ours(case, model, found, several, [known[name] for name in FIRST]),
+        "ours: + match": _ours(case, model, found, several, with_match),
+        f"ours: + template of 1 row in {1 << shift}": _ours(
+            case, model, found, several, [*with_match, known["template"]]
+        ),
+        f"ours: everything, samples 1 in {1 << shift}": _ours(case, model, found, several, list(known.values())),
+    }
+    passes = interleaved(works, seconds=seconds, rounds=rounds)
+    for row, times in passes.items():
+        limit = LIMITS.get(row) if case.name in LIMITED else None
+        yield Line(case.name, row, *_milliseconds(times), BARE, ratio(times, passes[BARE]), limit)
+
+
+def _template_row(
+    case: Case, model: nn.Module, found: Discovery, several: Sequence[Batch], *, seconds: float, rounds: int
+) -> Iterator[Line]:
+    template = replace(statistics()["template"], sample_rows=None, whitened_fan_in=0)
+    products, bare = Products(model, several[0]), _bare(model, several)
+
+    def reference(number: int) -> None:
+        bare(number)
+        products.run()
+
+    works: dict[str, Work] = {PRODUCTS: reference, TEMPLATE: _ours(case, model, found, several, [template])}
+    passes = interleaved(works, seconds=seconds / 2, rounds=rounds)
+    limit = TEMPLATE_LIMIT if case.name in LIMITED else None
+    yield Line(
+        case.name,
+        TEMPLATE,
+        *_milliseconds(passes[TEMPLATE]),
+        PRODUCTS,
+        ratio(passes[TEMPLATE], passes[PRODUCTS]),
+        limit,
+    )
+
+
+def _milliseconds(passes: object) -> tuple[float, float]:
+    return median(passes.wall) * 1e3, median(passes.cpu) * 1e3  # type: ignore[attr-defined]
+
+
+def _bare(model: nn.Module, several: Sequence[Batch]) -> Work:
+    def forward(number: int) -> None:
+        with quiet(model):
+            several[number % len(several)].forward(model)
+
+    return forward
+
+
+def _plain(model: nn.Module, several: Sequence[Batch]) -> Work:
+    bare = _bare(model, several)
+    # registered anew in every pass, so that the bare forward has no hooks
+    kept: dict[str, object] = {}
+
+    def forward(number: int) -> None:
+        with hooked(model) as moments:
+            for name, before in kept.items():
+                moments[name] = before  # type: ignore[assignment]
+            bare(number)
+            kept.update(moments)
+
+    return forward
+
+
+def _ours(
+    case: Case, model: nn.Module, found: Discovery, several: Sequence[Batch], chosen: Sequence[Statistic]
+) -> Callable[[int], object]:
+    classes = case.task.outputs
+    running = Running(found, chosen, classes)
+    # what the first batches keep is kept already: a chunk has many
+    with torch.inference_mode(False):
+        for batch in several:
+            running.add(model, batch)
+    return lambda number: running.add(model, several[number % len(several)])
+
+
+def cases(names: Sequence[str]) -> list[Case]:
+    """The cases of these names, or all."""
+    return [case for case in CASES if not names or case.name in names]
