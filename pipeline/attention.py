@@ -14,7 +14,11 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.errors import ModelError
+from pipeline.names import Names
 from pipeline.sites import InputSpace
+
+# the layers of a block that see the residual stream, behind a norm
+READS_RESIDUAL = ("query", "key", "value", "up")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class BlockShape:
 
     def inputs(self, path: str) -> dict[str, InputSpace]:
         """What the layers of the block at `path` read: the residual stream or, the one behind attention, heads."""
-        spaces = {f"{path}.{name}": InputSpace("residual", (self.width,)) for name in ("query", "key", "value", "up")}
+        spaces = {f"{path}.{name}": InputSpace("residual", (self.width,)) for name in READS_RESIDUAL}
         return spaces | {f"{path}.out": InputSpace("heads", (self.heads, self.width // self.heads))}
 
 
@@ -69,3 +73,13 @@ class Block(nn.Module):
             query, key, value, attn_mask=seen, dropout_p=share, is_causal=causal
         )
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def embedded(token_VW: torch.Tensor, names: Names) -> tuple[tuple[str, ...], torch.Tensor]:
+    """The names of V tokens, and each one's embedding behind a LayerNorm without gain: (V, W).
+
+    What a weight vector of the residual stream makes of them is what it says in tokens (Dar et al. 2023,
+    arXiv:2209.02535).
+    """
+    x_VW = functional.layer_norm(token_VW.detach(), token_VW.shape[1:])
+    return tuple(names.token(number) for number in range(len(token_VW))), x_VW

@@ -70,6 +70,7 @@ _SITES = _of(
     ("groups", "int32", "groups of units that share their inputs", "null where not interpreted"),
     ("input_kind", "string", "what a pattern's numbers stand for: pixels, lags, units, features, …", "null if unknown"),
     ("input_shape", "list<int64>", "shape in which a pattern is read", "null where not interpreted"),
+    ("input_names", "list<string>", "what each number of a pattern is called", "null where they have no names"),
     ("interpreted", "bool", "false: a weight acts here (or never) and is not interpreted"),
     ("reason", "string", "why it is not interpreted, or what is unusual about it", "null where all is as usual"),
     ("parameters", "int64", "numbers in the weight"),
@@ -107,6 +108,19 @@ _RECEIPTS = _of(
     ("device", "string", "kind of device that computed it"),
 )
 
+_MEANINGS = _of(
+    "meanings",
+    ("run", "string", "id of the run that wrote the row"),
+    ("model", "string", "id of the model"),
+    ("data", "string", "name of the data set whose words are used"),
+    ("site", "string", "name of the site, one that sees things of the model's input embedded"),
+    ("unit", "int32", "number of the unit in its site, from 0"),
+    ("kind", "string", "greatest or smallest: from which end of all things the rank counts"),
+    ("rank", "int32", "place among all things by w·x, from 0"),
+    ("input", "string", "the thing: a token, or a value of a field; a number of a field stands for 1"),
+    ("value", "float64", "w·x of the thing's embedding as the site would see it alone; of a token behind a plain norm"),
+)
+
 # which of a unit's several rows it is, for the tables that have several
 _HISTOGRAM_KEYS = _of(
     "histograms",
@@ -131,6 +145,7 @@ BASE: dict[str, tuple[Column, ...]] = {
     "classes": unit_keys("classes") + _CLASS_KEYS,
     "patterns": unit_keys("patterns"),
     "edges": unit_keys("edges"),
+    "meanings": _MEANINGS,
     "scores": _SCORES,
     "receipts": _RECEIPTS,
 }

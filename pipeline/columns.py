@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 # Types that DuckDB, Polars, pandas and Spark all read; see tables.py for their Arrow form.
-DType = Literal["int32", "int64", "float32", "float64", "string", "bool", "timestamp", "list<float32>", "list<int64>"]
+DType = Literal[
+    "int32",
+    "int64",
+    "float32",
+    "float64",
+    "string",
+    "bool",
+    "timestamp",
+    "list<float32>",
+    "list<int64>",
+    "list<string>",
+]
 
 
 @dataclass(frozen=True)

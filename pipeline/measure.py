@@ -257,6 +257,7 @@ def site_table(discovery: Discovery, *, run: str, model: str, data: str) -> pa.T
             "groups": site.groups,
             "input_kind": site.inputs.kind,
             "input_shape": list(site.inputs.shape),
+            "input_names": list(site.inputs.names) or None,
             "interpreted": True,
             "reason": site.note,
             "parameters": site.raw_UD.numel(),

@@ -37,6 +37,7 @@ _SQL_TYPE = {
     "timestamp": "TIMESTAMPTZ",
     "list<float32>": "FLOAT[]",
     "list<int64>": "BIGINT[]",
+    "list<string>": "VARCHAR[]",
 }
 _QUESTIONS = {"SELECT", "EXPLAIN", "MULTI", "PRAGMA"}  # PIVOT is parsed as MULTI
 _READ_ONLY = "expected one question (SELECT …): tables of committed runs are never written"

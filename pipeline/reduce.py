@@ -16,6 +16,7 @@ import torch
 
 from pipeline.base_columns import BASE
 from pipeline.cells import CellState, Rows, cell_key, decode_cell
+from pipeline.described import described, meanings, names_of
 from pipeline.errors import StoreError
 from pipeline.flow.discover import Discovery
 from pipeline.hashing import sha256
@@ -100,9 +101,12 @@ def _rows(task: ReduceTask, store: Store) -> tuple[dict[str, list[pa.Table]], di
         "train_loss": record["train_loss"],
         "status": "ok",
     }
+    names = names_of(task.probe, store)
+    sites = described(loaded.discovery, task.model, names)
     parts = {
         "models": [_model_row(task, seen)],
-        "sites": [site_table(loaded.discovery, run=task.run, model=task.model.id, data=task.model.data)],
+        "sites": [site_table(sites, run=task.run, model=task.model.id, data=task.model.data)],
+        "meanings": [meanings(loaded, task.model, names, run=task.run)],
     }
     coverage = {}
     for measured in task.measured:

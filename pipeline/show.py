@@ -14,7 +14,7 @@ from pipeline.query import Connection, QueryError, ask
 
 Row = Mapping[str, Any]
 
-TABLES = ("models", "sites", "neurons", "patterns", "exemplars", "classes")
+TABLES = ("models", "sites", "neurons", "patterns", "exemplars", "classes", "meanings")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Neuron:
     pattern: Row | None
     exemplars: Sequence[Row]
     classes: Sequence[Row]
+    meanings: Sequence[Row]
     also_measured_on: Sequence[str]
 
 
@@ -87,6 +88,7 @@ def _number(site: Row, typed: str) -> int:
 def _neuron(con: Connection, model: Row, site: Row, unit: int, data: str | None, split: str | None) -> Neuron:
     key = {"model": model["model"], "site": site["site"], "unit": unit}
     chosen, others = _measured_on(con, key, data, split)
+    of_model = dict(key)
     key |= chosen
     numbers = _rows(con, f"FROM neurons WHERE {_equal(key)}", key)[0]
     twin = _rows(con, f"FROM neurons WHERE {_equal(key)}", {**key, "model": model["control"]})
@@ -99,6 +101,7 @@ def _neuron(con: Connection, model: Row, site: Row, unit: int, data: str | None,
         pattern=pattern[0] if pattern else None,
         exemplars=_rows(con, f"FROM exemplars WHERE {_equal(key)} ORDER BY kind, rank", key),
         classes=_rows(con, f"FROM classes WHERE {_equal(key)} ORDER BY class", key),
+        meanings=_rows(con, f"FROM meanings WHERE {_equal(of_model)} ORDER BY kind, rank", of_model),
         also_measured_on=others,
     )
 

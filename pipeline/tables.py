@@ -28,6 +28,7 @@ ARROW: dict[DType, pa.DataType] = {
     "timestamp": pa.timestamp("us", tz="UTC"),
     "list<float32>": pa.list_(pa.float32()),
     "list<int64>": pa.list_(pa.int64()),
+    "list<string>": pa.list_(pa.string()),
 }
 # a point lookup reads one group: 12 ms at 65,536 rows, 142 ms at 500,000
 GROUP_ROWS = 65_536

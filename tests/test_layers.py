@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(["errors", "grid", "hashing", "columns", "batch", "progress"], 0),
+    **dict.fromkeys(["errors", "grid", "names", "hashing", "columns", "batch", "progress"], 0),
     **dict.fromkeys(
         [
             "sites",
@@ -41,7 +41,20 @@ LAYERS: dict[str, int] = {
     ),
     **dict.fromkeys(["cost", "fit", "foreign", "measure", "scores", "statistics", "models", "sources"], 2),
     **dict.fromkeys(
-        ["resolve", "plan", "estimate", "loading", "training", "measuring", "reduce", "jackknife", "pack", "task"], 3
+        [
+            "resolve",
+            "plan",
+            "estimate",
+            "loading",
+            "described",
+            "training",
+            "measuring",
+            "reduce",
+            "jackknife",
+            "pack",
+            "task",
+        ],
+        3,
     ),
     **dict.fromkeys(["stage", "run"], 4),
     **dict.fromkeys(["cluster", "gc", "query", "show", "verify", "report"], 5),

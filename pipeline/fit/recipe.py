@@ -68,6 +68,11 @@ class Recipe:
         """Its family."""
         return families()[self.family]  # type: ignore[no-any-return]
 
+    @cached_property
+    def parameters(self) -> Any:
+        """The family's hyperparameters, read."""
+        return self.kind.parameters(**self.hyperparameters)
+
     @property
     def task(self) -> Task:
         """What its model is for."""
@@ -91,4 +96,4 @@ class Recipe:
         """The family's module, its weights as the current random state gives them. ModelError where it cannot be."""
         if self.settings.neighbours and not self.kind.whole:
             raise ModelError(f"family {self.family} draws no neighbours: leave training.neighbours out")
-        return self.kind.build(self.kind.parameters(**self.hyperparameters), self.task)
+        return self.kind.build(self.parameters, self.task)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from pipeline.errors import ModelError
+from pipeline.names import UNNAMED, Names
 from pipeline.sites import InputSpace
 
 Kind = Literal["image", "series", "numbers", "categories", "tokens"]
@@ -126,9 +127,21 @@ class Family(ABC):
                 f"family {self.name} takes {' or '.join(kinds)}, the data has {task.kind} of shape {task.shape}"
             )
 
-    def inputs(self, parameters: Any, task: Task) -> Mapping[str, InputSpace]:
+    def inputs(self, parameters: Any, task: Task, names: Names = UNNAMED) -> Mapping[str, InputSpace]:
         """What the inputs of a site mean where the data flow cannot show it, by the path of the site's weight."""
         return {}
+
+    def appearances(self, module: Any, names: Names) -> Mapping[str, Appearances]:
+        """What things of the model's input look like to sites that see them embedded, by the path of their weight."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Appearances:
+    """T things that people can name (tokens, values of fields), and x_TD as a site is shown each of them, alone."""
+
+    names: tuple[str, ...]
+    x_TD: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.errors import ModelError
-from pipeline.models.base import Family, Hyperparameters, Task
+from pipeline.models.base import Appearances, Family, Hyperparameters, Task
+from pipeline.names import UNNAMED, Names
 from pipeline.sites import InputSpace
 
 # beyond this many values of all fields together a pattern's names would take more memory than the pattern
@@ -48,18 +49,40 @@ class DeepFM(Family):
             raise ModelError(f"family deepfm tells two classes apart, the data has {task.outputs}")
         return _DeepFM(parameters, task)
 
-    def inputs(self, parameters: DeepFMParameters, task: Task) -> Mapping[str, InputSpace]:
+    def inputs(self, parameters: DeepFMParameters, task: Task, names: Names = UNNAMED) -> Mapping[str, InputSpace]:
         """The factorisation machine looks for values of fields, the deep part for factors of fields."""
-        fields = [f"number {column}" for column in range(task.shape[0])]
-        fields += [f"category {column}" for column in range(len(task.categories))]
+        fields = [names.feature(column, "number") for column in range(task.shape[0])]
+        fields += [names.field(column) for column in range(len(task.categories))]
         factors = tuple(f"{name}, factor {factor}" for name in fields for factor in range(parameters.factors))
-        values = fields[: task.shape[0]]
-        if (total := len(values) + sum(task.categories)) <= NAMED_VALUES:
-            values += [f"category {column} = {value}" for column, n in enumerate(task.categories) for value in range(n)]
+        total = task.shape[0] + sum(task.categories)
         return {
             "deep.0": InputSpace("embeddings", (len(fields), parameters.factors), factors),
-            "factors": InputSpace("values", (total,), tuple(values) if len(values) == total else ()),
+            "factors": InputSpace("values", (total,), _values(names, task.shape[0], task.categories)),
         }
+
+    def appearances(self, module: _DeepFM, names: Names) -> Mapping[str, Appearances]:
+        """To the deep part a value is its field's embedding, with nothing in the other fields; a number is 1."""
+        numbers, fields = len(module.factors_numbers), len(module.categories)
+        named = _values(names, numbers, module.categories)
+        if not named:
+            return {}
+        factor_TK = torch.cat([module.factors_numbers, module.factors.weight]).detach()
+        field_T = torch.cat([torch.arange(numbers), _field_of_each(module.categories) + numbers])
+        x_TFK = factor_TK.new_zeros(len(named), numbers + fields, factor_TK.shape[1])
+        x_TFK[torch.arange(len(named)), field_T] = factor_TK
+        return {"deep.0": Appearances(named, x_TFK.flatten(1))}
+
+
+def _values(names: Names, numbers: int, categories: tuple[int, ...]) -> tuple[str, ...]:
+    """Every number, and every value of every column of categories; none where there are too many."""
+    if numbers + sum(categories) > NAMED_VALUES:
+        return ()
+    values = [names.value(column, value) for column, n in enumerate(categories) for value in range(n)]
+    return (*(names.feature(column, "number") for column in range(numbers)), *values)
+
+
+def _field_of_each(categories: tuple[int, ...]) -> torch.Tensor:
+    return torch.arange(len(categories)).repeat_interleave(torch.tensor(categories, dtype=torch.int64))
 
 
 class _DeepFM(nn.Module):
@@ -67,6 +90,7 @@ class _DeepFM(nn.Module):
 
     def __init__(self, parameters: DeepFMParameters, task: Task) -> None:
         super().__init__()
+        self.categories = task.categories
         (numbers,), factors, values = task.shape, parameters.factors, sum(task.categories)
         starts = [sum(task.categories[:column]) for column in range(len(task.categories))]
         self.register_buffer("offset_K", torch.tensor(starts, dtype=torch.int64), persistent=False)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from pipeline.errors import DataError
 from pipeline.hashing import row_hash, splitmix64
 from pipeline.models.base import Family, Hyperparameters, Neighbourhoods, Task
+from pipeline.names import UNNAMED, Names
 from pipeline.sites import InputSpace
 
 
@@ -57,16 +58,13 @@ class GCN(Family):
         node = torch.arange(rows)
         return *super().example(task, rows, dtype), torch.stack([node, (node + 1) % rows])
 
-    def inputs(self, parameters: GCNParameters, task: Task) -> Mapping[str, InputSpace]:
+    def inputs(self, parameters: GCNParameters, task: Task, names: Names = UNNAMED) -> Mapping[str, InputSpace]:
         """A unit sees means over a node and its neighbours."""
-        widths = (*task.shape, *parameters.widths)
-        of = ["feature", *(f"unit of layers.{layer}" for layer in range(len(parameters.widths)))]
-        return {
-            f"layers.{layer}": InputSpace(
-                "neighbourhood", (width,), tuple(f"mean {of[layer]} {number}" for number in range(width))
-            )
-            for layer, width in enumerate(widths)
-        }
+        means = [[f"mean {names.feature(number)}" for number in range(task.shape[0])]]
+        means += [
+            [f"mean layers.{layer} {unit}" for unit in range(width)] for layer, width in enumerate(parameters.widths)
+        ]
+        return {f"layers.{layer}": InputSpace("neighbourhood", (len(of),), tuple(of)) for layer, of in enumerate(means)}
 
 
 class _GCN(nn.Module):

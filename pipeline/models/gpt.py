@@ -14,8 +14,9 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from pipeline.attention import Block, BlockShape
-from pipeline.models.base import Family, Hyperparameters, Task
+from pipeline.attention import READS_RESIDUAL, Block, BlockShape, embedded
+from pipeline.models.base import Appearances, Family, Hyperparameters, Task
+from pipeline.names import UNNAMED, Names
 from pipeline.sites import InputSpace
 
 
@@ -54,12 +55,18 @@ class GPT(Family):
                 nn.init.normal_(value, std=0.02 / (2 * parameters.layers) ** 0.5 if writes else 0.02)
         return network
 
-    def inputs(self, parameters: GPTParameters, task: Task) -> Mapping[str, InputSpace]:
+    def inputs(self, parameters: GPTParameters, task: Task, names: Names = UNNAMED) -> Mapping[str, InputSpace]:
         """Layers read the normalised residual stream, those behind attention its heads."""
         spaces = {"token": InputSpace("residual", (parameters.width,))}
         for layer in range(parameters.layers):
             spaces |= parameters.block.inputs(f"blocks.{layer}")
         return spaces
+
+    def appearances(self, module: _GPT, names: Names) -> Mapping[str, Appearances]:
+        """To layers that read the residual stream a token is its embedding, normalised, as before the first block."""
+        shown = Appearances(*embedded(module.token.weight, names))
+        read = [f"blocks.{layer}.{name}" for layer in range(len(module.blocks)) for name in READS_RESIDUAL]
+        return dict.fromkeys(["token", *read], shown)
 
 
 class _GPT(nn.Module):

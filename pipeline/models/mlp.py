@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from itertools import pairwise
 from math import prod
 from typing import Any, ClassVar, Literal
@@ -12,6 +13,8 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.models.base import Family, Hyperparameters, StackedForward, Task
+from pipeline.names import UNNAMED, Names
+from pipeline.sites import InputSpace
 
 GATES: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
@@ -40,6 +43,13 @@ class MLP(Family):
             layers[f"hidden{index}"] = nn.Linear(fan_in, units)
             layers[f"gate{index}"] = GATES[parameters.gate]()
         return nn.Sequential(OrderedDict(layers, classifier=nn.Linear(sizes[-1], task.outputs)))
+
+    def inputs(self, parameters: MLPParameters, task: Task, names: Names = UNNAMED) -> Mapping[str, InputSpace]:
+        """Columns of numbers have names."""
+        if task.kind != "numbers":
+            return {}
+        first = "hidden0" if parameters.widths else "classifier"
+        return {first: InputSpace("features", task.shape, tuple(names.feature(i) for i in range(task.shape[0])))}
 
     def stacked(self, module: nn.Module) -> StackedForward:
         """Batched products: `vmap` runs the same ones, and takes twice as long to get there for a few models."""

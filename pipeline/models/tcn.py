@@ -7,7 +7,7 @@ ReLU and spatial dropout; a dense classifier reads the last time step. Defaults 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from pipeline.models.base import Family, Hyperparameters, Task
+from pipeline.names import UNNAMED, Names
 from pipeline.sites import InputSpace
 
 
@@ -44,21 +45,24 @@ class TCN(Family):
         self.expect(task, "series")
         return _TCN(parameters, task)
 
-    def inputs(self, parameters: TCNParameters, task: Task) -> Mapping[str, InputSpace]:
-        """Each tap of a convolution looks some steps back."""
+    def inputs(self, parameters: TCNParameters, task: Task, names: Names = UNNAMED) -> Mapping[str, InputSpace]:
+        """Each tap of a convolution looks some steps back; the classifier at the last step of the last block."""
         spaces = {}
-        channels = task.shape[0]
+        channels = [names.feature(channel, "channel") for channel in range(task.shape[0])]
         for block, units in enumerate(parameters.widths):
-            for name, width in (("conv1", channels), ("conv2", units)):
-                spaces[f"blocks.{block}.{name}"] = _lags(width, parameters.kernel, 2**block)
-            channels = units
-        return spaces
+            within = [f"conv1 {unit}" for unit in range(units)]
+            for name, shown in (("conv1", channels), ("conv2", within)):
+                spaces[f"blocks.{block}.{name}"] = _lags(shown, parameters.kernel, 2**block)
+            if len(channels) != units:
+                spaces[f"blocks.{block}.shortcut"] = InputSpace("lags", (len(channels), 1), tuple(channels))
+            channels = [f"blocks.{block} {unit}" for unit in range(units)]
+        return {**spaces, "classifier": InputSpace("residual", (len(channels),), tuple(channels))}
 
 
-def _lags(channels: int, kernel: int, dilation: int) -> InputSpace:
+def _lags(channels: Sequence[str], kernel: int, dilation: int) -> InputSpace:
     lags = [dilation * back for back in range(kernel - 1, -1, -1)]
-    names = tuple(f"channel {channel}, {lag} back" for channel in range(channels) for lag in lags)
-    return InputSpace("lags", (channels, kernel), names)
+    names = tuple(f"{channel}, {lag} back" for channel in channels for lag in lags)
+    return InputSpace("lags", (len(channels), kernel), names)
 
 
 class _TCN(nn.Module):

@@ -14,8 +14,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipeline.attention import Block, BlockShape
-from pipeline.models.base import Family, Hyperparameters, Task
+from pipeline.attention import READS_RESIDUAL, Block, BlockShape, embedded
+from pipeline.models.base import Appearances, Family, Hyperparameters, Task
+from pipeline.names import UNNAMED, Names
 from pipeline.sites import InputSpace
 
 
@@ -53,12 +54,18 @@ class Transformer(Family):
                 nn.init.normal_(module.weight, std=0.02)
         return network
 
-    def inputs(self, parameters: TransformerParameters, task: Task) -> Mapping[str, InputSpace]:
+    def inputs(self, parameters: TransformerParameters, task: Task, names: Names = UNNAMED) -> Mapping[str, InputSpace]:
         """Layers read the normalised residual stream, those behind attention its heads."""
         spaces = {"classifier": InputSpace("residual", (parameters.width,))}
         for layer in range(parameters.layers):
             spaces |= parameters.block.inputs(f"blocks.{layer}")
         return spaces
+
+    def appearances(self, module: _Encoder, names: Names) -> Mapping[str, Appearances]:
+        """To layers that read the residual stream a token is its embedding, normalised, as before the first block."""
+        shown = Appearances(*embedded(module.token.weight, names))
+        read = [f"blocks.{layer}.{name}" for layer in range(len(module.blocks)) for name in READS_RESIDUAL]
+        return dict.fromkeys(read, shown)
 
 
 class _Encoder(nn.Module):

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pipeline.report.pattern import pattern_picture
 from pipeline.report.printing import cell, fitted
+from pipeline.report.words import in_words
 from pipeline.show import Listing, Neuron, Row
 
 # at most so many exemplars of a kind, and classes
@@ -80,6 +81,8 @@ def page(found: Neuron | Listing, *, width: int, colour: bool) -> RenderableType
     parts: list[RenderableType] = [_heading(found), Text()]
     if found.pattern:
         parts += [pattern_picture(found.site, found.pattern, width=width, colour=colour), Text()]
+    if words := in_words(found.site, found.pattern, found.meanings):
+        parts += [words, Text()]
     parts.append(_numbers(found))
     if found.exemplars:
         parts += [Text(), Text("exemplars", style="bold"), _exemplars(found.exemplars, width)]

@@ -1,7 +1,6 @@
 """A unit's pattern w, what drives it, and the mean of what fires it: as pictures, or as the largest terms by name.
 
-Layer 5: pure. Inputs with two extended axes (pixels, channels × lags) are pictures, one for each leading channel;
-others are listed with bars.
+Layer 5: pure. Pixels and channels × lags are pictures, one for each leading channel; other inputs are listed with bars.
 """
 
 from __future__ import annotations
@@ -17,11 +16,13 @@ from rich.text import Text
 
 from pipeline.report.picture import ASCII_LEGEND, COLOUR_LEGEND, picture
 from pipeline.report.printing import cell, column_cells
+from pipeline.report.words import input_name
 
 # channels and terms shown at most: those of the largest weight
 _CHANNELS = 8
 _TERMS = 12
 _GAP = 2
+_PICTURED = ("pixels", "lags")
 _LABEL_WIDTH = 12
 _WIDEST = 32
 _LONGEST_BAR = 8
@@ -34,7 +35,7 @@ def pattern_picture(site: Mapping[str, Any], pattern: Mapping[str, Any], *, widt
     vectors = _vectors(pattern)
     shape = tuple(site["input_shape"] or (len(vectors["w"]),))
     extended = shape[next((i for i, size in enumerate(shape) if size > 1), len(shape) - 1) :]
-    if len(extended) < 2:
+    if len(extended) < 2 or site["input_kind"] not in _PICTURED:
         return _terms(site, vectors, width)
     images = {title: vector.reshape(-1, *extended[-2:]) for title, vector in vectors.items()}
     drawn = _side_by_side(images, width, colour) if len(images["w"]) == 1 else _by_channel(images, width, colour)
@@ -94,7 +95,7 @@ def _terms(site: Mapping[str, Any], vectors: Vectors, width: int) -> RenderableT
     """The inputs of the largest weights, by name; each number with a bar where there is room."""
     weights = np.nan_to_num(np.abs(vectors["w"]))
     shown = np.argsort(-weights, kind="stable")[:_TERMS]
-    names = [_input_name(site, int(index)) for index in shown]
+    names = [input_name(site, int(index)) for index in shown]
     numbers = {title: column_cells(values[shown].tolist()) for title, values in vectors.items()}
     taken = max(map(len, names)) + sum(max(len(title), *map(len, texts)) for title, texts in numbers.items())
     half = min(_LONGEST_BAR, ((width - taken) // len(vectors) - 2 * _GAP - 1) // 2)
@@ -114,11 +115,6 @@ def _terms(site: Mapping[str, Any], vectors: Vectors, width: int) -> RenderableT
     share = float(np.sum(weights[shown] ** 2) / max(float(np.sum(weights**2)), 1e-300))
     note = f"{_TERMS} of {len(weights)} inputs: those of the largest weights, {100 * share:.0f} % of ‖w‖²"
     return Group(table, Text(note, style="dim"))
-
-
-def _input_name(site: Mapping[str, Any], index: int) -> str:
-    names = site.get("input_names")
-    return str(names[index]) if names else f"{str(site['input_kind'] or 'input').removesuffix('s')} {index}"
 
 
 def _bar(share: float, half: int) -> str:

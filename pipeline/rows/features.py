@@ -17,6 +17,7 @@ import torch
 from pyarrow import types
 
 from pipeline.batch import Batch
+from pipeline.names import Names
 from pipeline.rows.decode import column_features, list_features
 from pipeline.rows.reading import Piece
 
@@ -86,6 +87,11 @@ class FeatureFormat(ABC):
     def decode(self, rows: pa.RecordBatch) -> Usable:
         """The features of rows."""
 
+    @property
+    def names(self) -> Names:
+        """What people call the numbers of a row, as far as the format knows."""
+        return Names()
+
     def batch(self, tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None) -> Batch:
         """The batch of the parts of some rows: all of them are positional inputs, unless the format says otherwise."""
         return Batch(inputs=tensors, uid_N=uid_N, label_N=label_N)
@@ -127,6 +133,11 @@ class Numbers(FeatureFormat):
     def identity(self) -> dict[str, Any]:
         """Its fields."""
         return asdict(self)
+
+    @property
+    def names(self) -> Names:
+        """The columns', where each number has one."""
+        return Names() if self.nested else Names(features=self.features)
 
     def roles(self) -> Iterator[Role]:
         """Lists, or numbers."""

@@ -6,6 +6,7 @@ and last 64 KiB. The footer alone would not do: uncompressed files of equal leng
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -34,6 +35,19 @@ class Footer:
     def uid_base(self) -> int:
         """The uid of the file's first row where no column names the rows."""
         return first_uid(self.file_id)
+
+    def names_of(self, column: str) -> tuple[str, ...]:
+        """What the numbers in lists of a column are called, where the file says so: a JSON array of strings under
+        "names" in the metadata of the column's Arrow field. DataError if it is none.
+        """
+        metadata = self.schema.field(column).metadata or {} if column in self.schema.names else {}
+        try:
+            found = json.loads(metadata.get(b"names", b"[]"))
+        except ValueError:
+            found = None
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise DataError(f"{self.file.url}: column {column!r} has `names` that are no JSON array of strings")
+        return tuple(found)
 
     def rows(self, group: int) -> int:
         """Rows of a row group."""

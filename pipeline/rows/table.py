@@ -14,9 +14,10 @@ import pyarrow as pa
 import torch
 
 from pipeline.hashing import digest
+from pipeline.names import Names
 from pipeline.rows.decode import column_features
 from pipeline.rows.features import FeatureFormat, Part, Role, Usable, is_name, is_number
-from pipeline.rows.tally import Vocabulary, numbered
+from pipeline.rows.tally import UNSEEN, Vocabulary, numbered
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ class Table(FeatureFormat):
         known = digest([[name, list(values)] for name, values in self.vocabulary.values.items()])
         scales = [[name, *scale] for name, scale in self.vocabulary.scales.items()]
         return {"numbers": self.numbers, "categories": self.categories, "values": known, "scales": scales}
+
+    @property
+    def names(self) -> Names:
+        """The columns', and the values that training has seen."""
+        values = tuple((UNSEEN, *self.vocabulary.values[name]) for name in self.categories)
+        return Names(features=self.numbers, fields=self.categories, values=values)
 
     def roles(self) -> Iterator[Role]:
         """Numbers, and anything that has a name."""

@@ -118,6 +118,8 @@ class Vocabulary:
 
 
 UNKNOWN = 0
+# how it is written
+UNSEEN = "(unseen)"
 # raised whenever the same rows would give another vocabulary
 TALLY_VERSION = 1
 

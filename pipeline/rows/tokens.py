@@ -20,16 +20,18 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.hashing import digest, row_hash
+from pipeline.names import Names
 from pipeline.rows.decode import RowError
 from pipeline.rows.features import Decoded, FeatureFormat, Part, Role, Usable, is_integer, is_list, is_text
 from pipeline.rows.ragged import Sequences, cut, lists, of_lengths, padded
 from pipeline.rows.reading import Piece
 from pipeline.rows.series import masked
-from pipeline.rows.tally import UNKNOWN, as_text, numbered
+from pipeline.rows.tally import UNKNOWN, UNSEEN, as_text, numbered
 
 Tokenizer = Literal["bytes", "words", "ids"]
 
 ENDS = {"bytes": 256, "words": 1}
+END = "(end)"
 # numbers of words that no vocabulary holds: unknown, and the end of a document
 RESERVED = 2
 WINDOW_SEED = 0x70CE
@@ -63,6 +65,17 @@ class Tokens(FeatureFormat):
     def identity(self) -> dict[str, Any]:
         """Its fields, the words by their digest."""
         return {"tokens": vars(self) | {"words": digest(self.words)}}
+
+    @property
+    def names(self) -> Names:
+        """Words, or bytes as they are printed; given numbers have no other name."""
+        match self.tokenizer:
+            case "words":
+                return Names(tokens=(UNSEEN, END, *self.words))
+            case "bytes":
+                return Names(tokens=(*(repr(bytes([byte]))[1:] for byte in range(ENDS["bytes"])), END))
+            case "ids":
+                return Names()
 
     def roles(self) -> Iterator[Role]:
         """Text, or lists of whole numbers."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from pipeline.errors import DataError, JobError, nearest
 from pipeline.hashing import digest
 from pipeline.inputs import InputFile, list_inputs
 from pipeline.job import DataSpec
+from pipeline.names import Names
 from pipeline.rows.features import NOTHING, Decoded, FeatureFormat, Numbers
 from pipeline.rows.footers import Footer, first_uid, read_footer
 from pipeline.rows.format import RowFormat, check_columns
@@ -113,6 +114,11 @@ class Source(ABC):
         """Number of different tokens; 0 where rows are not tokens."""
         return 0
 
+    @property
+    def names(self) -> Names:
+        """What people call the numbers of a row, as far as the data says it."""
+        return Names()
+
     @abstractmethod
     def chunks(self, split: str) -> tuple[Chunk, ...]:
         """The chunks that can hold rows of a split, in plan order, from the footers of files alone."""
@@ -147,6 +153,14 @@ class RowGroupSource(Source):
     def shape(self) -> tuple[int, ...]:
         """The features' shape: `columns.shape`, or the number of feature columns."""
         return self._features.shape
+
+    @cached_property
+    def names(self) -> Names:  # type: ignore[override]
+        """What the format knows; of a column of lists what the first file says of it."""
+        named, column = self._features.names, self.spec.columns.features
+        if named.features or not isinstance(column, str) or not self.listed:
+            return named
+        return replace(named, features=self.listed[0].names_of(column))
 
     @property
     def classes(self) -> int:

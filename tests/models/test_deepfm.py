@@ -8,6 +8,7 @@ import torch
 from pipeline.errors import ModelError
 from pipeline.models.base import Task
 from pipeline.models.deepfm import FAMILY, DeepFMParameters, factorisation_machine
+from pipeline.names import Names
 from tests.models.build import build, disturbed, on_meta, parameters
 
 TABLE = Task((2,), 2, categories=(3, 5, 4))
@@ -80,6 +81,23 @@ def test_its_inputs_are_named_by_field_and_value() -> None:
     assert spaces["factors"].names[1:3] == ("number 1", "category 0 = 0")
     huge = FAMILY.inputs(DeepFMParameters(**SMALL), Task((1,), 2, categories=(1_000_000,)))
     assert huge["factors"].names == ()
+
+
+def test_a_value_appears_to_the_deep_part_as_a_row_with_it_alone_does() -> None:
+    model = disturbed(build("deepfm", TABLE, **SMALL))
+    names = Names(fields=("colour",), values=(("(unseen)", "red"),))
+    shown = FAMILY.appearances(model, names)["deep.0"]
+    assert shown.names[:4] == ("number 0", "number 1", "colour = (unseen)", "colour = red")
+    assert len(shown.names) == len(shown.x_TD) == 2 + 12
+    x, category = rows(TABLE, 4)
+    seen = []
+    model.deep[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(x.float(), category)
+    thing_NT = torch.zeros(4, 14)
+    thing_NT[:, :2] = x
+    thing_NT.scatter_(1, category + model.offset_K + 2, 1.0)
+    # what the deep part is shown of a row is the sum of what it is shown of each of its things
+    torch.testing.assert_close(thing_NT @ shown.x_TD, seen[0])
 
 
 def test_tells_two_classes_apart_and_no_more() -> None:

@@ -134,7 +134,7 @@ def test_every_neighbour_is_drawn_equally_often() -> None:
 def test_its_inputs_are_neighbourhoods() -> None:
     spaces = FAMILY.inputs(GCNParameters(widths=(4,)), Task((5,), 3))
     assert spaces["layers.0"].names[2] == "mean feature 2"
-    assert spaces["layers.1"].names[3] == "mean unit of layers.0 3"
+    assert spaces["layers.1"].names[3] == "mean layers.0 3"
 
 
 def test_takes_features_of_nodes_only() -> None:

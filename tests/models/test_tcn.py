@@ -92,13 +92,15 @@ def test_padding_behind_a_short_row_changes_nothing() -> None:
 
 def test_its_taps_are_named_by_how_far_they_look_back() -> None:
     spaces = FAMILY.inputs(TCNParameters(**SMALL), Task((2, 10), 3))
-    assert set(spaces) == {f"blocks.{block}.conv{number}" for block in range(3) for number in (1, 2)}
+    convolutions = {f"blocks.{block}.conv{number}" for block in range(3) for number in (1, 2)}
+    assert set(spaces) == convolutions | {"blocks.0.shortcut", "blocks.2.shortcut", "classifier"}
     space = spaces["blocks.2.conv1"]
     assert space.shape == (4, 3)
-    assert space.names[3:6] == ("channel 1, 8 back", "channel 1, 4 back", "channel 1, 0 back")
+    assert space.names[3:6] == ("blocks.1 1, 8 back", "blocks.1 1, 4 back", "blocks.1 1, 0 back")
     model = build("tcn", Task((2, 10), 3), **SMALL)
     for path, one in spaces.items():
-        assert model.get_submodule(path).weight.shape[1:] == one.shape
+        weight = model.get_submodule(path).weight
+        assert weight.shape[1:] == one.shape
 
 
 def test_takes_series_only() -> None:
