@@ -162,6 +162,7 @@ def every_type(rows: int) -> pa.Table:
         [number * 1_000_000 for number in range(rows)],
         torch.rand(rows, 4, generator=torch.Generator().manual_seed(0)),
         [torch.arange(number % 3) for number in range(rows)],
+        [[f"name {place}" for place in range(number % 3)] for number in range(rows)],
     ]
     return arrow_table("every", EVERY_TYPE, dict(zip([column.name for column in EVERY_TYPE], values, strict=True)))
 
@@ -174,8 +175,8 @@ def test_every_reader_sees_the_same_rows(tmp_path):
     assert pl.read_parquet(path).to_arrow()["c_1"].to_pylist() == table["c_1"].to_pylist()
     assert pd.read_parquet(path)["c_4"].tolist() == table["c_4"].to_pylist()
     with duckdb.connect() as connection:
-        rows = connection.execute(f"select sum(c_1), count(c_5), max(len(c_7)), typeof(any_value(c_6)) from '{path}'")
-        assert rows.fetchone() == (sum(range(10)) * 2**40, 10, 4, "TIMESTAMP WITH TIME ZONE")
+        rows = connection.execute(f"select sum(c_1), count(c_5), max(len(c_7)), typeof(any_value(c_6)), max(len(c_9)) from '{path}'")
+        assert rows.fetchone() == (sum(range(10)) * 2**40, 10, 4, "TIMESTAMP WITH TIME ZONE", 2)
 
 
 def test_the_same_rows_are_the_same_bytes_however_they_are_chunked():
