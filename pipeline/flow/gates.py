@@ -122,14 +122,14 @@ def _elementwise(graph: Graph, node: Node) -> bool:
 def _closed_prefix(graph: Graph, value: Value, nodes: Sequence[Node]) -> list[Node] | None:
     # the shortest run of nodes after which only its last result is still read by the others
     members = set(nodes)
-    nonlinear = False
     for count, node in enumerate(nodes, start=1):
-        nonlinear = nonlinear or _is_nonlinear(node)
         done = set(nodes[:count])
         made = {value, *(out for earlier in nodes[:count] for out in earlier.outputs)}
         open_ = {v for v in made for reader in graph.consumers(v) if reader in members and reader not in done}
-        if nonlinear and open_ <= set(node.outputs):
-            return _needed(value, list(nodes[:count]))
+        if open_ <= set(node.outputs):
+            needed = _needed(nodes[:count])
+            if any(_is_nonlinear(one) for one in needed):
+                return needed
     return None
 
 
@@ -146,7 +146,8 @@ def _first_nonlinear(value: Value, nodes: Sequence[Node]) -> list[Node] | None:
     return None
 
 
-def _needed(value: Value, nodes: list[Node]) -> list[Node]:
+def _needed(nodes: Sequence[Node]) -> list[Node]:
+    """Those of the operations that the result of the last is made by: the others may be read elsewhere."""
     wanted, kept = set(nodes[-1].outputs), []
     for node in reversed(nodes):
         if wanted & set(node.outputs):

@@ -19,15 +19,17 @@ from pipeline.errors import ModelError
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Refuse a model that changes its buffers in eval mode; put back whatever else it keeps on itself."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    kept = [(module, _kept(module)) for module in model.modules()]
+    kept = [(module, dict(vars(module)), _contents(module)) for module in model.modules()]
     contents = [(tensor, tensor.detach().clone()) for tensor in plain_tensors(model).values()]
     try:
         yield
     finally:
-        for module, attributes in kept:
+        for module, attributes, contents_of in kept:
             vars(module).update(attributes)
             for added in vars(module).keys() - attributes.keys():
                 del vars(module)[added]
+            for held, content in contents_of:
+                _refill(held, content)
         for tensor, before in contents:
             if not _equal(before, tensor):
                 tensor.detach().copy_(before)
@@ -39,9 +41,24 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             )
 
 
-def _kept(module: nn.Module) -> dict[str, Any]:
-    # lists and dictionaries may be added to in place
-    return {name: value.copy() if type(value) in (list, dict) else value for name, value in vars(module).items()}
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """What may be added to in place, beside a copy: lists, sets and dictionaries, those of hooks among them."""
+    return [(value, value.copy()) for value in vars(module).values() if isinstance(value, list | dict | set)]
+
+
+def _refill(held: Any, content: Any) -> None:
+    # the object itself stays: whoever holds a hook's handle knows its dictionary by identity
+    if list(map(id, _parts(held))) == list(map(id, _parts(content))):
+        return
+    if isinstance(held, list):
+        held[:] = content
+    else:
+        held.clear()
+        held.update(content)
+
+
+def _parts(held: Any) -> list[Any]:
+    return [*held, *held.values()] if isinstance(held, dict) else list(held)
 
 
 def plain_tensors(model: nn.Module) -> dict[tuple[str, str], torch.Tensor]:

@@ -232,3 +232,14 @@ def test_numbers_written_as_tensors_are_constants(rows):
     shown = show(Free(forward, l=linear(3, 4)), batch_of(numbers(rows, 3)))
     assert shown.site("l").gate not in ("identity", "")
     torch.testing.assert_close(shown.a["l"][:, 0], shown.out)
+
+
+def test_a_doubling_beside_a_square_is_no_gate():
+    """The distances of a quantiser, |z|² − 2 z·e + |e|²: nothing here is a function of one unit alone."""
+
+    def forward(self, x):
+        z = self.l(x)
+        return -(z.pow(2).sum(1, keepdim=True) - 2 * z @ self.e + self.e.pow(2).sum(0, keepdim=True))
+
+    shown = show(Free(forward, l=linear(3, 4), e=nn.Buffer(numbers(4, 6))), batch_of(numbers(5, 3)))
+    assert shown.site("l").gate == "identity"

@@ -44,6 +44,32 @@ def test_a_model_in_training_mode_is_put_in_eval():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_hooks_that_a_forward_installs_once_are_put_back_with_the_flag_that_says_so():
+    class Capturing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head, self.seen = linear(3, 3), linear(3, 2), []
+
+        def forward(self, x):
+            if not getattr(self, "installed", False):
+                self.layer.register_forward_hook(lambda module, args, out: self.seen.append(out))
+                self.installed = True
+            self.seen.clear()
+            self.layer(x)
+            (captured,) = self.seen
+            return self.head(captured)
+
+    model = Capturing()
+    model.seen.append("as it was")
+    others = []
+    handle = model.layer.register_forward_hook(lambda module, args, out: others.append(out))
+    found = discover(model, batch_of(numbers(4, 3)))
+    assert [site.name for site in found.sites] == ["layer", "head"]
+    assert (model.seen, hasattr(model, "installed"), len(model.layer._forward_hooks)) == (["as it was"], False, 1)
+    handle.remove()
+    assert not model.layer._forward_hooks
+
+
 @pytest.mark.parametrize(
     ("model", "x", "place"),
     [
