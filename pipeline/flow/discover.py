@@ -76,15 +76,18 @@ def _record(model: nn.Module, batch: Batch) -> Recorder:
     try:
         with quiet(model), recorder.naming(model), recorder:
             batch.forward(model)
-    except RuntimeError as error:
-        raise recorder.blame(error) from error
+    except Exception as error:
+        raise recorder.blame(error, module=recorder.module) from error
     return recorder
 
 
 def _checked(model: nn.Module, found: Discovery, batch: Batch) -> Checking:
     checking = Checking(model, found, batch)
-    with quiet(model), checking:
-        batch.forward(model)
+    try:
+        with quiet(model), checking:
+            batch.forward(model)
+    except Exception as error:
+        raise checking.blame(error) from error
     with torch.inference_mode():
         checking.finish()
     return checking

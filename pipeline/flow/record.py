@@ -78,6 +78,11 @@ class Recorder(Tracker):
         self._modules: list[str] = [""]
         self._names = {id(module): name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
 
+    @property
+    def module(self) -> str:
+        """The path of the module that is running, or has failed."""
+        return self._modules[-1]
+
     def on_data(self, call: Call) -> Any:
         """Run and record."""
         affine = affine_of(call)

@@ -44,7 +44,7 @@ def tapped_forward(model: nn.Module, discovery: Discovery, batch: Batch, observe
     try:
         with quiet(model), tap:
             out = batch.forward(model)
-    except RuntimeError as error:
+    except Exception as error:
         raise tap.blame(error) from error
     with torch.inference_mode():
         tap.finish()

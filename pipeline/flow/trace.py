@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.batch import Batch
-from pipeline.errors import ModelError
+from pipeline.errors import CensusError, ModelError
 from pipeline.flow.graphs import Graphs
 from pipeline.flow.lookup_rules import LOOKING, lookup_of
 from pipeline.flow.naming import owner_path
@@ -60,7 +60,8 @@ class Tracker(TorchDispatchMode):
         super().__init__()
         self.rows = batch.rows
         self.forward = object()
-        self._failure: tuple[RuntimeError, Call] | None = None
+        self._failure: tuple[Exception, Call] | None = None
+        self._defect: Exception | None = None
         self.leaf_axes: list[int | None] = []
         self._fixed: dict[int, Value] = {}
         for path, tensor in held_tensors(model).values():
@@ -138,6 +139,14 @@ class Tracker(TorchDispatchMode):
         self, func: torch._ops.OpOverload, types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Run one operation and give its results their values."""
+        try:
+            return self._follow(func, args, kwargs)
+        except Exception as error:
+            if self._failure is None or self._failure[0] is not error:
+                self._defect = error
+            raise
+
+    def _follow(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Any) -> Any:
         op = operator(func)
         tensors = list(tensors_in(args))
         if kwargs:
@@ -151,7 +160,7 @@ class Tracker(TorchDispatchMode):
                 with self:
                     return func.decompose(*args, **(kwargs or {}))
             return self.on_data(call)
-        out = call.run()
+        out = self.run(call)
         self._derive(call, out)
         return out
 
@@ -221,14 +230,17 @@ class Tracker(TorchDispatchMode):
         """Do what the model asked for; where it fails, remember at what."""
         try:
             return call.run()
-        except RuntimeError as error:
+        except Exception as error:
             self._failure = (error, call)
             raise
 
-    def blame(self, error: RuntimeError) -> RuntimeError | ModelError:
-        """The error of a forward as one that names the operation and its weight, if it came from one on data."""
-        if self._failure is None or self._failure[0] is not error or isinstance(error, torch.OutOfMemoryError):
+    def blame(self, error: Exception, *, module: str = "") -> Exception:
+        """The error of a forward as the model's own, naming where; what is no fault of the model as it is."""
+        if isinstance(error, CensusError | MemoryError | torch.OutOfMemoryError) or error is self._defect:
             return error
+        if self._failure is None or self._failure[0] is not error:
+            inside = f" in module {module}" if module else ""
+            return ModelError(f"the forward failed{inside}: {type(error).__name__}: {error}")
         call = self._failure[1]
         held = [(shape.numel(), sorted(value.names)) for shape, value in zip(call.shapes, call.values, strict=True)]
         weights = max([(size, names) for size, names in held if names], default=(0, []))[1]

@@ -83,6 +83,19 @@ def test_inputs_that_do_not_fit_name_the_site(model, x, place):
         discover(model, batch_of(x))
 
 
+@pytest.mark.parametrize(
+    ("model", "x", "message"),
+    [
+        (nn.Embedding(5, 3), torch.full((4, 2), 7), "site weight: embedding of shapes"),
+        (Free(lambda self, x, y: x), torch.randn(4, 3), "the forward failed: TypeError: .*missing"),
+        (nn.Sequential(nn.LSTM(3, 2)), torch.randn(4, 3, 2, 1), r"the forward failed in module 0: \w*Error: LSTM"),
+    ],
+)
+def test_whatever_a_forward_raises_is_the_model_s_error(model, x, message):
+    with pytest.raises(ModelError, match=message):
+        discover(model, batch_of(x))
+
+
 def test_later_inputs_that_do_not_fit_name_the_site_too():
     model = nn.Sequential(nn.Linear(3, 2))
     found = discover(model, batch_of(torch.randn(4, 3)))
