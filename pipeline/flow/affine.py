@@ -6,7 +6,7 @@ Layer 1. What it returns names operands and geometry of one call; the same at th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_letters
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from pipeline.flow.operators import CONVOLUTIONS, TRANSPOSED
 from pipeline.flow.patches import Contraction, Convolution, Geometry, dense
+from pipeline.flow.rows import Rows
 from pipeline.flow.transposed import Axis, Phase
 from pipeline.flow.values import Call, Origin, Value
 
@@ -48,16 +49,21 @@ def _value(call: Call, tensor: torch.Tensor) -> Value:
 
 
 def _build(call: Call, x: Any, weight: Any, bias: torch.Tensor | None, geometry: Geometry) -> Affine | None:
-    x_value, weight_value = _value(call, x), _value(call, weight)
-    if x_value.origin is not Origin.DATA or weight_value.origin is not Origin.PARAMETER:
-        return None
-    if isinstance(geometry, Contraction) and not weight_value.learned and call.op.name != "linear":
-        # a fixed matrix (an adjacency, a filter bank) mixes data; it has no units
-        return None
     bias_value = None if bias is None else _value(call, bias)
-    if bias_value is not None and bias_value.origin is Origin.DATA:
+    if not _can_be(call, x, weight, bias_value, geometry):
         return None
-    return Affine(x, x_value, weight, weight_value, bias, bias_value, geometry)
+    return Affine(x, _value(call, x), weight, _value(call, weight), bias, bias_value, geometry)
+
+
+def _can_be(call: Call, x: Any, weight: Any, bias: Value | None, geometry: Geometry) -> bool:
+    """Whether data meets a weight here: x is data, weight and bias are none."""
+    value = _value(call, weight)
+    if _value(call, x).origin is not Origin.DATA or value.origin is not Origin.PARAMETER or value.fed:
+        return False
+    if isinstance(geometry, Contraction) and not value.learned and call.op.name != "linear":
+        # a fixed matrix (an adjacency, a filter bank) mixes data; it has no units
+        return False
+    return bias is None or bias.origin is not Origin.DATA
 
 
 def _linear(call: Call) -> Affine | None:
@@ -137,16 +143,47 @@ def _contraction(
     """A contraction, unless an axis is repeated, summed within one operand or broadcast."""
     if any(len(set(labels)) < len(labels) for labels in (x_labels, w_labels, out)):
         return None
-    x_labels, w_labels = _unbroadcast(x_labels, x.shape, w_labels, weight.shape)
-    sizes = {**dict(zip(x_labels, x.shape, strict=True)), **dict(zip(w_labels, weight.shape, strict=True))}
+    narrow = _once_for_all_rows(weight, w_labels, x_labels, _value(call, x).rows)
+    x_labels, w_labels = _unbroadcast(x_labels, x.shape, w_labels, narrow.shape)
+    sizes = {**dict(zip(x_labels, x.shape, strict=True)), **dict(zip(w_labels, narrow.shape, strict=True))}
     shared = [label for label in w_labels if label in x_labels]
     lone = [label for label in x_labels + w_labels if label not in out and label not in shared]
     if any(sizes[label] != 1 for label in lone) or all(label in out for label in shared):
         return None
-    if bias is not None and (bias.dim() > 1 or not out or out[-1] in x_labels):
-        return None
     groups = math.prod(sizes[label] for label in shared if label in out)
-    return _build(call, x, weight, bias, Contraction(x_labels, w_labels, out, groups))
+    geometry = Contraction(x_labels, w_labels, out, groups)
+    bias_value = None if bias is None else _value(call, bias)
+    if not _can_be(call, x, weight, bias_value, geometry):
+        return None
+    bias_U = None if bias is None else _bias_of_units(bias, geometry, sizes)
+    if bias is not None and bias_U is None:
+        return None
+    return Affine(x, _value(call, x), narrow, _value(call, weight), bias_U, bias_value, geometry)
+
+
+def _once_for_all_rows(weight: torch.Tensor, w_labels: str, x_labels: str, rows: Rows | None) -> torch.Tensor:
+    """A weight that is repeated along the rows of the data, without its repetitions."""
+    label = x_labels[rows.axis] if rows is not None and rows.axis is not None else ""
+    if not label or label not in w_labels:
+        return weight
+    axis = w_labels.index(label)
+    one = weight.narrow(axis, 0, 1)
+    same = weight.stride(axis) == 0 or bool((weight == one).all())
+    return one if same else weight
+
+
+def _bias_of_units(bias: torch.Tensor, geometry: Contraction, sizes: Mapping[str, int]) -> torch.Tensor | None:
+    """A bias that is broadcast against the output as one number per unit; None where it differs between positions."""
+    out, units = geometry.out_labels, [geometry.out_labels[axis] for axis in geometry.unit_axes]
+    full = bias.reshape((1,) * (len(out) - bias.dim()) + tuple(bias.shape))
+    if any(size != 1 and label not in units for label, size in zip(out, full.shape, strict=True)):
+        return None
+    full = full.expand([sizes[label] if label in units else 1 for label in out])
+    return full.permute([*[out.index(label) for label in units], *_others(out, units)]).reshape(-1)
+
+
+def _others(out: str, units: list[str]) -> list[int]:
+    return [axis for axis, label in enumerate(out) if label not in units]
 
 
 def _unbroadcast(left: str, left_shape: Sequence[int], right: str, right_shape: Sequence[int]) -> tuple[str, str]:

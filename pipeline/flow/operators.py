@@ -55,6 +55,8 @@ LIKES = words(
     "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty "
     "new_empty_strided randint_like"
 )
+# Make a tensor larger without anything new in it.
+REPEATS = words("expand expand_as broadcast_to repeat stack")
 # How a tensor made of Python numbers enters.
 FRESH = words("lift_fresh lift detach")
 POOLS = words(
@@ -67,6 +69,8 @@ DATA_NORMS = words("layer_norm native_layer_norm group_norm native_group_norm in
 COMPOSITE = words("tensordot inner linalg_multi_dot chain_matmul")
 CONVOLUTIONS = words("conv1d conv2d conv3d")
 TRANSPOSED = words("conv_transpose1d conv_transpose2d conv_transpose3d")
+# Affine maps that say which of their operands is fed to the other.
+LAYERS = CONVOLUTIONS | TRANSPOSED | words("linear convolution")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -101,6 +102,11 @@ class Discovery:
     calls: Mapping[CallKey, Sequence[Sequence[SitePlan]]] = field(default_factory=dict, repr=False)
     gains: frozenset[int] = field(default=frozenset(), repr=False)
     leaf_axes: tuple[int | None, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def weights(self) -> frozenset[str]:
+        """The parameters and buffers that the sites are made of."""
+        return frozenset[str]().union(*[plan.names for plan in self.plans()])
 
     def plans(self) -> set[SitePlan]:
         """Every plan, once."""

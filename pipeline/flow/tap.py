@@ -223,6 +223,8 @@ class Tap(Tracker):
 
     def _meet(self, call: Call, affine: Affine, out: torch.Tensor, result: Value) -> None:
         key = (call.op.name, affine.weight_value.key)
+        if key not in self._discovery.calls:
+            self._refuse_unknown(call, affine)
         for plan in self._plans(key):
             pending = Pending(Met(plan, affine, out, result.rows), 0, lambda: affine.x)
             if plan.branch is not None and plan.branch.key is not None:
@@ -232,6 +234,15 @@ class Tap(Tracker):
                 self._await(result, pending)
             else:
                 self._present(pending.met)
+
+    def _refuse_unknown(self, call: Call, affine: Affine) -> None:
+        """A weight of a site, in a call that the probe did not show, would be dropped in silence."""
+        known = affine.weight_value.names & self._discovery.weights
+        if known and affine.weight_value.learned:
+            raise ModelError(
+                f"weight {min(known)}: acts through {call.op.name} in a form that the probe batch did not show, so its "
+                "presentations would be lost; probe with a batch that shows every form, or exclude its sites"
+            )
 
     def _await(self, result: Value, pending: Pending) -> None:
         if result.notes is None:

@@ -17,7 +17,7 @@ from pipeline.errors import CensusError, ModelError
 from pipeline.flow.graphs import Graphs
 from pipeline.flow.lookup_rules import LOOKING, lookup_of
 from pipeline.flow.naming import owner_path
-from pipeline.flow.operators import COMPOSITE, FRESH, LIKES, operator
+from pipeline.flow.operators import COMPOSITE, FRESH, LAYERS, LIKES, REPEATS, operator
 from pipeline.flow.row_joins import SCATTERS, Source
 from pipeline.flow.row_rules import follow
 from pipeline.flow.rows import Rows, of_leaf, whole
@@ -169,10 +169,15 @@ class Tracker(TorchDispatchMode):
         names = frozenset[str]().union(*[value.names for value in sources])
         learned = any(value.learned for value in sources)
         origin = max((value.origin for value in sources), key=lambda o: o.value, default=Origin.CONSTANT)
+        fed = call.op.name in LAYERS or any(value.fed for value in sources)
         self.on_fixed(call, names)
-        made_by = hash((call.func._schema.name, self._spelled(call.args), self._spelled(tuple(call.kwargs.items()))))
+        # repeated for every row, it is the same whatever their number
+        made_of = tuple(dict.fromkeys(value.key for value in sources)) if call.op.name in REPEATS else None
+        spelled = (self._spelled(call.args), self._spelled(tuple(call.kwargs.items())))
+        made_by = hash((call.func._schema.name, made_of or spelled))
         for part, result in enumerate(tensors_in(out)):
             value = Value(self.forward, origin, key=hash((made_by, part)), names=names, learned=learned)
+            value.fed = fed
             self._settle(call, result, value)
 
     def _spelled(self, value: Any) -> Any:

@@ -28,7 +28,7 @@ class Origin(Enum):
 class Storage:
     """The memory that a tensor shares with its views: how often it was written in place, and what was written last."""
 
-    __slots__ = ("key", "learned", "origin", "writes")
+    __slots__ = ("fed", "key", "learned", "origin", "writes")
 
     def __init__(self) -> None:
         self.writes = 0
@@ -51,10 +51,24 @@ class Value:
     node   index of the recorded operation that made it, and which output it was; None outside a recording
     notes  what a tracker of its own kind keeps beside it
     learned  a parameter is among what it was made of, data or not
+    fed      made by a layer that was fed a constant or a parameter (positions): an activation, no weight
     lookup   the embeddings that it holds, as one-hot vectors and tables
     """
 
-    __slots__ = ("key", "learned", "lookup", "names", "node", "notes", "origin", "owner", "rows", "storage", "writes")
+    __slots__ = (
+        "fed",
+        "key",
+        "learned",
+        "lookup",
+        "names",
+        "node",
+        "notes",
+        "origin",
+        "owner",
+        "rows",
+        "storage",
+        "writes",
+    )
 
     def __init__(
         self,
@@ -73,6 +87,7 @@ class Value:
         self.names = names
         self.rows = rows
         self.learned = learned
+        self.fed = False
         self.storage = storage or Storage()
         self.writes = self.storage.writes
         self.node: tuple[int, int] | None = None

@@ -8,6 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import ModelError
+from pipeline.flow.discover import discover
+from pipeline.flow.tap import tapped_forward
 from tests.flow.models import Free, linear, numbers, weight
 from tests.flow.shown import batch_of, show
 
@@ -129,3 +132,58 @@ def test_a_product_without_units_axis():
     shown = show(Free(lambda self, x: x @ self.w, w=weight(4)), batch_of(numbers(6, 4)))
     assert shown.site("w").units == 1
     np.testing.assert_allclose(explained(shown, "w"), shown.z["w"], atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["expand", "repeat", "stack"])
+def test_a_weight_repeated_for_every_row_is_one_weight(form):
+    def forward(self, x):
+        if form == "stack":
+            w = torch.stack([self.w] * len(x))
+        else:
+            w = self.w[None].expand(len(x), -1, -1) if form == "expand" else self.w[None].repeat(len(x), 1, 1)
+        return torch.bmm(x, w).relu()
+
+    model = Free(forward, w=weight(3, 4))
+    x = numbers(5, 6, 3)
+    shown = show(model, batch_of(x))
+    assert [(site.name, site.gate, site.units, site.groups) for site in shown.discovery.sites] == [("w", "relu", 4, 1)]
+    torch.testing.assert_close(shown.z["w"], x @ model.w)
+    later = show(model, batch_of(x[:2]), probe=batch_of(x))
+    torch.testing.assert_close(later.z["w"], x[:2] @ model.w)
+
+
+def test_a_bias_of_each_member_of_an_ensemble():
+    model = Free(
+        lambda self, x: torch.baddbmm(self.b, x.expand(3, *x.shape), self.w).relu(),
+        w=weight(3, 2, 4),
+        b=weight(3, 1, 4),
+    )
+    x = numbers(5, 2)
+    shown = show(model, batch_of(x))
+    (site,) = shown.discovery.sites
+    assert (site.units, site.groups, site.gate) == (12, 3, "relu")
+    torch.testing.assert_close(site.bias_U, model.b.detach().flatten())
+    torch.testing.assert_close(shown.z["w"].view(5, 3, 4), (x @ model.w + model.b).transpose(0, 1).detach())
+
+
+def test_a_layer_fed_with_positions_makes_no_weight_of_them():
+    """Relative positions are projected, then met by the queries: as many "units" as the sequence is long."""
+
+    def forward(self, x):
+        steps = torch.arange(1 - x.shape[1], x.shape[1], dtype=x.dtype)
+        places = torch.stack([torch.sin(steps), torch.cos(steps)], -1)
+        return self.q(x) @ self.place(places).T
+
+    model = Free(forward, q=linear(3, 4), place=linear(2, 4))
+    shown = show(model, batch_of(numbers(5, 6, 3)))
+    assert [site.name for site in shown.discovery.sites] == ["q"]
+    assert {unread.name for unread in shown.discovery.unread} == {"place.weight", "place.bias"}
+    assert all("constants" in unread.reason for unread in shown.discovery.unread)
+
+
+def test_a_weight_met_in_a_form_that_the_probe_did_not_show_is_an_error():
+    model = Free(lambda self, x: x @ self.w[: x.shape[1]], w=weight(6, 4))
+    found = discover(model, batch_of(numbers(5, 6)))
+    with pytest.raises(ModelError, match="weight w: acts through matmul in a form that the probe batch did not show"):
+        tapped_forward(model, found, batch_of(numbers(5, 4)), lambda presentations: None)
+    assert not discover(model, batch_of(numbers(5, 6)), exclude=["w"]).sites
