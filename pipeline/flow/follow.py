@@ -12,6 +12,7 @@ import torch
 
 from pipeline.flow.aggregate import gathers, mixes, spread_shadow
 from pipeline.flow.gates import CHANNEL_MAPS, PASSING, Gate, find_gate
+from pipeline.flow.numbers import SCALAR_MAPS, ScalarMap, scalar_map
 from pipeline.flow.operators import DATA_NORMS, POOLS, words
 from pipeline.flow.record import Graph, Node, fixed_in, fixed_names, rerun
 from pipeline.flow.values import Origin, Value
@@ -161,6 +162,8 @@ def _step(graph: Graph, path: Path, node: Node, biased: bool) -> list[Path]:
         return _moved(graph, replace(path, trail=None, pooled=path.pooled or name in POOLS), node)[:1]
     if name == "batch_norm":
         return [_batch_norm(path, node)]
+    if name in SCALAR_MAPS and len(node.inputs) == 1 and (number := scalar_map(node)) is not None:
+        return _scaled(graph, path, node, number, biased)
     if name in CHANNEL_MAPS and len(node.inputs) == 1 and fixed_in(node):
         return [_channel_map(graph, path, node)]
     if name in DATA_NORMS and node.inputs[0] is path.value:
@@ -210,6 +213,14 @@ def _batch_norm(path: Path, node: Node) -> Path:
     shift_C = (0 if bias is None else bias.tensor.detach().double().cpu()) - mean.tensor.double().cpu() * scale_C
     trailing = [1] * (path.shadow.dim() - 2)
     return _folded(path, node, scale_C.view(-1, *trailing), shift_C.view(-1, *trailing), names_it=True)
+
+
+def _scaled(graph: Graph, path: Path, node: Node, number: ScalarMap, biased: bool) -> list[Path]:
+    """A number that multiplies or is added: part of the pattern where a gate comes behind it, else nothing."""
+    scale, shift = torch.tensor(number.scale).double(), torch.tensor(number.shift).double()
+    taken = _folded(path, node, scale, shift)
+    gated = [] if taken.end else [end for end in _ends(graph, taken, biased) if end.gate is not None]
+    return gated or [path.ended(node.op.name)]
 
 
 def _channel_map(graph: Graph, path: Path, node: Node) -> Path:

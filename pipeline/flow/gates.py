@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from pipeline.flow.numbers import scalar_map
 from pipeline.flow.operators import DROPOUTS, ELEMENTWISE, LINEAR_ELEMENTWISE, NONLINEAR, words
 from pipeline.flow.record import Fixed, Graph, Node, fixed_in, replay
 from pipeline.flow.values import Origin, Value
@@ -58,7 +59,9 @@ def find_gate(
         named = None if longer is None else _gate(graph, value, longer, per_unit)
         if named is not None and named.name in _KNOWN:
             return named
-    return gate
+    # z is what the gate reads: a number that comes before it is part of the pattern
+    before = gate.name not in _KNOWN and len(graph.consumers(value)) == 1 and scalar_map(nodes[0]) is not None
+    return None if before else gate
 
 
 def _gate(

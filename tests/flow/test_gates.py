@@ -46,7 +46,6 @@ def gelu_written_out(z):
         ("softplus", nn.Softplus()),
         ("tanh", torch.tanh),
         ("sigmoid", lambda z: 1 / (1 + torch.exp(-z))),
-        ("mul_sin", lambda z: torch.sin(30 * z)),
         ("hardtanh", nn.Hardtanh()),
     ],
 )
@@ -243,3 +242,42 @@ def test_a_doubling_beside_a_square_is_no_gate():
 
     shown = show(Free(forward, l=linear(3, 4), e=nn.Buffer(numbers(4, 6))), batch_of(numbers(5, 3)))
     assert shown.site("l").gate == "identity"
+
+
+@pytest.mark.parametrize(
+    ("before", "scale", "shift", "gate"),
+    [
+        (lambda z: -z, -1, 0, "relu"),
+        (lambda z: 30 * z, 30, 0, "sin"),
+        (lambda z: z / 4, 0.25, 0, "tanh"),
+        (lambda z: 1 - z, -1, 1, "relu"),
+        (lambda z: torch.sub(z, 3, alpha=2), 1, -6, "sigmoid"),
+        (lambda z: (z + 0.5) * -2, -2, -1, "relu"),
+        (lambda z: z * torch.tensor(0.5, dtype=torch.float64), 0.5, 0, "softplus"),
+    ],
+)
+def test_a_number_before_the_gate_is_part_of_the_pattern(before, scale, shift, gate):
+    """z > 0 is to mean that the gate is given more than 0."""
+    model = Free(lambda self, x: getattr(torch, gate, functional.softplus)(before(self.l(x))), l=linear(3, 4))
+    x = numbers(5, 3)
+    shown = show(model, batch_of(x))
+    site = shown.site("l")
+    assert site.gate == gate
+    torch.testing.assert_close(site.pattern_UD, model.l.weight.detach() * scale)
+    torch.testing.assert_close(site.bias_U, model.l.bias.detach() * scale + shift)
+    torch.testing.assert_close(shown.z["l"][:, 0], before(model.l(x)).detach())
+    torch.testing.assert_close(shown.a["l"][:, 0], shown.out)
+
+
+def test_a_number_without_a_gate_behind_it_is_left_alone():
+    model = Free(lambda self, x: (self.q(x) * 0.5) @ self.k(x).T, q=linear(3, 4), k=linear(3, 4))
+    shown = show(model, batch_of(numbers(5, 3)))
+    torch.testing.assert_close(shown.site("q").pattern_UD, model.q.weight.detach())
+
+
+def test_both_signs_of_a_layer_called_twice():
+    model = Free(lambda self, x: torch.cat([self.l(x), -self.l(x)], 1).relu(), l=linear(3, 4))
+    shown = show(model, batch_of(numbers(5, 3)))
+    assert [(site.name, site.gate) for site in shown.discovery.sites] == [("l", "relu"), ("l#1", "relu")]
+    torch.testing.assert_close(shown.site("l#1").pattern_UD, -model.l.weight.detach())
+    torch.testing.assert_close(torch.cat([shown.a["l"], shown.a["l#1"]], -1)[:, 0], shown.out)
