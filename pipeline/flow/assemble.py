@@ -207,6 +207,8 @@ def _grouped(geometry: Geometry, raw_UD: torch.Tensor, units: torch.Tensor | Non
 
 
 def _note(end: Path) -> str | None:
+    if end.norm is not None and end.over_batch:
+        return "its norm has no running statistics and takes them from each batch: z depends on the rows beside it"
     if not end.turned:
         return None
     return f"of {end.turned} units with a negative gain behind it, the max-pooling keeps the smallest z"

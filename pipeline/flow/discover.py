@@ -15,10 +15,11 @@ from pipeline.batch import Batch
 from pipeline.errors import ModelError
 from pipeline.flow.check import Checking
 from pipeline.flow.found import Trust
+from pipeline.flow.holdings import plain_tensors
 from pipeline.flow.plan import Discovery
 from pipeline.flow.reading import Reading
 from pipeline.flow.record import Recorder
-from pipeline.flow.state import plain_tensors, unchanged
+from pipeline.flow.state import unchanged
 from pipeline.flow.tap import evaluate, quiet
 from pipeline.flow.trace import mark_state
 

@@ -32,6 +32,7 @@ class Path:
     folded             the paths of the norms and scales folded
     fixed              the parameters and buffers of what is folded
     norm               the data-dependent norm that the trail ends in
+    over_batch         it takes its mean and variance from the batch
     pooled, gathered, scaled   a max-pool; a choice or weighting of neighbours; a fold has been passed
     turned             how many units have a negative gain behind a max-pool, which thereby keeps their smallest z
     end                the operation that ends the path, "" if its gate does
@@ -47,6 +48,7 @@ class Path:
     folded: tuple[str, ...] = ()
     fixed: frozenset[str] = frozenset()
     norm: str | None = None
+    over_batch: bool = False
     pooled: bool = False
     gathered: bool = False
     scaled: bool = False
@@ -207,7 +209,7 @@ def _moved(graph: Graph, path: Path, node: Node) -> list[Path]:
 def _batch_norm(path: Path, node: Node) -> Path:
     _, weight, bias, mean, var, training, _, eps, *_ = node.args
     if training or mean is None:
-        return _normed(path, node)
+        return replace(_normed(path, node), over_batch=True)
     var_C = var.tensor.double().cpu()
     scale_C = (var_C + eps).rsqrt() * (1 if weight is None else weight.tensor.detach().double().cpu())
     shift_C = (0 if bias is None else bias.tensor.detach().double().cpu()) - mean.tensor.double().cpu() * scale_C

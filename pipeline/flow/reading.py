@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from pipeline.flow.found import FoundCall, Trust, find_calls, key_of_node
+from pipeline.flow.holdings import held_tensors
 from pipeline.flow.plan import CallKey, Discovery, SitePlan
 from pipeline.flow.record import Node, Recorder, fixed_in
 from pipeline.flow.rows import Rows
-from pipeline.flow.trace import held_tensors
 from pipeline.sites import Site, Unread
 
 # beyond this many calls of one weight in a forward, its calls are one site

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ModelError
+from pipeline.flow.holdings import plain_tensors
 
 
 @contextmanager
@@ -59,16 +60,6 @@ def _refill(held: Any, content: Any) -> None:
 
 def _parts(held: Any) -> list[Any]:
     return [*held, *held.values()] if isinstance(held, dict) else list(held)
-
-
-def plain_tensors(model: nn.Module) -> dict[tuple[str, str], torch.Tensor]:
-    """Tensors that modules hold as plain attributes, by (module path, name)."""
-    return {
-        (path, name): value
-        for path, module in model.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, torch.Tensor)
-    }
 
 
 def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.batch import Batch
 from pipeline.errors import CensusError, ModelError
 from pipeline.flow.graphs import Graphs
+from pipeline.flow.holdings import held_tensors
 from pipeline.flow.lookup_rules import LOOKING, lookup_of
 from pipeline.flow.naming import owner_path
 from pipeline.flow.operators import COMPOSITE, FRESH, LAYERS, LIKES, REPEATS, operator
@@ -24,22 +25,6 @@ from pipeline.flow.rows import Rows, of_leaf, whole
 from pipeline.flow.values import Call, Origin, Value, tensors_in
 
 _ATTRIBUTE = "_census_value"
-
-
-def held_tensors(model: nn.Module) -> dict[int, tuple[str, torch.Tensor]]:
-    """Parameters, buffers and plain tensor attributes of a model by id, under the first path that names them."""
-    held: dict[int, tuple[str, torch.Tensor]] = {}
-    for path, module in model.named_modules():
-        own = vars(module)
-        for group in (own["_parameters"], own["_buffers"], own):
-            for name, value in group.items():
-                if isinstance(value, torch.Tensor):
-                    held.setdefault(id(value), (f"{path}.{name}" if path else name, value))
-                elif group is own and isinstance(value, list | tuple) and not name.startswith("_"):
-                    for index, part in enumerate(value):
-                        if isinstance(part, torch.Tensor):
-                            held.setdefault(id(part), (f"{path}.{name}.{index}" if path else f"{name}.{index}", part))
-    return held
 
 
 def is_state(tensor: torch.Tensor) -> bool:

@@ -149,6 +149,26 @@ def test_inputs_and_outputs_as_people_have_them(form):
         torch.testing.assert_close(out, expected.logits if form == "dataclass" else expected)
 
 
+def test_tensors_that_no_module_has_registered():
+    class Loose(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = {"first": torch.randn(5, 3), "more": [torch.randn(5)]}
+            self.layers = [nn.Linear(5, 4), nn.BatchNorm1d(4)]
+
+        def forward(self, x):
+            h = functional.linear(x, self.weights["first"], self.weights["more"][0]).relu()
+            return self.layers[0](h).tanh()
+
+    model, x = Loose(), torch.randn(6, 3)
+    shown = show(model, batch_of(x))
+    assert [(site.name, site.gate) for site in shown.discovery.sites] == [
+        ("weights.first", "relu"),
+        ("layers.0", "tanh"),
+    ]
+    torch.testing.assert_close(shown.a["layers.0"][:, 0], shown.out)
+
+
 def small_network() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 6), nn.GELU()

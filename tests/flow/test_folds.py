@@ -215,3 +215,15 @@ def test_constants_that_meet_a_weight_are_a_bias():
     expected = model.l.bias + model.q.weight.sum(1) + model.q.bias
     torch.testing.assert_close(shown.site("l").bias_U, expected.detach())
     assert len(shown.discovery.sites) == 1
+
+
+def test_batch_norm_without_running_statistics_stays_unfolded_and_says_why():
+    norm = nn.BatchNorm1d(4, track_running_stats=False, dtype=torch.float64)
+    model = Free(lambda self, x: self.n(self.l(x)).relu(), l=linear(3, 4), n=norm)
+    x = numbers(5, 3)
+    shown = show(model, batch_of(x))
+    site = shown.site("l")
+    assert (site.gate, site.norm, site.folded) == ("relu", "n", ())
+    assert "takes them from each batch" in site.note
+    torch.testing.assert_close(site.pattern_UD, model.l.weight.detach())
+    torch.testing.assert_close(shown.z["l"][:, 0], norm(model.l(x)).detach())

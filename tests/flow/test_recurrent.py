@@ -144,16 +144,23 @@ def test_cells_in_a_loop_are_one_site(kind):
         assert last.input_sums().sum_LSG.shape == (24, 1, 1)
 
 
-def test_a_state_carried_between_calls_is_data():
+@pytest.mark.parametrize("form", ["attribute", "dictionary", "list"])
+def test_a_state_carried_between_calls_is_data(form):
     class Carrying(nn.Module):
         def __init__(self):
             super().__init__()
             self.enter, self.carry = linear(3, 4), linear(4, 4)
-            self.state = torch.zeros(5, 4, dtype=torch.float64)
+            first = torch.zeros(5, 4, dtype=torch.float64)
+            self.state = {"attribute": first, "dictionary": {0: first}, "list": [first]}[form]
 
         def forward(self, x):
-            self.state = torch.tanh(self.enter(x) + self.carry(self.state))
-            return self.state
+            state = self.state if form == "attribute" else self.state[0]
+            state = torch.tanh(self.enter(x) + self.carry(state))
+            if form == "attribute":
+                self.state = state
+            else:
+                self.state[0] = state
+            return state
 
     model, x = Carrying(), numbers(5, 3)
     shown = show(model, batch_of(x))
