@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,6 +43,7 @@ _SQL_TYPE = {
 _QUESTIONS = {"SELECT", "EXPLAIN", "MULTI", "PRAGMA"}  # PIVOT is parsed as MULTI
 _READ_ONLY = "expected one question (SELECT …): tables of committed runs are never written"
 _FETCH_ROWS = 1000
+INTERRUPT_AGAIN_S = 0.1
 
 
 class QueryError(CensusError):
@@ -108,9 +110,22 @@ def ask(con: Connection, sql: str, parameters: Sequence[Any] | Mapping[str, Any]
     with _explained():
         _check(con, sql)
         cursor = con.cursor()
-        cursor.execute(sql, parameters or None)
+        _execute(cursor, sql, parameters)
         columns = tuple(column[0] for column in cursor.description or ())
     return Answer(columns, _fetched(cursor))
+
+
+def _execute(cursor: Connection, sql: str, parameters: Sequence[Any] | Mapping[str, Any]) -> None:
+    """Execute in a thread of its own: in the main one, DuckDB loses a Ctrl-C that comes before its first rows."""
+    with ThreadPoolExecutor(1) as pool:
+        executed = pool.submit(cursor.execute, sql, parameters or None)
+        try:
+            executed.result()
+        except KeyboardInterrupt:
+            while not executed.done():
+                cursor.interrupt()
+                wait([executed], timeout=INTERRUPT_AGAIN_S)
+            raise
 
 
 def ask_arrow(con: Connection, sql: str) -> Any:

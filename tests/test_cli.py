@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from pipeline.cli import cli
 from pipeline.store import open_store
 from tests.census import write_job
 from tests.handmade import write_run
+from tests.servers import wait_until
 
 COMMANDS = ("run", "plan", "status", "query", "tables", "show", "verify")
 HEAVY = {"torch", "ray", "prefect", "duckdb", "pyarrow", "pydantic", "rich", "numpy", "fsspec"}
@@ -331,11 +331,21 @@ def test_a_closed_pipe_is_no_error(store: str) -> None:
     assert "Traceback" not in shown.stderr
 
 
-def test_an_interruption_is_clean(store: str) -> None:
+def cpu_seconds(pid: int) -> float:
+    """What a process has used so far, by the kernel's own record."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("after_s", [0.5, 1.0, 4.0])
+def test_an_interruption_is_clean(store: str, after_s: float) -> None:
     sql = "SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b"
     process = subprocess.Popen(command("query", sql, "--store", store), stderr=subprocess.PIPE, text=True)
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    try:
+        wait_until(lambda: cpu_seconds(process.pid) >= after_s, timeout_s=60)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert said.splitlines()[-1] == "interrupted"
