@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from pipeline.errors import CensusError
+from pipeline.operations import COMMANDS
+from pipeline.options import store_option
 
 if TYPE_CHECKING:
     from pipeline.progress import Progress
@@ -56,18 +58,6 @@ def cli() -> None:
       neuron-census query "SELECT name, family, train_accuracy FROM models"
       neuron-census show mlp-0/hidden0/3
     """
-
-
-store_option = click.option(
-    "--store",
-    "url",
-    envvar="NEURON_CENSUS_STORE",
-    default="./census",
-    show_default=True,
-    show_envvar=True,
-    metavar="URL",
-    help="Directory, or s3://bucket/prefix.",
-)
 
 
 @cli.command(short_help="Run a job: train, measure, commit the tables.")
@@ -161,21 +151,6 @@ def plan(job: str, url: str, workers: int, estimate: bool) -> None:
         screen().print(costs(estimated(resolved, store), made, workers=workers))
 
 
-@cli.command(short_help="List the runs of a store.")
-@store_option
-def status(url: str) -> None:
-    """List the runs of a store: the committed ones, and those that are not finished.
-
-    \b
-      neuron-census status --store s3://bucket/census
-    """
-    from pipeline.report.screen import screen
-    from pipeline.report.status import print_status
-    from pipeline.store import open_store
-
-    print_status(open_store(url), screen())
-
-
 @cli.command(short_help="Answer a question in SQL.")
 @click.argument("sql", required=False)
 @store_option
@@ -263,34 +238,6 @@ def show(neuron: tuple[str, ...], url: str, run: str | None, data: str | None, s
     console.print(page(found, width=console.width, colour=console.is_terminal and not console.no_color))
 
 
-@cli.command(short_help="Check committed runs against what is stored.")
-@click.argument("run", required=False)
-@store_option
-@click.option("--deep", is_flag=True, help="Hash every cell and checkpoint as well.")
-def verify(run: str | None, url: str, deep: bool) -> None:
-    """Check committed runs (all, or the one whose id begins with RUN): hashes, row counts, ledgers, receipts.
-
-    Exits 1 with a list of what is wrong.
-
-    \b
-      neuron-census verify
-      neuron-census verify 3f2a --deep
-    """
-    from pipeline.store import open_store
-    from pipeline.verify import verify_runs
-
-    sound = True
-    for report in verify_runs(open_store(url), run=run, deep=deep):
-        click.echo(report.summary)
-        for problem in report.problems:
-            click.echo(f"  wrong: {problem}")
-        for remark in report.remarks:
-            click.echo(f"  note: {remark}")
-        sound &= not report.problems
-    if not sound:
-        sys.exit(FAILED)
-
-
 def _connected(
     url: str, run: str | None, *, tables: Collection[str] | None = None
 ) -> AbstractContextManager[Connection]:
@@ -298,6 +245,10 @@ def _connected(
     from pipeline.store import open_store
 
     return closing(connect(open_store(url), run=run, tables=tables))
+
+
+for command in COMMANDS:
+    cli.add_command(command)
 
 
 def main() -> NoReturn:

@@ -73,6 +73,7 @@ def find_garbage(store: Store, *, age: timedelta = DEFAULT_AGE, now: datetime | 
     needed = _Needed.all_of([needs for needs, _ in judged])
     found = [one for _, garbage in judged for one in garbage]
     found += [Garbage(key, stored, "no run needs it") for key, stored in parts.items() if not needed.holds(key)]
+    found += _left_trainings(store, before)
     checks = store.listing("probe-").items()
     found += [Garbage(key, stored, "left by a check of the store that was killed") for key, stored in checks]
     drafts = store.drafts().items()
@@ -93,6 +94,21 @@ def remove_garbage(store: Store, found: Sequence[Garbage]) -> Iterator[Garbage]:
         else:
             store.remove(one.key)
         yield one
+
+
+def _left_trainings(store: Store, before: datetime) -> list[Garbage]:
+    """What trainings would go on from that have not gone on for longer than the age: they can begin anew."""
+    objects = store.listing("training/")
+    last: dict[str, datetime] = {}
+    for key, stored in objects.items():
+        lineage = key.split("/")[1]
+        last[lineage] = max(stored.when, last.get(lineage, stored.when))
+    left = {key: last[key.split("/")[1]] for key in objects}
+    return [
+        Garbage(key, stored, f"of a training that was left unfinished on {left[key]:%Y-%m-%d}")
+        for key, stored in objects.items()
+        if left[key] < before
+    ]
 
 
 def _judged(

@@ -90,17 +90,21 @@ class Server:
 class RayNode(Server):
     """A head, or a further node of the cluster of a head."""
 
-    def __init__(self, *, head: str | None = None, cpus: int = 2, dashboard_port: int | None = None) -> None:
+    def __init__(self, *, head: str | None = None, cpus: int = 2) -> None:
         self.port = free_port()
+        self.jobs = f"http://127.0.0.1:{(dashboard_port := free_port())}"
         # sockets have short paths
         self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         role = ["--address", head] if head else ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"]
-        dashboard = [f"--include-dashboard={dashboard_port is not None}", f"--dashboard-port={dashboard_port or 8265}"]
+        dashboard = ["--include-dashboard=true", f"--dashboard-port={dashboard_port}"]
         super().__init__(
             *[str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats", *role],
             *([] if head else dashboard),
+            f"--dashboard-agent-listen-port={free_port()}",
             "--node-ip-address=127.0.0.1",
             "--object-store-memory=100000000",
+            # what is submitted to it finds the command there
+            environment={"PATH": f"{BIN}:{os.environ['PATH']}"},
             log=Path(self.folder, "log"),
         )
         self.address = head or f"127.0.0.1:{self.port}"

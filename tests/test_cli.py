@@ -24,7 +24,7 @@ from tests.census import write_job
 from tests.handmade import write_run
 from tests.servers import wait_until
 
-COMMANDS = ("run", "plan", "status", "query", "tables", "show", "verify")
+COMMANDS = ("run", "plan", "query", "tables", "show", "status", "verify", "gc", "submit", "logs", "cancel", "up")
 HEAVY = {"torch", "ray", "prefect", "duckdb", "pyarrow", "pydantic", "rich", "numpy", "fsspec"}
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from pipeline.claims import claims_key
+from pipeline.cli import cli
 from pipeline.errors import Unfinished
 from pipeline.executor import InlineExecutor
 from pipeline.gc import Garbage, find_garbage, remove_garbage
@@ -118,3 +121,35 @@ def test_cells_removed_under_a_run_are_measured_again(tmp_path: Path) -> None:
     outcome = run(tiny_job(tmp_path), store, InlineExecutor())
     assert (outcome.cells, outcome.new) == (1, True)
     assert all(report.problems == () for report in verify_runs(store, deep=True))
+
+
+def test_trainings_that_were_left_go(committed: tuple[Store, str]) -> None:
+    store, _ = committed
+    store.put_once("training/lineage/100.safetensors", b"")
+    assert find_garbage(store) == []
+    (left,) = [one for one in find_garbage(store, now=LATER) if one.key.startswith("training/")]
+    assert left.reason == f"of a training that was left unfinished on {datetime.now(UTC):%Y-%m-%d}"
+
+
+def test_the_command_lists_before_it_removes(committed: tuple[Store, str]) -> None:
+    store, run_id = committed
+
+    def call(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, ["gc", "--store", store.url, *arguments])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    reduced = store.keys(f"runs/{run_id}/reduced/")
+    assert call().endswith("0 objects, 0 B to remove\n")
+    dry = call("--age", "0s")
+    assert re.findall(r"  (\S+/\S+): ", dry) == reduced
+    assert re.search(rf"^{len(reduced)} objects, [\d.]+ \w+ would be removed; --delete does it$", dry, re.M)
+    assert store.keys(f"runs/{run_id}/reduced/") == reduced
+    assert call("--age", "0s", "--delete").endswith("removed\n")
+    assert store.keys(f"runs/{run_id}/reduced/") == []
+
+
+def test_an_age_has_a_unit(committed: tuple[Store, str]) -> None:
+    done = CliRunner().invoke(cli, ["gc", "--store", committed[0].url, "--age", "7"])
+    assert done.exit_code == 2
+    assert "'7': expected a number and a unit: 90m, 12h, 7d" in done.output

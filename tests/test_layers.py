@@ -57,8 +57,8 @@ LAYERS: dict[str, int] = {
         3,
     ),
     **dict.fromkeys(["stage", "run"], 4),
-    **dict.fromkeys(["cluster", "gc", "query", "show", "verify", "report"], 5),
-    **dict.fromkeys(["cli", "flows"], 6),
+    **dict.fromkeys(["cluster", "gc", "query", "show", "submission", "verify", "report"], 5),
+    **dict.fromkeys(["cli", "operations", "options", "flows"], 6),
 }
 # a sibling of these imports only its `base` among them
 FAMILIES = ("statistics", "models", "sources")

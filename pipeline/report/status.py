@@ -5,6 +5,10 @@ Layer 5.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 
 from pipeline.errors import StoreError
@@ -12,18 +16,41 @@ from pipeline.manifest import Manifest, committed_runs
 from pipeline.report.printing import fitted, size
 from pipeline.store import Store
 
+if TYPE_CHECKING:
+    from pipeline.cluster import Submission
 
-def print_status(store: Store, console: Console) -> None:
-    """Print a line for every run. StoreError if there is none."""
-    committed = committed_runs(store)
+
+def print_status(store: Store, console: Console, run: str | None = None) -> None:
+    """Print a line for every run, or for those whose id begins with `run`, with their failures. StoreError if none."""
+    committed = [(manifest, when) for manifest, when in committed_runs(store) if manifest.run.startswith(run or "")]
     done = {manifest.run for manifest, _ in committed}
-    begun = sorted({key.split("/")[1] for key in store.keys("runs/")} - done)
+    begun = sorted({key.split("/")[1] for key in store.keys(f"runs/{run or ''}")} - done)
+    if not committed and not begun and run:
+        raise StoreError(f"{store.url}: holds no run whose id begins with {run!r}")
     if not committed and not begun:
         raise StoreError(f"{store.url}: holds no run; `neuron-census run JOB.toml --store …` makes one")
     columns = ("run", "job", "committed (UTC)", "models", "failed", "rows", "tables")
     rows = [_line(manifest, f"{when:%Y-%m-%d %H:%M}") for manifest, when in committed]
     rows += [(run, None, "not yet: run its job again", None, None, None, None) for run in begun]
     console.print(fitted(columns, rows, width=console.width))
+    for manifest, _ in committed if run else []:
+        for failed in manifest.failed:
+            console.print(f"{manifest.run}: model {failed.name} failed: {failed.reason}")
+
+
+def print_submissions(submissions: Sequence[Submission], address: str, console: Console) -> None:
+    """Print a line for every job. StoreError if there is none."""
+    if not submissions:
+        raise StoreError(f"{address}: no run was submitted there; `neuron-census submit JOB.toml --ray …` does it")
+    columns = ("run", "store", "status", "started (UTC)", "ended (UTC)", "says")
+    rows = [
+        (one.run, one.store, one.status, _minute(one.started), _minute(one.ended), one.message) for one in submissions
+    ]
+    console.print(fitted(columns, rows, width=console.width))
+
+
+def _minute(when: datetime | None) -> str | None:
+    return None if when is None else f"{when:%Y-%m-%d %H:%M}"
 
 
 def _line(manifest: Manifest, when: str) -> tuple[str | int | None, ...]:

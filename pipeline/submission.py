@@ -1,0 +1,108 @@
+"""Runs as jobs of a Ray cluster: submitted once by their run id, looked at, read and cancelled from anywhere.
+
+Layer 5. A job outlives whoever submits it, and is the command `neuron-census run` on the cluster, with the cluster's
+own credentials: none travels. The job file does; what it names must be where every node finds it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.cluster import JobServer, Submission
+from pipeline.errors import JobError, StoreError
+from pipeline.hashing import sha256
+from pipeline.job import Job, load_job
+from pipeline.manifest import manifest_key
+from pipeline.resolve import resolve
+from pipeline.store import Store, open_store
+
+CANCEL_TIMEOUT_S = 60.0
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A run at a cluster: its job, or None if the store holds its commit; `is_new` if this call submitted it."""
+
+    run: str
+    job: str | None
+    is_new: bool
+
+
+def submit(path: str, url: str, address: str) -> Submitted:
+    """Submit a job file's run to the cluster at `address`, or find the job that is at it already.
+
+    JobError where only this machine has what the job names, StoreError where store or cluster do not answer.
+    """
+    job, store = load_job(path), open_store(url)
+    _refuse_own_files(job, url)
+    server = JobServer(address)
+    run = resolve(job, store).run
+    store.probe()
+    if manifest_key(run) in store.keys(manifest_key(run)):
+        return Submitted(run, None, is_new=False)
+    earlier = [one for one in server.submissions() if (one.run, one.store) == (run, store.url)]
+    if alive := [one for one in earlier if one.is_alive]:
+        return Submitted(run, alive[0].id, is_new=False)
+    # a function of what was there: of two who submit at once, one is refused and finds the other's
+    name = f"census-{run}-{sha256(store.url.encode())[:6]}-{len(earlier) + 1}"
+    return Submitted(run, name, is_new=_sent(server, name, run=run, path=Path(path), store=store))
+
+
+def _sent(server: JobServer, name: str, *, run: str, path: Path, store: Store) -> bool:
+    command = ["neuron-census", "run", path.name, "--store", store.url, "--ray", "auto"]
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(path, folder)
+        return server.submit(name, run=run, store=store.url, command=shlex.join(command), folder=folder)
+
+
+def _refuse_own_files(job: Job, url: str) -> None:
+    if "://" not in url and not Path(url).is_absolute():
+        raise StoreError(
+            f"store {url}: a directory of this machine; a cluster needs s3://bucket/prefix, or an absolute path that "
+            "every node has"
+        )
+    for name, spec in job.data.items():
+        if spec.url and "://" not in spec.url and not Path(spec.url).is_absolute():
+            raise JobError(
+                f"{spec.place}: data.{name}.url = {spec.url!r} is relative to the job file, which is copied to the "
+                "cluster without it; give a URL (s3://…), or an absolute path that every node has"
+            )
+
+
+def submissions(address: str, run: str | None = None) -> list[Submission]:
+    """The jobs of a cluster that are runs, the latest last; of one run if the beginning of its id is given."""
+    found = [one for one in JobServer(address).submissions() if one.run.startswith(run or "")]
+    return sorted(found, key=lambda one: (one.started is not None, one.started, one.id))
+
+
+def latest(address: str, run: str) -> Submission:
+    """The last job of the run whose id begins with `run`. StoreError if there is none, or are several runs."""
+    found = submissions(address, run)
+    runs = sorted({one.run for one in found})
+    if len(runs) != 1:
+        listed = f"several runs: {', '.join(runs)}" if runs else "no run that was submitted"
+        raise StoreError(
+            f"{address}: {run!r} begins the id of {listed}; `neuron-census status --ray {address}` lists them"
+        )
+    return found[-1]
+
+
+def cancel(address: str, run: str) -> Submission:
+    """Stop the job of a run, and return how it ended; what it has stored stays, and a new submission goes on there."""
+    job = latest(address, run)
+    server = JobServer(address)
+    end = time.monotonic() + CANCEL_TIMEOUT_S
+    if job.is_alive:
+        server.stop(job.id)
+    while job.is_alive:
+        if time.monotonic() > end:
+            raise StoreError(f"{address}: {job.id} has not stopped within {CANCEL_TIMEOUT_S:.0f} s; try again")
+        time.sleep(POLL_S)
+        job = next(one for one in server.submissions() if one.id == job.id)
+    return job
