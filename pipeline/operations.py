@@ -45,7 +45,7 @@ def submit(job: str, url: str, address: str, follow: bool) -> None:
     the cluster reaches them, with the nodes' own credentials: none is sent.
 
     \b
-      neuron-census submit job.toml --store s3://bucket/census --ray http://HOST:8265
+      neuron-census submit job.toml --store s3://bucket --ray http://HOST:8265
     """
     from pipeline.submission import submit as give
 
