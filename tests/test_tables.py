@@ -175,7 +175,9 @@ def test_every_reader_sees_the_same_rows(tmp_path):
     assert pl.read_parquet(path).to_arrow()["c_1"].to_pylist() == table["c_1"].to_pylist()
     assert pd.read_parquet(path)["c_4"].tolist() == table["c_4"].to_pylist()
     with duckdb.connect() as connection:
-        rows = connection.execute(f"select sum(c_1), count(c_5), max(len(c_7)), typeof(any_value(c_6)), max(len(c_9)) from '{path}'")
+        rows = connection.execute(
+            f"select sum(c_1), count(c_5), max(len(c_7)), typeof(any_value(c_6)), max(len(c_9)) from '{path}'"
+        )
         assert rows.fetchone() == (sum(range(10)) * 2**40, 10, 4, "TIMESTAMP WITH TIME ZONE", 2)
 
 
