@@ -83,9 +83,15 @@ _SCORES = _of(
     ("model", "string", "id of the model"),
     ("data", "string", "name of the data set in the job"),
     ("split", "string", "split of the data set that was measured"),
-    ("metric", "string", "accuracy: share of rows whose greatest output is their label; log_loss: mean, in nats"),
+    (
+        "metric",
+        "string",
+        "accuracy: share of rows whose greatest output is their label; log_loss: mean, in nats; of two classes auc: "
+        "the chance that a row of the second has the higher log-odds (to 8 bits; ties count half); of language models, "
+        "for which tokens are rows and the next one is the label, perplexity: e to the log_loss",
+    ),
     ("value", "float64", "value of the metric"),
-    ("rows", "int64", "labelled rows that it is over"),
+    ("rows", "int64", "labelled rows, or tokens, that it is over"),
 )
 
 _RECEIPTS = _of(
@@ -121,6 +127,20 @@ _MEANINGS = _of(
     ("value", "float64", "w·x of the thing's embedding as the site would see it alone; of a token behind a plain norm"),
 )
 
+_CURVES = _of(
+    "curves",
+    ("run", "string", "id of the run that wrote the row"),
+    ("model", "string", "id of the model: of a checkpoint, whose curve ends at its step"),
+    ("data", "string", "name of the data set that it was trained on"),
+    ("step", "int64", "optimiser steps taken, from 1"),
+    (
+        "quantity",
+        "string",
+        "loss: mean training loss of the steps since the point before, in nats; learning_rate; held_out_loss, in nats",
+    ),
+    ("value", "float64", "its value"),
+)
+
 # which of a unit's several rows it is, for the tables that have several
 _HISTOGRAM_KEYS = _of(
     "histograms",
@@ -147,5 +167,6 @@ BASE: dict[str, tuple[Column, ...]] = {
     "edges": unit_keys("edges"),
     "meanings": _MEANINGS,
     "scores": _SCORES,
+    "curves": _CURVES,
     "receipts": _RECEIPTS,
 }

@@ -154,7 +154,8 @@ def _show(batch: Batch, watched: Sequence[_Watched]) -> dict[str, str]:
     failed: dict[str, str] = {}
     for one in watched:
         try:
-            one.scores.append(score(one.running.add(one.loaded.module, batch), batch))
+            output = one.running.add(one.loaded.module, batch)
+            one.scores.append(score(output, batch, one.cell.model.recipe.kind.objective))
         except ModelError as error:
             failed[one.cell.model.id] = str(error)
     return failed

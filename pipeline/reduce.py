@@ -106,6 +106,7 @@ def _rows(task: ReduceTask, store: Store) -> tuple[dict[str, list[pa.Table]], di
     parts = {
         "models": [_model_row(task, seen)],
         "sites": [site_table(sites, run=task.run, model=task.model.id, data=task.model.data)],
+        "curves": [_curve_table(task, record.get("curve", []))],
         "meanings": [meanings(loaded, task.model, names, run=task.run)],
     }
     coverage = {}
@@ -249,6 +250,13 @@ def _ledger(task: ReduceTask, measured: Measured, receipts: list[dict[str, Any]]
                 f"add up: {rows} of {expected} rows; run `neuron-census verify --deep`"
             )
     return next(iter(totals.values())) if totals else Rows(total=expected, read=0, excluded=expected)
+
+
+def _curve_table(task: ReduceTask, curve: Sequence[tuple[int, str, float]]) -> pa.Table:
+    step, quantity, value = zip(*curve, strict=True) if curve else ((), (), ())
+    points = {"step": list(step), "quantity": list(quantity), "value": list(value)}
+    keys = {"run": task.run, "model": task.model.id, "data": task.model.data}
+    return arrow_table("curves", BASE["curves"], {**keys, **points})
 
 
 def _model_row(task: ReduceTask, seen: Mapping[str, Any]) -> pa.Table:

@@ -29,8 +29,8 @@ from pipeline.sources.base import Chunk, Source
 from pipeline.statistics.base import Statistic
 from pipeline.store import Store
 
-# raised whenever the same model and rows would give other sites or states
-MEASURE_VERSION = 1
+# raised whenever the same model and rows would give other sites, states or scores
+MEASURE_VERSION = 2
 
 
 @dataclass(frozen=True)

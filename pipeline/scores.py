@@ -5,30 +5,55 @@ Layer 2: pure torch. Scores are sums, so they merge by adding; an output that is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import groupby
+from math import exp
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from pipeline.batch import Batch
+from pipeline.fit.objective import NOTHING, Objective, next_tokens
 
-# score name → sum over rows; "labelled" counts the rows that the sums are over
+# score name → sum over rows (or tokens); "labelled" counts what the sums are over
 Sums = dict[str, float]
 
+# sums of two classes: rows of each class, "odds 0" and "odds 1", by their log-odds in a float of 8 bits of precision
+_ODDS = ("odds 0 ", "odds 1 ")
 
-def score(output: Any, batch: Batch) -> Sums:
-    """Sums over the labelled rows of a batch: labelled, correct (greatest logit is the label), log_loss in nats."""
-    label_N = batch.label_N
-    if label_N is None or not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(label_N):
+
+def score(output: Any, batch: Batch, objective: Objective = "classes") -> Sums:
+    """Sums over the labelled rows of a batch: labelled, correct (greatest logit is the label), log_loss in nats.
+
+    Of two classes also how often each log-odds occurs; of a language model over tokens, "tokens" of them.
+    """
+    if not isinstance(output, torch.Tensor):
         return {}
-    known_N = (label_N >= 0) & (label_N < output.shape[1])
-    logits_NC, label_N = output[known_N].double(), label_N[known_N]
-    return {
-        "labelled": float(len(label_N)),
-        "correct": float((logits_NC.argmax(1) == label_N).sum()),
-        "log_loss": float(functional.cross_entropy(logits_NC, label_N, reduction="sum")),
+    if objective == "next token":
+        target, logits = next_tokens(batch), output[:, :-1]
+    elif batch.label_N is not None and output.ndim == 2 and len(output) == len(batch.label_N):
+        target, logits = batch.label_N, output
+    else:
+        return {}
+    known = (target != NOTHING) & (target >= 0) & (target < logits.shape[-1])
+    logits_MC, target_M = logits[known].double(), target[known]
+    sums = {
+        "labelled": float(len(target_M)),
+        "correct": float((logits_MC.argmax(1) == target_M).sum()),
+        "log_loss": float(functional.cross_entropy(logits_MC, target_M, reduction="sum")),
     }
+    if objective == "next token":
+        return {**sums, "tokens": sums["labelled"]}
+    return {**sums, **_odds(logits_MC, target_M)} if logits_MC.shape[1] == 2 else sums
+
+
+def _odds(logits_M2: torch.Tensor, label_M: torch.Tensor) -> Sums:
+    # one row in 256 apart is a tie: it changes no area by as much as the sample does
+    rounded_M = (logits_M2[:, 1] - logits_M2[:, 0]).to(torch.bfloat16).tolist()
+    counts = Counter(zip(label_M.tolist(), rounded_M, strict=True))
+    return {f"{_ODDS[label]}{value}": float(count) for (label, value), count in sorted(counts.items())}
 
 
 def added(parts: Iterable[Mapping[str, float]]) -> Sums:
@@ -41,6 +66,39 @@ def added(parts: Iterable[Mapping[str, float]]) -> Sums:
 
 
 def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Accuracy and mean log-loss; nothing where no row has a label."""
+    """Accuracy and mean log-loss; of two classes also AUC, of tokens perplexity; nothing where no row has a label."""
     rows = sums.get("labelled", 0.0)
-    return {"accuracy": sums["correct"] / rows, "log_loss": sums["log_loss"] / rows} if rows else {}
+    if not rows:
+        return {}
+    found = {"accuracy": sums["correct"] / rows, "log_loss": sums["log_loss"] / rows}
+    if "tokens" in sums:
+        return {**found, "perplexity": exp(min(found["log_loss"], 700.0))}
+    auc = _area_under_curve(sums)
+    return found if auc is None else {**found, "auc": auc}
+
+
+def _area_under_curve(sums: Mapping[str, float]) -> float | None:
+    """The chance that a row of class 1 has higher log-odds than one of class 0, ties counting half; None of one class.
+
+    Mann & Whitney 1947. Log-odds that are not finite have their place in the order as well, NaN before all others.
+    """
+    counted = [
+        (float(name.removeprefix(prefix)), label, count)
+        for label, prefix in enumerate(_ODDS)
+        for name, count in sums.items()
+        if name.startswith(prefix)
+    ]
+    below = wins = positives = 0.0
+    for _, tied in groupby(sorted(counted, key=_place), key=_place):
+        here = [0.0, 0.0]
+        for _, label, count in tied:
+            here[label] += count
+        wins += here[1] * (below + here[0] / 2)
+        below += here[0]
+        positives += here[1]
+    return wins / (below * positives) if below and positives else None
+
+
+def _place(counted: tuple[float, int, float]) -> float:
+    odds = counted[0]
+    return odds if odds == odds else float("-inf")

@@ -30,6 +30,11 @@ def targets(family: Family, batch: Batch) -> torch.Tensor:
     if family.objective == "classes":
         assert batch.label_N is not None
         return batch.label_N
+    return next_tokens(batch)
+
+
+def next_tokens(batch: Batch) -> torch.Tensor:
+    """Of each position but the last the token behind it, NOTHING where either is padding."""
     token = batch.inputs[0]
     mask = batch.kwargs.get("mask", batch.mask_NS)
     return token[..., 1:] if mask is None else token[..., 1:].where(mask[..., 1:] & mask[..., :-1], NOTHING)

@@ -25,7 +25,9 @@ _ROWS = {
     "classes": "one row for each unit and class",
     "patterns": "one row for each unit: its pattern, and what fires it, as vectors",
     "edges": "one row for each large contribution of an input to a unit",
-    "scores": "one row for each model, split and metric: accuracy, log-loss",
+    "meanings": "one row for each token, or value of a field, that stands out to a unit which sees it embedded",
+    "scores": "one row for each model, split and metric: accuracy, log-loss, AUC, perplexity",
+    "curves": "one row for each point of a training curve: loss, learning rate, held-out loss",
     "receipts": "one row for each cell (model, chunk, statistic): what was read, and the hash of what was stored",
 }
 
