@@ -209,6 +209,18 @@ def job_identity(job: Job) -> dict[str, Any]:
     return job.model_dump(mode="json", exclude={"resources"})
 
 
+def dotted(parts: Iterable[int | str]) -> str:
+    """The parts of a key as one, as messages write it.
+
+    >>> dotted(("models", 0, "training", "steps"))
+    'models[0].training.steps'
+    """
+    text = ""
+    for part in parts:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
 def unknown(job: Job, key: str, name: str, known: Iterable[str]) -> JobError:
     """The error for a name that does not exist: the value of `key` ("data.mnist.source"), or itself a key.
 
@@ -249,8 +261,8 @@ def _problems(places: Places, raw: Any, errors: ValidationError) -> list[str]:
             lines.append(_structural(places, parts, error))
         else:
             wanted = error["msg"].removeprefix("Input should be ")
-            expected.setdefault(_dotted(parts), []).append(_TOML_WORDS.get(wanted, wanted))
-            values[_dotted(parts)] = error["input"]
+            expected.setdefault(dotted(parts), []).append(_TOML_WORDS.get(wanted, wanted))
+            values[dotted(parts)] = error["input"]
     return lines + [_misfit(places, key, values[key], " or ".join(wanted)) for key, wanted in expected.items()]
 
 
@@ -266,11 +278,11 @@ _TOML_WORDS = {
 
 def _structural(places: Places, parts: list[int | str], error: ErrorDetails) -> str:
     """What to say of an unknown key, a missing one, or a rule that several keys break together."""
-    key = _dotted(parts)
+    key = dotted(parts)
     if error["type"] == "extra_forbidden":
         *parents, last = parts
         known = nearest(str(last), _section_at(parents).model_fields)
-        return f"{places.at(key)}: {_section(_dotted(parents))}{last} = {_shown(error['input'])}: unknown key; {known}"
+        return f"{places.at(key)}: {_section(dotted(parents))}{last} = {_shown(error['input'])}: unknown key; {known}"
     if error["type"] == "missing":
         missing = str(error["loc"][-1])
         meaning = _section_at(parts).model_fields[missing].description or "…"
@@ -288,13 +300,6 @@ def _real_parts(raw: Any, location: Iterable[int | str]) -> list[int | str]:
         raw = raw[part]
         parts.append(part)
     return parts
-
-
-def _dotted(parts: Iterable[int | str]) -> str:
-    text = ""
-    for part in parts:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
 
 
 def _section_at(parts: list[int | str]) -> type[BaseModel]:

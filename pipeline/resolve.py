@@ -20,7 +20,7 @@ from pipeline.fit.recipe import Recipe
 from pipeline.fit.settings import Training
 from pipeline.grid import Point, label, points
 from pipeline.hashing import digest
-from pipeline.job import DataSpec, Job, ModelSpec, Numerics, job_identity, misfit, unknown
+from pipeline.job import DataSpec, Job, ModelSpec, Numerics, dotted, job_identity, misfit, unknown
 from pipeline.kernels import choose
 from pipeline.models.base import Family
 from pipeline.registry import families, sources
@@ -308,7 +308,7 @@ def _validated(
         return model(**{**given, **chosen}).model_dump(mode="json")
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = dotted(first["loc"])
         path = f"{where}.{'grid' if first['loc'][0] in chosen else table}.{key}"
         if first["type"] == "extra_forbidden":
             raise unknown(job, path, key, model.model_fields) from None

@@ -147,7 +147,10 @@ class DirectoryStore(Store):
 
     def _create(self, key: str, content: bytes) -> bool:
         target = Path(self.url, key)
-        _make_directories(target.parent)
+        try:
+            _make_directories(target.parent)
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.url}: no directory can be made there: {error}") from error
         draft = target.with_name(f".{uuid.uuid4().hex}")
         try:
             with open(draft, "xb") as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import nn
 
 from pipeline.errors import ModelError
@@ -15,7 +15,7 @@ from pipeline.models.base import Family, Hyperparameters, Task
 class CNNParameters(Hyperparameters):
     """Hyperparameters of the CNN: `widths` of the blocks in channels, the odd `kernel` size in pixels."""
 
-    widths: tuple[int, ...] = Field(default=(16, 32), min_length=1, strict=False)
+    widths: tuple[PositiveInt, ...] = Field(default=(16, 32), min_length=1, strict=False)
     kernel: int = Field(default=3, ge=1)
 
 

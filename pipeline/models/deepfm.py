@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import nn
 
 from pipeline.errors import ModelError
@@ -27,7 +27,7 @@ class DeepFMParameters(Hyperparameters):
     """`factors` of each embedding, `widths` of the deep part in units, `dropout` behind each: the paper's."""
 
     factors: int = Field(default=10, ge=1)
-    widths: tuple[int, ...] = Field(default=(400, 400, 400), min_length=1, strict=False)
+    widths: tuple[PositiveInt, ...] = Field(default=(400, 400, 400), min_length=1, strict=False)
     dropout: float = Field(default=0.5, ge=0, lt=1)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import nn
 from torch.nn import functional
 
@@ -25,7 +25,7 @@ from pipeline.sites import InputSpace
 class GCNParameters(Hyperparameters):
     """`widths` of the hidden layers in units, `dropout` of every layer's input, `bias` (the paper has none)."""
 
-    widths: tuple[int, ...] = Field(default=(16,), min_length=1, strict=False)
+    widths: tuple[PositiveInt, ...] = Field(default=(16,), min_length=1, strict=False)
     dropout: float = Field(default=0.5, ge=0, lt=1)
     bias: bool = False
 

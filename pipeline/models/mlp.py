@@ -9,7 +9,7 @@ from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import nn
 
 from pipeline.models.base import Family, Hyperparameters, StackedForward, Task
@@ -22,7 +22,7 @@ GATES: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": n
 class MLPParameters(Hyperparameters):
     """Hyperparameters of the MLP: `widths` of the hidden layers in units, the `gate` behind each."""
 
-    widths: tuple[int, ...] = Field(default=(128, 64), min_length=1, strict=False)
+    widths: tuple[PositiveInt, ...] = Field(default=(128, 64), min_length=1, strict=False)
     gate: Literal["relu", "gelu", "tanh"] = "relu"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import nn
 from torch.nn import functional
 
@@ -26,7 +26,7 @@ class ResNetParameters(Hyperparameters):
     """
 
     depth: int = Field(default=20, ge=4, le=1202)
-    widths: tuple[int, ...] = Field(default=(16, 32, 64), min_length=1, strict=False)
+    widths: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1, strict=False)
     shortcut: Literal["A", "B"] = "A"
 
 

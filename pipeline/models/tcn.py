@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
@@ -24,7 +24,7 @@ from pipeline.sites import InputSpace
 class TCNParameters(Hyperparameters):
     """`widths` of the blocks in channels, `kernel` size in (dilated) time steps, `dropout` of whole channels."""
 
-    widths: tuple[int, ...] = Field(default=(25,) * 8, min_length=1, strict=False)
+    widths: tuple[PositiveInt, ...] = Field(default=(25,) * 8, min_length=1, strict=False)
     kernel: int = Field(default=7, ge=2)
     dropout: float = Field(default=0.05, ge=0, lt=1)
 

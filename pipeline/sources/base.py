@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.errors import DataError, JobError, nearest
 from pipeline.hashing import digest
 from pipeline.inputs import InputFile, list_inputs
-from pipeline.job import DataSpec
+from pipeline.job import DataSpec, dotted
 from pipeline.names import Names
 from pipeline.rows.features import NOTHING, Decoded, FeatureFormat, Numbers
 from pipeline.rows.footers import Footer, first_uid, read_footer
@@ -86,7 +86,7 @@ class Source(ABC):
             self.options = self.parameters(**spec.options)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
+            key = dotted(first["loc"])
             known = nearest(key, self.parameters.model_fields)
             raise self.refusal(f"options.{key} = {first['input']!r}", f"{first['msg']}; {known}") from None
 
