@@ -7,26 +7,32 @@ Layer 1. A run names one kernel for all of its workers, because float64 sums dif
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 
-from pipeline.devices import CPU
+from pipeline.devices import CPU, GPU
 from pipeline.errors import JobError
-from pipeline.kernels import native, native_build, native_sums
+from pipeline.kernels import native, native_build, native_show, native_sums, triton_build
 from pipeline.kernels.accumulate import Accumulator, Reference
 from pipeline.kernels.base import Primitive, State
-from pipeline.kernels.native_show import takes
 from pipeline.sites import Presentations, Site
 
 REFERENCE = "reference"
 NATIVE = f"native-{native.VERSION}"
-
+TRITON = f"triton-{triton_build.VERSION}"
 SLOWER = "statistics run on the reference kernel, several times slower"
 
 
 def name(device: str = CPU) -> str:
-    """The fastest kernel for a kind of device; see `remark` where it is the reference."""
-    return REFERENCE if _lacking(device) else NATIVE
+    """The fastest kernel for a kind of device; see `remark` where it is the reference.
+
+    Whether the workers have a GPU is not for the machine to say that plans their work.
+    """
+    if device not in (CPU, GPU) or _lacking(device):
+        return REFERENCE
+    return TRITON if device == GPU else NATIVE
 
 
 def remark(kernel: str, device: str) -> str | None:
@@ -36,43 +42,63 @@ def remark(kernel: str, device: str) -> str | None:
 
 def _lacking(device: str) -> str | None:
     """Why there is no fused kernel for a kind of device."""
+    if device == GPU:
+        return triton_build.lacking()
     if device != CPU:
         return f"there is no fused kernel for {device}"
     library = native_build.library()
     return library if isinstance(library, str) else None
 
 
+@dataclass(frozen=True)
+class Fused:
+    """A fused kernel: the primitives that it computes together, what it reads, what grows their states."""
+
+    fused: Callable[[Sequence[Primitive]], list[Primitive]]
+    takes: Callable[[Presentations], bool]
+    grown: Callable[[Site, Sequence[Primitive]], Accumulator]
+
+
 def accumulator(kernel: str, site: Site, primitives: Sequence[Primitive]) -> Accumulator:
     """What grows the states of these primitives at a site by the kernel of this name; JobError if it is not here."""
-    library = _library(kernel)
-    return Reference(site, primitives) if library is None else Mixed(site, primitives, library)
+    if kernel == REFERENCE:
+        return Reference(site, primitives)
+    if kernel == TRITON:
+        module = triton_build.kernel()
+        if isinstance(module, str):
+            raise _absent(kernel, module)
+        return Mixed(site, primitives, Fused(module.fused, module.takes, module.Triton))
+    grown = partial(native.Native, library=_library(kernel))
+    return Mixed(site, primitives, Fused(native.fused, native_show.takes, grown))
 
 
 def in_force(kernel: str) -> AbstractContextManager[None]:
     """Within the block, the sums over inputs are those of the kernel of this name."""
-    return native_sums.in_force(_library(kernel))
+    return native_sums.in_force(None if kernel in (REFERENCE, TRITON) else _library(kernel))
 
 
-def _library(kernel: str) -> ctypes.CDLL | None:
-    if kernel == REFERENCE:
-        return None
+def _library(kernel: str) -> ctypes.CDLL:
     library = native_build.library()
     if kernel != NATIVE or isinstance(library, str):
-        why = library if isinstance(library, str) else f"this version has {NATIVE}"
-        raise JobError(f"the run was planned with the kernel {kernel!r}, which this machine does not have: {why}")
+        raise _absent(kernel, library if isinstance(library, str) else f"this version has {NATIVE} and {TRITON}")
     return library
 
 
+def _absent(kernel: str, why: str) -> JobError:
+    return JobError(f"the run was planned with the kernel {kernel!r}, which this machine does not have: {why}")
+
+
 class Mixed(Accumulator):
-    """States grown by the fused kernel as far as it goes; by the reference where it does not.
+    """States grown by a fused kernel as far as it goes; by the reference where it does not.
 
     It does not for primitives that it lacks, and for batches in another memory or type than it reads.
     """
 
-    def __init__(self, site: Site, primitives: Sequence[Primitive], library: ctypes.CDLL) -> None:
-        fused = native.fused(primitives)
+    def __init__(self, site: Site, primitives: Sequence[Primitive], kernel: Fused) -> None:
+        fused = kernel.fused(primitives)
         self._site = site
-        self._fused = native.Native(site, fused, library)
+        self._takes = kernel.takes
+        self._fused = kernel.grown(site, fused)
         self._rest = Reference(site, [one for one in primitives if one not in fused])
         self._untaken: Reference | None = None
         self._remarks: list[str] = []
@@ -80,7 +106,7 @@ class Mixed(Accumulator):
     def add(self, presentations: Presentations) -> None:
         """See `Accumulator`."""
         self._rest.add(presentations)
-        if takes(presentations):
+        if self._takes(presentations):
             self._fused.add(presentations)
             return
         if self._untaken is None:

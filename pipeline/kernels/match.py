@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from pipeline.sites import InputSums, Site
+from pipeline.sites import InputSums, Presentations, Site
 
 Form = Literal["pearson", "cosine"]
 
@@ -57,3 +57,27 @@ def by_unit(site: Site, sums: InputSums) -> InputSums:
         return sums
     group_U = site.group_U.to(sums.sum_LSG.device)
     return InputSums(sums.sum_LSG[..., group_U], sums.square_LSG[..., group_U], sums.centred_LSG[..., group_U])
+
+
+def patterns_of(site: Site) -> list[torch.Tensor]:
+    """−b, w̄, 1/‖w − w̄‖ and 1/‖w‖ of every unit, NaN where a match is undefined."""
+    norm_U, mean_U, centred_norm_U = site.scales
+    varied_U = (centred_norm_U.square() > CONSTANT * norm_U.square()) & (site.fan_in >= 3)
+    return [
+        0.0 - site.bias_U.double(),
+        mean_U.contiguous(),
+        centred_norm_U.reciprocal().masked_fill_(~varied_U, torch.nan),
+        norm_U.reciprocal().masked_fill_(norm_U <= 0, torch.nan),
+    ]
+
+
+def lengths_of(presentations: Presentations) -> list[torch.Tensor]:
+    """Σx, 1/‖x − x̄‖ and 1/‖x‖ of every presentation, NaN where a match is undefined."""
+    sums = presentations.input_sums()
+    square, spread = sums.square_LSG, sums.centred_LSG
+    finite = square.isfinite()
+    return [
+        sums.sum_LSG,
+        spread.sqrt().reciprocal_().masked_fill_(~(finite & (spread > CONSTANT * square)), torch.nan),
+        square.sqrt().reciprocal_().masked_fill_(~(finite & (square > 0)), torch.nan),
+    ]

@@ -20,9 +20,10 @@ from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.bins import Bins
 from pipeline.kernels.classsums import ClassSums
 from pipeline.kernels.firing import Firing
+from pipeline.kernels.match import patterns_of
 from pipeline.kernels.matchbins import MatchBins
 from pipeline.kernels.moments import Moments
-from pipeline.kernels.native_show import patterns_of, show
+from pipeline.kernels.native_show import show
 from pipeline.kernels.native_state import DRAWN, ByClass, Kept, Sums
 from pipeline.kernels.native_task import FORMS, GIVEN, RECTIFIED, SAME, Task
 from pipeline.kernels.ranked import Ranked

@@ -10,9 +10,9 @@ from functools import lru_cache
 
 import torch
 
-from pipeline.kernels.match import CONSTANT
+from pipeline.kernels.match import lengths_of
 from pipeline.kernels.native_task import TYPES, Task
-from pipeline.sites import Presentations, Site
+from pipeline.sites import Presentations
 
 # presentations of a run of rows, 4 KiB of float32: z, a, a match and the bins fit the first cache together
 RUN = 1024
@@ -54,7 +54,7 @@ def show(
             task.stride[at][:] = [by if size > 1 else 0 for size, by in zip(tensor.shape, tensor.stride(), strict=True)]
             held.append(tensor)
     if matches:
-        sums = [_by_group(one_LSG, entry_P, index_P) for one_LSG in _lengths(presentations)]
+        sums = [_by_group(one_LSG, entry_P, index_P) for one_LSG in lengths_of(presentations)]
         task.sum_GP, task.length_GP[0], task.length_GP[1] = (one_GP.data_ptr() for one_GP in sums)
         held += sums
     number_P = index_P
@@ -64,30 +64,6 @@ def show(
     point(task.keeping, uid=presentations.uid_N, number=number_P)
     task.keeping.positions = presentations.positions
     return held + [one for one in (entry_P, index_P, number_P) if one is not None]
-
-
-def patterns_of(site: Site) -> list[torch.Tensor]:
-    """−b, w̄, 1/‖w − w̄‖ and 1/‖w‖ of every unit, NaN where a match is undefined (see `kernels.match`)."""
-    norm_U, mean_U, centred_norm_U = site.scales
-    varied_U = (centred_norm_U.square() > CONSTANT * norm_U.square()) & (site.fan_in >= 3)
-    return [
-        0.0 - site.bias_U.double(),
-        mean_U.contiguous(),
-        centred_norm_U.reciprocal().masked_fill_(~varied_U, torch.nan),
-        norm_U.reciprocal().masked_fill_(norm_U <= 0, torch.nan),
-    ]
-
-
-def _lengths(presentations: Presentations) -> list[torch.Tensor]:
-    """Σx, 1/‖x − x̄‖ and 1/‖x‖ of every presentation, NaN where a match is undefined."""
-    sums = presentations.input_sums()
-    square, spread = sums.square_LSG, sums.centred_LSG
-    finite = square.isfinite()
-    return [
-        sums.sum_LSG,
-        spread.sqrt().reciprocal_().masked_fill_(~(finite & (spread > CONSTANT * square)), torch.nan),
-        square.sqrt().reciprocal_().masked_fill_(~(finite & (square > 0)), torch.nan),
-    ]
 
 
 def _by_group(value_LSG: torch.Tensor, entry_P: torch.Tensor | None, index_P: torch.Tensor | None) -> torch.Tensor:

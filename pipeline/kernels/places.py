@@ -41,13 +41,17 @@ class Places(NamedTuple):
 def greatest_by_row(presentations: Presentations, value_LSU: torch.Tensor) -> torch.Tensor:
     """The greatest value of each row and unit; −inf (no candidate) for a row without presentations."""
     value_LU = value_LSU.amax(1) if presentations.positions else _no_candidate_LU(value_LSU)
-    return _by_row(presentations, value_LU)
+    return by_row(presentations, value_LU)
 
 
 def greatest_places(presentations: Presentations, value_LSU: torch.Tensor) -> Places:
     """Where each row's greatest value stands, of equals the smallest position; −inf is no candidate."""
-    value_LU, index_LU = _in_entry(presentations, value_LSU)
-    value_NU = _by_row(presentations, value_LU)
+    return places_of(presentations, *_in_entry(presentations, value_LSU))
+
+
+def places_of(presentations: Presentations, value_LU: torch.Tensor, index_LU: torch.Tensor) -> Places:
+    """Where each row's greatest value stands, from the greatest of each entry and its position index."""
+    value_NU = by_row(presentations, value_LU)
     entry_L1 = torch.arange(presentations.entries, device=value_LU.device)[:, None]
     if presentations.row_L is None:
         return Places(value_NU, entry_L1.expand_as(value_NU), index_LU)
@@ -79,7 +83,8 @@ def _in_entry(presentations: Presentations, value_LSU: torch.Tensor) -> tuple[to
     return value_LU, position_LSU.masked_fill(value_LSU != value_LU[:, None], _LAST).min(1).indices
 
 
-def _by_row(presentations: Presentations, value_LU: torch.Tensor) -> torch.Tensor:
+def by_row(presentations: Presentations, value_LU: torch.Tensor) -> torch.Tensor:
+    """The greatest value of each row, from the greatest of each entry; −inf where it has none."""
     if presentations.row_L is None:
         return value_LU
     start_NU = value_LU.new_full((presentations.rows, value_LU.shape[1]), -torch.inf)

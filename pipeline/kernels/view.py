@@ -31,6 +31,12 @@ class View(Presentations):
             return presentations
         return cls(**{field.name: getattr(presentations, field.name) for field in fields(Presentations)})
 
+    def knowing(self, **known: object) -> View:
+        """The same view with some of its properties known already, as a kernel that has seen the batch found them."""
+        view = View(**{field.name: getattr(self, field.name) for field in fields(Presentations)})
+        vars(view).update(known)
+        return view
+
     @cached_property
     def _finite_LSU(self) -> torch.Tensor | None:
         shown = [self.z_LSU] if self.a_LSU is self.z_LSU else [self.z_LSU, self.a_LSU]

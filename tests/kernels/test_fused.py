@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,47 +26,12 @@ from pipeline.measure import _say_once, measure
 from pipeline.progress import Silent
 from pipeline.registry import statistics
 from pipeline.run import run
-from pipeline.sites import Presentations, Site
+from pipeline.sites import Presentations
 from pipeline.store import open_store
 from tests.census import small_job
+from tests.kernels.fused import FUSED, INFINITE, LAYOUTS, assert_same, grown_by_both, laid_out, primitives_of, recipes
 from tests.laws.drawn import Recipe, draw, split
 from tests.laws.laws import LAWS
-
-FUSED = ("response", "labels", "exemplars", "match")
-# state tensors of floats that are chosen, not summed
-EXACT = {"min", "max"}
-INFINITE = (np.nan, np.inf, -np.inf)
-
-recipes = st.builds(
-    Recipe,
-    seed=st.integers(0, 2**32),
-    rows=st.integers(0, 40),
-    positions=st.sampled_from([1, 2, 7, 33]),
-    units=st.sampled_from([1, 3, 8, 19]),
-    fan_in=st.sampled_from([1, 2, 5]),
-    groups=st.integers(1, 3),
-    gate=st.sampled_from(["identity", "relu", "gelu", "sigmoid"]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    scale=st.sampled_from([1.0, 1e-30, 1e4]),
-    shift=st.sampled_from([0.0, 1e4]),
-    spread=st.booleans(),
-    masked=st.booleans(),
-    numbered=st.booleans(),
-    labelled=st.booleans(),
-    normed=st.booleans(),
-    repeated=st.booleans(),
-    constant=st.booleans(),
-    tied=st.booleans(),
-    bad=st.sampled_from([(), INFINITE, (0.0, -0.0, 1e-42, -1e-42), (np.nan,)]),
-)
-LAYOUTS = {
-    "entries, positions, units": lambda value: value.contiguous(),
-    "entries, units, positions": lambda value: value.transpose(1, 2).contiguous().transpose(1, 2),
-    "units, entries, positions": lambda value: value.permute(2, 0, 1).contiguous().permute(1, 2, 0),
-    "part of something larger": lambda value: torch.cat([value, value], 2)[..., 1:].unflatten(0, (-1, 1)).expand(
-        -1, 2, -1, -1
-    )[:, 1, :, : value.shape[2]].roll(1, 2),
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -75,56 +41,10 @@ def library() -> ctypes.CDLL:
     return found
 
 
-def primitives_of(site: Site) -> list[Primitive]:
-    needed = [one for name in FUSED for one in statistics()[name].primitives(site).values()]
-    return fused(list(dict.fromkeys(needed)))
-
-
-def laid_out(shown: Presentations, layout: str) -> Presentations:
-    arrange = LAYOUTS[layout]
-    z_LSU = arrange(shown.z_LSU)
-    a_LSU = z_LSU if shown.a_LSU is shown.z_LSU else arrange(shown.a_LSU)
-    affine_LSU = None if shown.affine_LSU is None else arrange(shown.affine_LSU)
-    assert torch.equal(z_LSU.nan_to_num(7), shown.z_LSU.nan_to_num(7))
-    return replace(shown, z_LSU=z_LSU, a_LSU=a_LSU, affine_LSU=affine_LSU)
-
-
-def assert_same(ours: State, theirs: State, primitive: Primitive) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, mine in ours.items():
-        yours = theirs[name]
-        assert (mine.shape, mine.dtype) == (yours.shape, yours.dtype), f"{primitive} {name}"
-        same = (mine == yours) | (mine.isnan() & yours.isnan()) if mine.is_floating_point() else mine == yours
-        if mine.is_floating_point() and name not in EXACT and not isinstance(primitive, Ranked):
-            same |= (mine - yours).abs() <= allowed(name, theirs)
-        assert same.all(), f"{primitive} {name}: {mine[~same]} is not {yours[~same]}"
-
-
-def allowed(name: str, state: State) -> torch.Tensor:
-    """§4 of the definitions: 1e-12·max|v| of a mean, 1e-13·(1 + κ)·Σ|v − v̄|^p of a central moment."""
-    value = state[name]
-    if "min" not in state:
-        return 1e-9 * value.abs() + 1e-15
-    largest = torch.maximum(state["min"].abs(), state["max"].abs()).nan_to_num(posinf=0)
-    n = state["n"].clamp(min=1)
-    spread = (state["m2"] / n).sqrt()
-    powers = {"mean": 1e-12 * largest, "absolute": 1e-12 * value.abs()}
-    if name in powers:
-        return powers[name]
-    power = int(name[1:])
-    # Σ|v − v̄|^p is at least n·σ^p
-    return 1e-12 * (spread + state["mean"].abs()) * n * spread ** (power - 1) + 1e-12 * value.abs()
-
-
-def both(pieces: list[Presentations], library: ctypes.CDLL) -> list[tuple[Primitive, State, State]]:
+def both(pieces: list[Presentations], library: ctypes.CDLL) -> Iterator[tuple[Primitive, State, State]]:
     site = pieces[0].site
-    needed = primitives_of(site)
-    ours, theirs = Native(site, needed, library), Reference(site, needed)
-    for piece in pieces:
-        ours.add(piece)
-        theirs.add(piece)
-    mine, yours = ours.states(), theirs.states()
-    return [(one, mine[one], yours[one]) for one in needed]
+    needed = fused(primitives_of(site))
+    return grown_by_both(Native(site, needed, library), needed, pieces)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -173,7 +93,7 @@ def test_threads_and_layouts_change_no_bit(library: ctypes.CDLL, kind: str) -> N
     ):
         torch.set_num_threads(threads)
         try:
-            kernel = Native(shown.site, primitives_of(shown.site), library)
+            kernel = Native(shown.site, fused(primitives_of(shown.site)), library)
             kernel.add(laid_out(shown, layout))
         finally:
             torch.set_num_threads(before)
@@ -211,7 +131,7 @@ def test_the_laws_hold(library: ctypes.CDLL, name: str, law: str, recipe: Recipe
 
 def test_what_it_does_not_read_goes_to_the_reference_and_a_remark_says_so() -> None:
     shown = draw(Recipe(1, rows=30, dtype=torch.float64))
-    needed = primitives_of(shown.site)
+    needed = fused(primitives_of(shown.site))
     mixed, reference = choose.accumulator(choose.NATIVE, shown.site, needed), Reference(shown.site, needed)
     narrow = replace(shown, z_LSU=shown.z_LSU.float(), a_LSU=shown.a_LSU.float())
     for piece in (shown, narrow, shown):

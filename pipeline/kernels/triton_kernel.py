@@ -1,0 +1,175 @@
+"""The fused kernel for GPUs: what a site's statistics need of z, a and the match, while they are on the device.
+
+Layer 1: torch and Triton; only to be imported where that is installed, see `triton_build`. Given the same presentations
+it equals the reference kernel: counts, extremes and choices exactly, float64 sums to rounding. Rows are chosen and
+classes summed as the reference does, from each row's extremes, which the pass finds.
+
+Shapes: U units, R runs of entries, B bins, F forms of match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import triton
+
+from pipeline.kernels.accumulate import Accumulator
+from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.bins import BINS, EMPTY_TOP, Bins
+from pipeline.kernels.classsums import ClassSums
+from pipeline.kernels.firing import Firing
+from pipeline.kernels.match import patterns_of
+from pipeline.kernels.matchbins import BINS as MATCH_BINS
+from pipeline.kernels.matchbins import MatchBins
+from pipeline.kernels.moments import Moments
+from pipeline.kernels.ranked import Ranked
+from pipeline.kernels.triton_fold import fold, fold_bins
+from pipeline.kernels.triton_pass import SAME, observe
+from pipeline.kernels.triton_show import Extremes, Shown, parts_of
+from pipeline.kernels.view import View
+from pipeline.sites import Presentations, Site
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FORMS = ("pearson", "cosine")
+COUNTED = ("n", "nonfinite", "zero", "fired")
+# parts times units that a program folds together
+FOLDED = 256
+MOMENTS = ("min", "max", "absolute", "mean", "m2", "m3", "m4")
+
+
+def fused(primitives: Sequence[Primitive]) -> list[Primitive]:
+    """Those of the primitives that this kernel computes together."""
+    chosen: list[Primitive] = []
+    for primitive in primitives:
+        match primitive:
+            case Moments("z", 4) | Moments("a", 2) | Firing() | Bins() | MatchBins() | ClassSums() | Ranked():
+                chosen.append(primitive)
+    return chosen
+
+
+def takes(presentations: Presentations) -> bool:
+    """Whether this kernel reads such presentations: on a GPU, in float32 or narrower."""
+    z_LSU = presentations.z_LSU
+    shown = (z_LSU, presentations.a_LSU, presentations.affine_LSU)
+    return (z_LSU.is_cuda or triton.knobs.runtime.interpret) and all(
+        one is None or one.dtype in DTYPES for one in shown
+    )
+
+
+class Triton(Accumulator):
+    """States grown by the fused kernel; `primitives` are such as `fused` gives."""
+
+    def __init__(self, site: Site, primitives: Sequence[Primitive]) -> None:
+        self._site = site
+        self._primitives = tuple(primitives)
+        kinds = {one.kind for one in primitives if isinstance(one, Ranked)}
+        forms = {one.form for one in primitives if isinstance(one, MatchBins)}
+        self._wanted = {
+            "BINS": Bins() in primitives,
+            "PEARSON": "pearson" in forms,
+            "COSINE": "cosine" in forms,
+            "LEAST": "smallest" in kinds,
+            "BEST": "match" in kinds,
+            "OUTPUT": any(isinstance(one, ClassSums) for one in primitives),
+        }
+        self._by_rows: dict[Primitive, State] = {
+            one: one.empty(site) for one in primitives if isinstance(one, ClassSums | Ranked)
+        }
+        self._place(torch.device("cpu"))
+
+    def _place(self, device: torch.device) -> None:
+        """Begin with nothing, on a device."""
+        units = self._site.units
+        self._device = device
+        self._patterns = [one.to(device) for one in patterns_of(self._site)]
+        self._count_4U = torch.zeros(len(COUNTED), units, dtype=torch.int64, device=device)
+        self._rows_2U = torch.zeros(2, units, dtype=torch.int64, device=device)
+        self._z_7U = torch.zeros(len(MOMENTS), units, dtype=torch.float64, device=device)
+        self._z_7U[0], self._z_7U[1] = torch.inf, -torch.inf
+        self._a_7U = self._z_7U.clone()
+        self._top_U = torch.full((units,), EMPTY_TOP, dtype=torch.int64, device=device)
+        self._bin_UB = torch.zeros(units, BINS, dtype=torch.int64, device=device)
+        self._match_bin_FUB = torch.zeros(len(FORMS), units, 2 * MATCH_BINS, dtype=torch.int64, device=device)
+        self._match_F6U = torch.zeros(len(FORMS), 6, units, dtype=torch.float64, device=device)
+        self._by_rows = {one: _on(state, device) for one, state in self._by_rows.items()}
+
+    def add(self, presentations: Presentations) -> None:
+        """See `Accumulator`."""
+        z_LSU = presentations.z_LSU
+        if z_LSU.device != self._device:
+            self._place(z_LSU.device)
+        known: dict[str, Any] = {}
+        if z_LSU.numel():
+            with torch.cuda.device_of(z_LSU):
+                known = self._pass(Shown(presentations))
+        view = View.of(presentations).knowing(**known)
+        self._rows_2U = self._rows_2U + torch.stack([view.greatest.found_NU.sum(0), view.row_fired_NU.sum(0)])
+        self._by_rows = {one: one.merge(state, one.observe(view)) for one, state in self._by_rows.items()}
+
+    def _pass(self, shown: Shown) -> dict[str, Any]:
+        """Add the batch to all but what is counted by rows; returns what a `View` would find of those."""
+        wanted = self._wanted
+        matches = wanted["PEARSON"] or wanted["COSINE"] or wanted["BEST"]
+        parts, extremes = parts_of(shown, wanted), Extremes(shown, wanted)
+        grid = (shown.runs, triton.cdiv(shown.units, shown.tile[2]))
+        arguments = shown.arguments(self._patterns, matches=matches) | parts | extremes.arguments
+        # contracted, a product and a sum round once: another match, and another bin
+        observe[grid](**arguments, **wanted, enable_fp_fusion=False)
+        self._fold(shown, parts)
+        return extremes.known()
+
+    def _fold(self, shown: Shown, parts: Mapping[str, torch.Tensor]) -> None:
+        """Add what the runs came to."""
+        units, runs = shown.units, shown.runs
+        room = {"units": units, "runs": runs, "BR": triton.next_power_of_2(runs), "enable_fp_fusion": False}
+        a_R7U = parts["z_R7U" if shown.a_is == SAME else "a_R7U"]
+        near = max(1, FOLDED // room["BR"])
+        fold[(triton.cdiv(units, near),)](
+            self._count_4U, self._z_7U, self._a_7U, self._match_F6U,
+            parts["count_R4U"], parts["z_R7U"], a_R7U, parts["match_RF6U"],
+            PEARSON=self._wanted["PEARSON"], COSINE=self._wanted["COSINE"], BU=near, **room,
+        )  # fmt: skip
+        if self._wanted["BINS"]:
+            top_U, bin_UB = torch.empty_like(self._top_U), torch.zeros_like(self._bin_UB)
+            fold_bins[(units,)](self._top_U, self._bin_UB, parts["top_RU"], parts["bin_RUB"], top_U, bin_UB, **room)
+            self._top_U, self._bin_UB = top_U, bin_UB
+        if self._wanted["PEARSON"] or self._wanted["COSINE"]:
+            self._match_bin_FUB = self._match_bin_FUB + parts["match_bin_RFUB"].sum(0)
+
+    def states(self) -> Mapping[Primitive, State]:
+        """See `Accumulator`."""
+        return {primitive: self._state(primitive) for primitive in self._primitives}
+
+    def _state(self, primitive: Primitive) -> State:
+        counts = dict(zip(COUNTED, self._count_4U.unbind(0), strict=True))
+        match primitive:
+            case Firing():
+                return _copied({**counts, "rows": self._rows_2U[0], "rows_fired": self._rows_2U[1]})
+            case Moments(quantity):
+                moments_7U = self._z_7U if quantity == "z" else self._a_7U
+                found = {"n": counts["n"], **dict(zip(MOMENTS, moments_7U.unbind(0), strict=True))}
+                return _copied({name: found[name] for name in primitive.empty(self._site)})
+            case Bins():
+                return _copied({"top": self._top_U, "count": self._bin_UB})
+            case MatchBins(form):
+                return self._match_state(FORMS.index(form), counts["n"])
+        return _copied(self._by_rows[primitive])
+
+    def _match_state(self, form: int, n_U: torch.Tensor) -> State:
+        """Silent, then firing."""
+        count_2UB = self._match_bin_FUB[form].unflatten(1, (2, MATCH_BINS)).movedim(1, 0)
+        state = {"undefined": n_U - count_2UB.sum((0, 2))}
+        for which, name in enumerate(("silent", "fired")):
+            _, mean_U, m2_U = self._match_F6U[form].unflatten(0, (2, 3))[which]
+            state |= {f"{name}_count": count_2UB[which], f"{name}_mean": mean_U, f"{name}_m2": m2_U}
+        return _copied(state)
+
+
+def _copied(state: Mapping[str, torch.Tensor]) -> State:
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+
+
+def _on(state: State, device: torch.device) -> State:
+    return {name: value.to(device) for name, value in state.items()}

@@ -1,0 +1,107 @@
+"""What fused kernels are compared with the reference on, and how: batches of any kind and layout, state by state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from pipeline.kernels.accumulate import Accumulator, Reference
+from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.ranked import Ranked
+from pipeline.registry import statistics
+from pipeline.sites import Presentations, Site
+from tests.laws.drawn import Recipe
+
+FUSED = ("response", "labels", "exemplars", "match")
+# state tensors of floats that are chosen, not summed
+EXACT = {"min", "max"}
+INFINITE = (np.nan, np.inf, -np.inf)
+
+recipes = st.builds(
+    Recipe,
+    seed=st.integers(0, 2**32),
+    rows=st.integers(0, 40),
+    positions=st.sampled_from([1, 2, 7, 33]),
+    units=st.sampled_from([1, 3, 8, 19]),
+    fan_in=st.sampled_from([1, 2, 5]),
+    groups=st.integers(1, 3),
+    gate=st.sampled_from(["identity", "relu", "gelu", "sigmoid"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    scale=st.sampled_from([1.0, 1e-30, 1e4]),
+    shift=st.sampled_from([0.0, 1e4]),
+    spread=st.booleans(),
+    masked=st.booleans(),
+    numbered=st.booleans(),
+    labelled=st.booleans(),
+    normed=st.booleans(),
+    repeated=st.booleans(),
+    constant=st.booleans(),
+    tied=st.booleans(),
+    bad=st.sampled_from([(), INFINITE, (0.0, -0.0, 1e-42, -1e-42), (np.nan,)]),
+)
+LAYOUTS = {
+    "entries, positions, units": lambda value: value.contiguous(),
+    "entries, units, positions": lambda value: value.transpose(1, 2).contiguous().transpose(1, 2),
+    "units, entries, positions": lambda value: value.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+    "part of something larger": lambda value: torch.cat([value, value], 2)[..., 1:].unflatten(0, (-1, 1)).expand(
+        -1, 2, -1, -1
+    )[:, 1, :, : value.shape[2]].roll(1, 2),
+}  # fmt: skip
+
+
+def primitives_of(site: Site) -> list[Primitive]:
+    needed = [one for name in FUSED for one in statistics()[name].primitives(site).values()]
+    return list(dict.fromkeys(needed))
+
+
+def grown_by_both(
+    ours: Accumulator, needed: Sequence[Primitive], pieces: Sequence[Presentations]
+) -> Iterator[tuple[Primitive, State, State]]:
+    """The states of pieces that come one after the other, grown by a kernel and by the reference."""
+    theirs = Reference(pieces[0].site, needed)
+    for piece in pieces:
+        ours.add(piece)
+        theirs.add(piece)
+    mine, yours = ours.states(), theirs.states()
+    for one in needed:
+        yield one, mine[one], yours[one]
+
+
+def laid_out(shown: Presentations, layout: str) -> Presentations:
+    arrange = LAYOUTS[layout]
+    z_LSU = arrange(shown.z_LSU)
+    a_LSU = z_LSU if shown.a_LSU is shown.z_LSU else arrange(shown.a_LSU)
+    affine_LSU = None if shown.affine_LSU is None else arrange(shown.affine_LSU)
+    assert torch.equal(z_LSU.nan_to_num(7), shown.z_LSU.nan_to_num(7))
+    return replace(shown, z_LSU=z_LSU, a_LSU=a_LSU, affine_LSU=affine_LSU)
+
+
+def assert_same(ours: State, theirs: State, primitive: Primitive) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, mine in ours.items():
+        yours = theirs[name]
+        assert (mine.shape, mine.dtype) == (yours.shape, yours.dtype), f"{primitive} {name}"
+        same = (mine == yours) | (mine.isnan() & yours.isnan()) if mine.is_floating_point() else mine == yours
+        if mine.is_floating_point() and name not in EXACT and not isinstance(primitive, Ranked):
+            same |= (mine - yours).abs() <= allowed(name, theirs)
+        assert same.all(), f"{primitive} {name}: {mine[~same]} is not {yours[~same]}"
+
+
+def allowed(name: str, state: State) -> torch.Tensor:
+    """§4 of the definitions: 1e-12·max|v| of a mean, 1e-13·(1 + κ)·Σ|v − v̄|^p of a central moment."""
+    value = state[name]
+    if "min" not in state:
+        return 1e-9 * value.abs() + 1e-15
+    largest = torch.maximum(state["min"].abs(), state["max"].abs()).nan_to_num(posinf=0)
+    n = state["n"].clamp(min=1)
+    spread = (state["m2"] / n).sqrt()
+    powers = {"mean": 1e-12 * largest, "absolute": 1e-12 * value.abs()}
+    if name in powers:
+        return powers[name]
+    power = int(name[1:])
+    # Σ|v − v̄|^p is at least n·σ^p
+    return 1e-12 * (spread + state["mean"].abs()) * n * spread ** (power - 1) + 1e-12 * value.abs()
