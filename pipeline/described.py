@@ -17,6 +17,7 @@ from pipeline.flow.discover import Discovery
 from pipeline.loading import Loaded, Probe
 from pipeline.models.base import Appearances
 from pipeline.names import Names
+from pipeline.origins import appearances_of, inputs_of
 from pipeline.registry import sources
 from pipeline.resolve import Model
 from pipeline.sites import InputSpace, Site
@@ -36,8 +37,7 @@ def names_of(probe: Probe, store: Store) -> Names:
 
 def described(found: Discovery, model: Model, names: Names) -> Discovery:
     """The sites with what their inputs are called: by the family, or else by the units that they are."""
-    recipe = model.recipe
-    spaces = recipe.kind.inputs(recipe.parameters, recipe.task, names)
+    spaces = inputs_of(model.origin, names)
     return replace(found, sites=tuple(replace(site, inputs=_space(site, spaces)) for site in found.sites))
 
 
@@ -66,7 +66,7 @@ def _units(site: Site) -> tuple[str, ...]:
 
 def meanings(loaded: Loaded, model: Model, names: Names, *, run: str) -> pa.Table:
     """The table `meanings` of one model: for each unit the things whose appearance gives it most, and least."""
-    shown = model.recipe.kind.appearances(loaded.module, names)
+    shown = appearances_of(model.origin, loaded.module, names)
     keys = {"run": run, "model": model.id, "data": model.data}
     parts = [
         arrow_table("meanings", BASE["meanings"], {**keys, "site": site.name, **_standing_out(site, shown[site.path])})

@@ -18,11 +18,11 @@ from pipeline.cells import CellState, Rows, encode_cell
 from pipeline.cost import cost_of
 from pipeline.devices import device_named, moved
 from pipeline.errors import DataError
-from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
 from pipeline.loading import Probe
 from pipeline.measure import Running
 from pipeline.numerics import in_force
+from pipeline.origins import Origin, made, shape_of, shown
 from pipeline.plan import Plan, probe_of
 from pipeline.registry import sources
 from pipeline.resolve import Resolved
@@ -138,28 +138,24 @@ def _bytes(batch: Batch) -> int:
     return sum(one.numel() * one.element_size() for one in held if isinstance(one, torch.Tensor))
 
 
-def _by_shape(resolved: Resolved, data: str) -> list[tuple[Recipe, str, tuple[str, ...]]]:
-    """For each shape of model on a data set a recipe, a name, and the ids of all."""
-    found: dict[str, tuple[Recipe, str, list[str]]] = {}
+def _by_shape(resolved: Resolved, data: str) -> list[tuple[Origin, str, tuple[str, ...]]]:
+    """For each shape of model on a data set where one comes from, its name, and the ids of all."""
+    found: dict[str, tuple[Origin, str, list[str]]] = {}
     for model in resolved.models:
         if model.data == data:
-            recipe = model.recipe
-            shape = repr((recipe.family, recipe.hyperparameters, recipe.task, recipe.dtype))
-            found.setdefault(shape, (recipe, model.name, []))[2].append(model.id)
-    return [(recipe, name, tuple(ids)) for recipe, name, ids in found.values()]
+            found.setdefault(shape_of(model.origin), (model.origin, model.name, []))[2].append(model.id)
+    return [(origin, name, tuple(ids)) for origin, name, ids in found.values()]
 
 
-def _shape_cost(resolved: Resolved, data: str, same: tuple[Recipe, str, tuple[str, ...]], batch: Batch) -> ShapeCost:
-    recipe, name, models = same
+def _shape_cost(resolved: Resolved, data: str, same: tuple[Origin, str, tuple[str, ...]], batch: Batch) -> ShapeCost:
+    origin, name, models = same
+    batch = shown(origin, batch)
     split = next(split for split in resolved.splits if split.data == data)
     statistics, classes = resolved.statistics_of(split), resolved.classes[data]
     start = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = recipe.build().to(getattr(torch, recipe.dtype)).eval()
-    sites = resolved.job.sites
     device = device_named(resolved.device)
-    module, batch = module.to(device), moved(batch, device, getattr(torch, recipe.dtype))
+    module, batch = made(origin).to(device), moved(batch, device, getattr(torch, origin.dtype))
+    sites = resolved.job.sites
     discovery = discover(module, batch, include=sites.include, exclude=sites.exclude)
     built = time.perf_counter() - start
     cost = cost_of(module, discovery, statistics, batch, classes=classes, kernel=resolved.kernel)

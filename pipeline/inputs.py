@@ -18,11 +18,15 @@ from pipeline.store import filesystem
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file of a data set. `etag` changes when the content does: the server's ETag, or inode and time of change."""
+    """A file of a data set. `etag` changes when the content does: the server's ETag, or inode and time of change.
+
+    modified_s  when it was last written, in seconds since 1970; None where the server's ETag names the content
+    """
 
     url: str
     size: int
     etag: str
+    modified_s: float | None = None
 
 
 def list_inputs(url_or_glob: str) -> list[InputFile]:
@@ -35,7 +39,9 @@ def list_inputs(url_or_glob: str) -> list[InputFile]:
         find = fs.glob if any(sign in path for sign in "*?[") else fs.find
         found: dict[str, dict[str, Any]] = find(path, detail=True)
     files = [
-        InputFile(name if _is_local(fs) else fs.unstrip_protocol(name), int(entry["size"]), _etag(entry))
+        InputFile(
+            name if _is_local(fs) else fs.unstrip_protocol(name), int(entry["size"]), _etag(entry), _modified_s(entry)
+        )
         for name, entry in sorted(found.items())
         if entry["type"] == "file" and "/." not in name.removeprefix(path) and "/_" not in name.removeprefix(path)
     ]
@@ -51,7 +57,7 @@ def input_file(url: str) -> InputFile:
         entry = fs.info(path)
     if entry["type"] != "file":
         raise DataError(f"{url}: expected a file, found a {entry['type']}")
-    return InputFile(url, int(entry["size"]), _etag(entry))
+    return InputFile(url, int(entry["size"]), _etag(entry), _modified_s(entry))
 
 
 def open_input(url: str) -> IO[bytes]:
@@ -115,6 +121,10 @@ class WatchedInput:
 
 def _is_local(fs: Any) -> bool:
     return "file" in fs.protocol
+
+
+def _modified_s(entry: dict[str, Any]) -> float | None:
+    return None if "ETag" in entry else float(entry.get("mtime", 0.0))
 
 
 def _etag(entry: dict[str, Any]) -> str:

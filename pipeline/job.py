@@ -46,6 +46,16 @@ class Columns(_Section):
     shape: tuple[int, ...] | None = Field(default=None, description="shape of a row's features, (8, 8) say")
 
 
+def _located(directory: str, name: str) -> str:
+    return name if "://" in name else os.path.abspath(Path(directory, name).expanduser())
+
+
+def _named(directory: str, url: str, location: str) -> str:
+    if "://" in location or Path(url).expanduser().is_absolute():
+        return location
+    return Path(os.path.relpath(location, os.path.abspath(directory))).as_posix()
+
+
 class DataSpec(_Section):
     """One data set: where it is and how its rows are read."""
 
@@ -98,22 +108,21 @@ class DataSpec(_Section):
 
     def located(self, name: str) -> str:
         """Where a file is that is named as in the job: relative to the job file unless absolute or a URL."""
-        return name if "://" in name else os.path.abspath(Path(self._directory, name).expanduser())
+        return _located(self._directory, name)
 
     def named(self, location: str) -> str:
         """How the job would name a file: relative to the job file if `url` is, so that both can move together."""
-        if "://" in location or Path(self.url or "").expanduser().is_absolute():
-            return location
-        return Path(os.path.relpath(location, os.path.abspath(self._directory))).as_posix()
+        return _named(self._directory, self.url or "", location)
 
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
 class ModelSpec(_Section):
-    """Models of one family on one data set: one for each seed and, of a grid, each combination of its values."""
+    """Models on one data set: of a family, one for each seed and, of a grid, combination of values; or loaded ones."""
 
-    family: str = Field(description="how the models are built")
+    family: str | None = Field(default=None, description="how the models are built")
+    load: dict[str, Any] | None = Field(default=None, description="instead of a family: url, …, of models to load")
     data: str = Field(description="name of the data set to train and measure on")
     name: str | None = Field(default=None, min_length=1, description="prefix of the models' names; default: the family")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="one model for each; 8 stands for 0 … 7")
@@ -124,6 +133,7 @@ class ModelSpec(_Section):
         description="lists of values of hyperparameters or training: all combinations; or several such tables",
     )
     control: bool = Field(default=True, description="measure each model's untrained twin as well")
+    _directory: str = PrivateAttr(default=".")
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -140,6 +150,27 @@ class ModelSpec(_Section):
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("seeds must be different and not negative")
         return self
+
+    @model_validator(mode="after")
+    def _trains_or_loads(self) -> Self:
+        if self.load is None and self.family is None:
+            trained = f"family = … ({type(self).model_fields['family'].description})"
+            raise ValueError(f"family is missing: expected {trained}, or a table load with the url of models to load")
+        if self.load is not None:
+            besides = self.model_fields_set & {"family", "seeds", "hyperparameters", "training", "grid"}
+            if besides:
+                raise ValueError(f"{min(besides)} says how to train: expected it or load, not both")
+            if "@" in urlsplit(str(self.load.get("url", ""))).netloc:
+                raise ValueError("load.url must not hold credentials; put them in the environment (AWS_PROFILE …)")
+        return self
+
+    def located(self, name: str) -> str:
+        """Where a file is that is named as in the job: relative to the job file unless absolute or a URL."""
+        return _located(self._directory, name)
+
+    def named(self, location: str) -> str:
+        """How the job would name a file: relative to the job file if `load.url` is."""
+        return _named(self._directory, str((self.load or {}).get("url", "")), location)
 
 
 class SiteSelection(_Section):
@@ -198,8 +229,11 @@ def load_job(path: str | Path) -> Job:
         raise JobError("\n".join(_problems(places, raw, error))) from None
     _refuse_what_json_cannot_hold(places, "", raw)
     job._places = places
+    directory = str(Path(path).absolute().parent)
+    for model in job.models:
+        model._directory = directory
     for name, spec in job.data.items():
-        spec._directory = str(Path(path).absolute().parent)
+        spec._directory = directory
         spec._place = places.at(f"data.{name}")
     return job
 
@@ -231,6 +265,11 @@ def unknown(job: Job, key: str, name: str, known: Iterable[str]) -> JobError:
         return unknown(job, f"{key}.{name}", name, known)
     said = f"{name}: unknown key" if last == name else f"{last} = {_shown(name)}: unknown"
     return JobError(f"{job._places.at(key)}: [{section}] {said}; {nearest(name, known)}")
+
+
+def refusal(job: Job, section: str, problem: str) -> JobError:
+    """The error for a section ("models[0].load") that cannot be as a whole."""
+    return JobError(f"{job._places.at(section)}: {_section(section)}{problem}")
 
 
 def misfit(job: Job, key: str, value: Any, expected: str) -> JobError:

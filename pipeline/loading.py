@@ -13,10 +13,12 @@ from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.devices import CPU, moved
-from pipeline.errors import DataError, ModelError
+from pipeline.errors import DataError
 from pipeline.flow.discover import Discovery, discover
+from pipeline.hashing import sha256
 from pipeline.job import DataSpec, SiteSelection
 from pipeline.models.base import Checkpoint, checkpoint_key, decode_checkpoint
+from pipeline.origins import Origin, module_of, shown
 from pipeline.registry import sources
 from pipeline.resolve import Model
 from pipeline.sources.base import Chunk
@@ -31,11 +33,17 @@ ON_CPU = torch.device(CPU)
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model ready to be measured."""
+    """A model ready to be measured. `sha256` is its checkpoint's, as stored."""
 
+    origin: Origin
     module: nn.Module
     discovery: Discovery
     checkpoint: Checkpoint
+    sha256: str
+
+    def shown(self, batch: Batch) -> Batch:
+        """A batch of the data set as the model takes it."""
+        return shown(self.origin, batch)
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class _Call:
 
     def __init__(self, model: Model, probe: Probe, sites: SiteSelection, store: Store, device: torch.device) -> None:
         self.arguments = (model, probe, sites, store, device)
-        self._key = (model.id, model.name, probe.chunk.id, store.url, sites, device)
+        self._key = (model.id, model.name, model.origin.dtype, probe.chunk.id, store.url, sites, device)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Call) and self._key == other._key
@@ -69,17 +77,12 @@ class _Call:
 @lru_cache(maxsize=KEPT_MODELS)
 def _loaded(_: str, call: _Call) -> Loaded:
     model, probe, sites, store, device = call.arguments
-    checkpoint = decode_checkpoint(store.get(checkpoint_key(model.id)))
-    dtype = getattr(torch, model.recipe.dtype)
-    with torch.random.fork_rng(devices=[]):
-        module = model.recipe.build().to(dtype)
-    try:
-        module.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
-        raise ModelError(f"model {model.name}: its checkpoint does not fit: {error}") from error
-    batch = moved(probe_batch(probe, store), device, dtype)
-    found = discover(module.to(device), batch, include=sites.include, exclude=sites.exclude)
-    return Loaded(module.eval(), found, checkpoint)
+    content = store.get(checkpoint_key(model.id))
+    checkpoint = decode_checkpoint(content)
+    module = module_of(model.origin, checkpoint).to(device)
+    batch = shown(model.origin, moved(probe_batch(probe, store), device, getattr(torch, model.origin.dtype)))
+    found = discover(module, batch, include=sites.include, exclude=sites.exclude)
+    return Loaded(model.origin, module, found, checkpoint, sha256(content))
 
 
 def probe_batch(probe: Probe, store: Store) -> Batch:

@@ -20,6 +20,7 @@ from pipeline.job import Numerics, SiteSelection
 from pipeline.loading import Loaded, Probe, load
 from pipeline.measure import Running
 from pipeline.numerics import in_force
+from pipeline.origins import objective_of
 from pipeline.registry import sources
 from pipeline.resolve import Model
 from pipeline.scores import Sums, added, score
@@ -154,8 +155,8 @@ def _show(batch: Batch, watched: Sequence[_Watched]) -> dict[str, str]:
     failed: dict[str, str] = {}
     for one in watched:
         try:
-            output = one.running.add(one.loaded.module, batch)
-            one.scores.append(score(output, batch, one.cell.model.recipe.kind.objective))
+            output = one.running.add(one.loaded.module, one.loaded.shown(batch))
+            one.scores.append(score(output, batch, objective_of(one.cell.model.origin)))
         except ModelError as error:
             failed[one.cell.model.id] = str(error)
     return failed

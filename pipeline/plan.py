@@ -12,18 +12,17 @@ from itertools import groupby
 from math import ceil
 from typing import TypeVar
 
-import torch
-
-from pipeline.batch import Batch
 from pipeline.cells import cell_key
-from pipeline.errors import JobError
+from pipeline.errors import DataError, JobError, ModelError
 from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
 from pipeline.loading import PROBE_ROWS, Probe
 from pipeline.measuring import MeasureTask, Missing
 from pipeline.models.base import checkpoint_key
+from pipeline.origins import Origin, made, made_up, shape_of, task_of
 from pipeline.reduce import DONE, Measured, ReduceTask, reduced_key
 from pipeline.resolve import Model, Resolved, Split
+from pipeline.staging import LoadTask
 from pipeline.store import Store
 from pipeline.training import TrainTask, grouped
 
@@ -31,6 +30,8 @@ T = TypeVar("T")
 
 # models of one measure task: they share one reading of its chunks
 GROUP_MODELS = 8
+# models of one load task: a worker's death costs no more
+GROUP_LOADS = 16
 # tasks per worker and split, so that a slow one does not hold up the rest
 TASKS_PER_WORKER = 4
 # a listing of a bucket takes 10 to 100 ms, and there is one for every model
@@ -43,8 +44,10 @@ class Plan:
 
     resolved: Resolved
     train: tuple[TrainTask, ...]
+    load: tuple[LoadTask, ...]
     measure: tuple[MeasureTask, ...]
     trainings: int
+    loads: int
     cells: int
     state_bytes: int
 
@@ -62,12 +65,13 @@ class Plan:
 def make_plan(resolved: Resolved, store: Store, *, workers: int) -> Plan:
     """Plan the trainings and cells that the store does not hold. JobError where the states outgrow the job's limit."""
     checkpoints = set(store.keys("models/"))
-    trainings = {model.recipe.lineage: model for model in resolved.models}
+    trainings = {recipe.lineage: (model.data, recipe) for model, recipe in trained(resolved)}
     missing = [
-        model
-        for model in trainings.values()
-        if not {checkpoint_key(model.recipe.model_id(step)) for step in model.recipe.checkpoints} <= checkpoints
+        (data, recipe)
+        for data, recipe in trainings.values()
+        if not {checkpoint_key(recipe.model_id(step)) for step in recipe.checkpoints} <= checkpoints
     ]
+    loads = [model for model in resolved.models if not isinstance(model.origin, Recipe)]
     with ThreadPoolExecutor(LISTINGS) as pool:
         listings = pool.map(store.keys, [f"states/{model.id}/" for model in resolved.models])
         stored = {key for listing in listings for key in listing}
@@ -81,16 +85,33 @@ def make_plan(resolved: Resolved, store: Store, *, workers: int) -> Plan:
     return Plan(
         resolved=resolved,
         train=tuple(_train_tasks(resolved, missing, workers)),
+        load=tuple(_load_tasks(resolved, [one for one in loads if checkpoint_key(one.id) not in checkpoints], workers)),
         measure=tuple(_measure_tasks(resolved, stored, workers)),
         trainings=len(trainings),
+        loads=len(loads),
         cells=resolved.cells,
         state_bytes=state_bytes,
     )
 
 
-def _train_tasks(resolved: Resolved, missing: Sequence[Model], workers: int) -> Iterator[TrainTask]:
+def trained(resolved: Resolved) -> Iterator[tuple[Model, Recipe]]:
+    """The models that the job trains, with their recipes."""
+    for model in resolved.models:
+        if isinstance(model.origin, Recipe):
+            yield model, model.origin
+
+
+def _load_tasks(resolved: Resolved, missing: Sequence[Model], workers: int) -> Iterator[LoadTask]:
     for data, spec in resolved.job.data.items():
-        for recipes in grouped([model.recipe for model in missing if model.data == data], workers):
+        origins = [one.origin for one in missing if one.data == data and not isinstance(one.origin, Recipe)]
+        size = min(GROUP_LOADS, max(1, ceil(len(origins) / (TASKS_PER_WORKER * workers))))
+        for some in _cut(origins, size):
+            yield LoadTask(tuple(some), data, spec, resolved.numerics)
+
+
+def _train_tasks(resolved: Resolved, missing: Sequence[tuple[str, Recipe]], workers: int) -> Iterator[TrainTask]:
+    for data, spec in resolved.job.data.items():
+        for recipes in grouped([recipe for of, recipe in missing if of == data], workers):
             yield TrainTask(
                 recipes=recipes,
                 data=data,
@@ -151,7 +172,7 @@ def reduce_tasks(
         ReduceTask(
             run=resolved.run,
             model=model,
-            twin=by_id.get(model.control) if model.control else None,
+            twin=by_id.get(model.start) if model.start else None,
             failure=failed.get(model.id),
             measured=tuple(_measured(resolved, split) for split in resolved.splits_of(model)),
             probe=probe_of(resolved, model.data),
@@ -179,25 +200,23 @@ def _state_bytes(resolved: Resolved) -> int:
     per_shape: dict[str, int] = {}
     total = 0
     for model in resolved.models:
-        recipe = model.recipe
-        shape = repr((recipe.family, recipe.hyperparameters, recipe.task, recipe.dtype))
+        shape = shape_of(model.origin)
         if shape not in per_shape:
-            per_shape[shape] = _bytes_per_chunk(resolved, recipe)
+            per_shape[shape] = _bytes_per_chunk(resolved, model.origin)
         total += per_shape[shape] * sum(len(split.chunks) for split in resolved.splits_of(model))
     return total
 
 
-def _bytes_per_chunk(resolved: Resolved, recipe: Recipe) -> int:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        dtype = getattr(torch, recipe.dtype)
-        model = recipe.build().to(dtype)
-        inputs = recipe.kind.example(recipe.task, PROBE_ROWS, dtype)
+def _bytes_per_chunk(resolved: Resolved, origin: Origin) -> int:
     sites = resolved.job.sites
-    rows = Batch(inputs=inputs, uid_N=torch.arange(PROBE_ROWS))
-    found = discover(model, rows, include=sites.include, exclude=sites.exclude)
+    try:
+        model, rows = made(origin), made_up(origin, PROBE_ROWS)
+        found = discover(model, rows, include=sites.include, exclude=sites.exclude)
+    except (ModelError, DataError):
+        # it will be said of every such model, and stops none of the others
+        return 0
     return sum(
-        statistic.state_bytes(site, recipe.outputs)
+        statistic.state_bytes(site, task_of(origin).outputs)
         for site in found.sites
         for statistic in resolved.statistics
         if statistic.applies(site)

@@ -26,6 +26,7 @@ from pipeline.kernels.base import State
 from pipeline.loading import Loaded, Probe, load
 from pipeline.measure import arrow_tables, controls_of, site_table
 from pipeline.numerics import in_force
+from pipeline.origins import columns_of
 from pipeline.resolve import Model, Split
 from pipeline.rows.decode import UID_MASK
 from pipeline.scores import Sums, added, means
@@ -97,8 +98,9 @@ def _rows(task: ReduceTask, store: Store) -> tuple[dict[str, list[pa.Table]], di
     record = loaded.checkpoint.record
     seen = {
         "parameters": sum(value.numel() for value in loaded.module.parameters()),
-        "train_accuracy": record["train_accuracy"],
-        "train_loss": record["train_loss"],
+        "train_accuracy": record.get("train_accuracy"),
+        "train_loss": record.get("train_loss"),
+        "sha256": loaded.sha256,
         "status": "ok",
     }
     names = names_of(task.probe, store)
@@ -266,14 +268,10 @@ def _model_row(task: ReduceTask, seen: Mapping[str, Any]) -> pa.Table:
         "model": model.id,
         "data": model.data,
         "name": model.name,
-        "family": model.recipe.family,
         "step": model.step,
-        "seed": model.recipe.seed,
-        "lineage": model.recipe.lineage,
         "control": model.control,
         "control_of": model.control_of,
-        "hyperparameters": json.dumps(model.recipe.hyperparameters, sort_keys=True),
-        "training": json.dumps(model.recipe.training, sort_keys=True),
+        **columns_of(model.origin),
         **seen,
     }
     return arrow_table("models", BASE["models"], {name: [value] for name, value in row.items()})

@@ -6,10 +6,11 @@ job names is checked here, before anything but such counts is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -18,11 +19,15 @@ from pipeline.devices import device_asked
 from pipeline.errors import JobError, ModelError
 from pipeline.fit.recipe import Recipe
 from pipeline.fit.settings import Training
+from pipeline.foreign.entry import Place, loaded_models, pin_of, twins
+from pipeline.foreign.origin import Untrained
+from pipeline.foreign.spec import LoadSpec
 from pipeline.grid import Point, label, points
 from pipeline.hashing import digest
-from pipeline.job import DataSpec, Job, ModelSpec, Numerics, dotted, job_identity, misfit, unknown
+from pipeline.job import DataSpec, Job, ModelSpec, Numerics, dotted, job_identity, misfit, refusal, unknown
 from pipeline.kernels import choose
-from pipeline.models.base import Family
+from pipeline.models.base import Family, Task
+from pipeline.origins import Origin
 from pipeline.registry import families, sources
 from pipeline.registry import statistics as known_statistics
 from pipeline.sources.base import Chunk, Source
@@ -35,15 +40,24 @@ MEASURE_VERSION = 2
 
 @dataclass(frozen=True)
 class Model:
-    """One model of a run. `control` is the id of its untrained twin, `control_of` the lineage whose twin it is."""
+    """One model of a run.
+
+    step        of its training; None where that is not known
+    control     id of its untrained twin, `control_of` the lineage or architecture whose twin it is
+    """
 
     id: str
     name: str
     data: str
-    recipe: Recipe
-    step: int
+    origin: Origin
+    step: int | None
     control: str | None
     control_of: str | None
+
+    @property
+    def start(self) -> str | None:
+        """Id of the model that it was before training; the twin of a loaded one began with other weights."""
+        return self.control if isinstance(self.origin, Recipe) else None
 
 
 @dataclass(frozen=True)
@@ -136,13 +150,13 @@ def sampled(statistic: Statistic, rows: int) -> Statistic:
 def resolve(job: Job, store: Store) -> Resolved:
     """Look up everything that a job names. JobError, DataError or ModelError where it does not exist."""
     statistics = _statistics(job)
-    entries = [entry for index in range(len(job.models)) for entry in _entries(job, index)]
+    entries = [one for index in range(len(job.models)) for one in _entries(job, index)]
     for name, spec in job.data.items():
         if spec.source not in sources():
             raise unknown(job, f"data.{name}.source", spec.source, sources())
     # names are checked before a source is asked: one that brings its own data stores it first
     found: dict[str, Source] = {name: sources()[spec.source](name, spec, store) for name, spec in job.data.items()}
-    models = tuple(model for entry in entries for model in _models(job, entry, found[entry.spec.data]))
+    models = _once(model for one in entries for model in _models(job, one, found[one.spec.data], store))
     _refuse_duplicates(job, models)
     used = sorted({model.data for model in models})
     return Resolved(
@@ -200,18 +214,29 @@ class _Entry:
     training: dict[str, Any]
 
 
-def _entries(job: Job, index: int) -> list[_Entry]:
+@dataclass(frozen=True)
+class _LoadEntry:
+    """One entry whose models are loaded."""
+
+    where: str
+    spec: ModelSpec
+    load: LoadSpec
+
+
+def _entries(job: Job, index: int) -> list[_Entry] | list[_LoadEntry]:
     spec, where = job.models[index], f"models[{index}]"
-    if spec.family not in families():
-        raise unknown(job, f"{where}.family", spec.family, families())
     if spec.data not in job.data:
         raise unknown(job, f"{where}.data", spec.data, job.data)
+    if spec.load is not None:
+        return [_LoadEntry(where, spec, _load_spec(job, where, spec.load))]
+    if spec.family not in families():
+        raise unknown(job, f"{where}.family", spec.family or "", families())
     _refuse_what_no_grid_can_set(job, where, spec)
     return [_entry(job, where, spec, point) for point in points(spec.grid)]
 
 
 def _entry(job: Job, where: str, spec: ModelSpec, point: Point) -> _Entry:
-    family: Family = families()[spec.family]
+    family: Family = families()[spec.family or ""]
     read = partial(_validated, job, where, point=point)
     return _Entry(
         where=where,
@@ -224,7 +249,7 @@ def _entry(job: Job, where: str, spec: ModelSpec, point: Point) -> _Entry:
 
 
 def _refuse_what_no_grid_can_set(job: Job, where: str, spec: ModelSpec) -> None:
-    tables = {"hyperparameters": families()[spec.family].parameters, "training": Training}
+    tables = {"hyperparameters": families()[spec.family or ""].parameters, "training": Training}
     known = [name for table in tables.values() for name in table.model_fields]
     for key in (key for grid in spec.grid for key in grid):
         if key not in known:
@@ -234,12 +259,69 @@ def _refuse_what_no_grid_can_set(job: Job, where: str, spec: ModelSpec) -> None:
                 raise misfit(job, f"{where}.{table}.{key}", given[key], "no value here, as the grid has some")
 
 
-def _models(job: Job, entry: _Entry, source: Source) -> list[Model]:
+def _load_spec(job: Job, where: str, given: Mapping[str, Any]) -> LoadSpec:
+    spec = _checked(job, f"{where}.load", LoadSpec, given)
+    if spec.family is None:
+        return spec
+    if spec.family not in families():
+        raise unknown(job, f"{where}.load.family", spec.family, families())
+    arguments = _checked(job, f"{where}.load.arguments", families()[spec.family].parameters, spec.arguments)
+    # defaults are part of how a model is built
+    return spec.model_copy(update={"arguments": arguments.model_dump(mode="json")})
+
+
+def _models(job: Job, entry: _Entry | _LoadEntry, source: Source, store: Store) -> list[Model]:
+    if isinstance(entry, _Entry):
+        return _trained(job, entry, source)
+    return _loaded(job, entry, source, store)
+
+
+def _loaded(job: Job, entry: _LoadEntry, source: Source, store: Store) -> list[Model]:
+    """The models that an entry's files are, and behind them the untrained twin of each architecture."""
+    where, spec, load = entry.where, entry.spec, entry.load
+    if load.family is not None:
+        _refuse_other_rows(job, where, spec.data, families()[load.family], source)
+    task = Task(tuple(source.shape), source.classes, tuple(source.categories), source.vocabulary)
+    place = Place(spec.located(load.url), spec.named)
+    chunks = source.chunks(job.data[spec.data].train) or source.chunks(job.data[spec.data].measure[0])
+    try:
+        found = loaded_models(load, place, task, dtype=job.numerics.dtype, store=store)
+        if load.sha256 is not None and load.sha256 != (pin := pin_of(found)):
+            raise misfit(job, f"{where}.load.sha256", load.sha256, f"the sha256 of what is there, {pin}")
+        made = twins(found, seed=_seed(job, 0), data=spec.data, chunks=chunks)
+    except ModelError as error:
+        raise refusal(job, f"{where}.load", str(error)) from error
+    controls = made if spec.control else {}
+    models = []
+    for name, origin in found.items():
+        twin = controls.get(origin.architecture)
+        named = name if spec.name is None else f"{spec.name}-{name}"
+        models.append(Model(origin.id, named, spec.data, origin, None, twin.id if twin else None, None))
+    base = spec.name or load.family or load.timm or (load.builder or load.auto).rpartition(":")[2]
+    for architecture, twin in controls.items():
+        several = "" if len(controls) == 1 else f"-{twin.id[:8]}"
+        models.append(Model(twin.id, f"{base}{several}-init", spec.data, twin, 0, None, architecture.id))
+    return models
+
+
+def _refuse_other_rows(job: Job, where: str, data: str, family: Family, source: Source) -> None:
+    if family.whole != source.whole:
+        takes = "a graph" if family.whole else "single rows"
+        raise misfit(job, f"{where}.data", data, f"data of {takes}, which family {family.name} takes")
+
+
+def _once(models: Iterable[Model]) -> tuple[Model, ...]:
+    """The models without repeated twins of loaded ones: entries of one architecture share theirs."""
+    found: dict[int | str, Model] = {}
+    for number, model in enumerate(models):
+        found.setdefault(model.id if isinstance(model.origin, Untrained) else number, model)
+    return tuple(found.values())
+
+
+def _trained(job: Job, entry: _Entry, source: Source) -> list[Model]:
     """The trained models of an entry, one for each seed, each followed by its untrained twin."""
     data = entry.spec.data
-    if entry.family.whole != source.whole:
-        takes = "a graph" if entry.family.whole else "single rows"
-        raise misfit(job, f"{entry.where}.data", data, f"data of {takes}, which family {entry.family.name} takes")
+    _refuse_other_rows(job, entry.where, data, entry.family, source)
     chunks = source.chunks(job.data[data].train)
     if not chunks:
         raise JobError(f"{job.place}: data.{data} has no rows of split {job.data[data].train!r} to train on")
@@ -304,14 +386,28 @@ def _validated(
 ) -> dict[str, Any]:
     """A table of an entry with what a point of the grid sets of it, checked."""
     chosen = {name: value for name, value in point.items() if name in model.model_fields}
+    places = dict.fromkeys(chosen, f"{where}.grid")
+    return _checked(job, f"{where}.{table}", model, {**given, **chosen}, places=places).model_dump(mode="json")
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def _checked(
+    job: Job, where: str, model: type[T], given: Mapping[str, Any], *, places: Mapping[str, str] = MappingProxyType({})
+) -> T:
+    """What a table says, read; `places` are those of keys that stand in another table. JobError at the first misfit."""
     try:
-        return model(**{**given, **chosen}).model_dump(mode="json")
+        return model(**given)
     except ValidationError as error:
         first = error.errors()[0]
         key = dotted(first["loc"])
-        path = f"{where}.{'grid' if first['loc'][0] in chosen else table}.{key}"
+        path = f"{places.get(str(first['loc'][0]), where)}.{key}"
         if first["type"] == "extra_forbidden":
             raise unknown(job, path, key, model.model_fields) from None
+        if first["type"] == "missing":
+            meaning = model.model_fields[key].description
+            raise refusal(job, where, f"{key} is missing: expected {key} = … ({meaning})") from None
         raise misfit(job, path, first["input"], first["msg"]) from None
 
 
@@ -323,5 +419,13 @@ def _refuse_duplicates(job: Job, models: tuple[Model, ...]) -> None:
             if other is not model:
                 raise JobError(
                     f"{job.place}: models {other.name!r} and {model.name!r} have the same {what}: "
-                    "give their entries different names, seeds or settings"
+                    f"{_CURES[what, isinstance(model.origin, Recipe)]}"
                 )
+
+
+_CURES = {
+    ("id", True): "give their entries different names, seeds or settings",
+    ("id", False): "they are the same weights; measure those on other data in a job of its own",
+    ("name", True): "give their entries different names, seeds or settings",
+    ("name", False): "give their entries different names",
+}

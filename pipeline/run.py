@@ -21,7 +21,7 @@ from pipeline.kernels import choose
 from pipeline.manifest import Coverage, Failed, Manifest, decode, encode, manifest_key, versions
 from pipeline.measuring import MeasureTask
 from pipeline.pack import pack_tasks
-from pipeline.plan import Plan, make_plan, reduce_tasks
+from pipeline.plan import Plan, make_plan, reduce_tasks, trained
 from pipeline.progress import Progress, Silent
 from pipeline.reduce import DONE, reduced_key
 from pipeline.resolve import Resolved, resolve
@@ -44,6 +44,7 @@ class Outcome:
     reused_cells: int
     failed: dict[str, str]
     seconds: dict[str, float]
+    loaded: int = 0
 
 
 def run(job: Job, store: Store, executor: Executor, progress: Progress | None = None) -> Outcome:
@@ -60,6 +61,7 @@ def run(job: Job, store: Store, executor: Executor, progress: Progress | None = 
     plan = make_plan(resolved, store, workers=executor.workers)
     do = partial(_stage, store=store, executor=executor, progress=show)
     done = do("train", plan.train, total=plan.trainings)
+    done = done.then(do("load", plan.load, total=plan.loads))
     done = done.then(do("measure", _without(plan.measure, done), total=plan.cells))
     stored = store.keys(f"runs/{resolved.run}/reduced/")
     done = done.then(do("reduce", reduce_tasks(resolved, stored, done.failed, open=done.open)))
@@ -75,8 +77,8 @@ def run(job: Job, store: Store, executor: Executor, progress: Progress | None = 
 
 
 def _claims(resolved: Resolved) -> Claims:
-    recipes = [model.recipe for model in resolved.models]
-    checkpoints = {recipe.model_id(step) for recipe in recipes for step in recipe.checkpoints}
+    checkpoints = {recipe.model_id(step) for _, recipe in trained(resolved) for step in recipe.checkpoints}
+    checkpoints |= {model.id for model in resolved.models}
     cells = [
         (
             tuple(resolved.state_name(one) for one in resolved.statistics_of(split)),
@@ -161,6 +163,7 @@ def _outcome(manifest: Manifest, plan: Plan, done: Stage) -> Outcome:
         reused_cells=plan.cells - plan.missing_cells,
         failed={one.name: one.reason for one in manifest.failed},
         seconds=seconds,
+        loaded=sum(receipt.units for receipt in done.receipts if receipt.kind == "load"),
     )
 
 

@@ -15,10 +15,11 @@ from pipeline.manifest import File
 from pipeline.measuring import MeasureTask, run_measure
 from pipeline.pack import PackTask, run_pack
 from pipeline.reduce import ReduceTask, run_reduce
+from pipeline.staging import LoadTask, run_load
 from pipeline.store import MissingObject, Store
 from pipeline.training import TrainTask, run_train
 
-Task = TrainTask | MeasureTask | ReduceTask | PackTask
+Task = TrainTask | LoadTask | MeasureTask | ReduceTask | PackTask
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ def _run(task: Task, store: Store) -> Receipt:
     match task:
         case TrainTask():
             return Receipt(_kind(task), task.units, failed=run_train(task, store))
+        case LoadTask():
+            staged = run_load(task, store)
+            return Receipt(_kind(task), staged.units, staged.failed, staged.unread)
         case MeasureTask():
             measured = run_measure(task, store)
             return Receipt(_kind(task), measured.units, measured.failed, measured.unread, remarks=measured.remarks)

@@ -40,7 +40,8 @@ def example(family: str) -> tuple[Model, Loaded]:
     module = disturbed(build(family, EXAMPLES[family].task, **EXAMPLES[family].hyperparameters))
     rows = NODES if families()[family].whole else 6
     found = discover(module, Batch(forward_inputs(family, rows=rows), torch.arange(rows)))
-    return Model("id", "name", "data", recipe(family), 0, None, None), Loaded(module, found, Checkpoint({}, {}))
+    model = Model("id", "name", "data", recipe(family), 0, None, None)
+    return model, Loaded(model.origin, module, found, Checkpoint({}, {}), "")
 
 
 @pytest.mark.parametrize("family", sorted(families()))

@@ -42,7 +42,7 @@ def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path):
         "training = { steps = 9 }",
     )
     settings = {
-        model.name: (model.recipe.hyperparameters["widths"], model.recipe.settings.learning_rate, model.recipe.seed)
+        model.name: (model.origin.hyperparameters["widths"], model.origin.settings.learning_rate, model.origin.seed)
         for model in found.models
     }
     assert settings == {
@@ -51,15 +51,15 @@ def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path):
         for rate in (0.1, 0.01)
         for seed in (0, 1)
     }
-    assert {model.recipe.steps for model in found.models} == {9}
+    assert {model.origin.steps for model in found.models} == {9}
     assert len({model.id for model in found.models}) == 8
 
 
 def test_learning_rates_of_one_shape_train_together(tmp_path: Path):
     found = resolved(tmp_path, "hyperparameters = { widths = [16] }\ngrid = { learning_rate = [0.1, 0.01, 0.001] }")
     # 16 × 10 weights fill whole cache lines, and 64 × 16
-    assert len({model.recipe.group for model in found.models}) == 1
-    assert len({model.recipe.lineage for model in found.models}) == 3
+    assert len({model.origin.group for model in found.models}) == 1
+    assert len({model.origin.lineage for model in found.models}) == 3
 
 
 def test_several_grids_are_a_list(tmp_path: Path):

@@ -47,6 +47,8 @@ LAYERS: dict[str, int] = {
             "estimate",
             "loading",
             "described",
+            "origins",
+            "staging",
             "training",
             "measuring",
             "reduce",

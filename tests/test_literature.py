@@ -48,7 +48,7 @@ def models(census: Store) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def module_of(model: Model, store: Store) -> nn.Module:
-    module = model.recipe.build()
+    module = model.origin.build()
     module.load_state_dict(decode_checkpoint(store.get(checkpoint_key(model.id))).weights)
     return module.eval()
 

@@ -56,7 +56,7 @@ def test_the_zoo_has_every_family_and_resolves(tmp_path: Path):
     job = load_job(JOBS / "zoo.toml")
     assert {model.family for model in job.models} == set(families())
     resolved = resolve(job, open_store(str(tmp_path)))
-    tasks = {model.data: model.recipe.task.kind for model in resolved.models}
+    tasks = {model.data: model.origin.task.kind for model in resolved.models}
     assert tasks == {
         "images": "image",
         "series": "series",

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipeline.errors import DataError, ModelError
+from pipeline.errors import DataError
 from pipeline.foreign.spec import LoadSpec
-from pipeline.inputs import InputFile, list_inputs, open_input
+from pipeline.inputs import InputFile, input_errors, list_inputs, open_input
 
 STATES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 PROGRAMS = (".pt2", ".onnx")
 # what a transformers directory may bring: nothing that is run, and no pickle
 DIRECTORY = (".json", ".txt", ".safetensors", ".model")
 CONFIG = "config.json"
-READ_BYTES = 1 << 20
+READ_BYTES = 8 << 20  # of one request to a server
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,19 @@ class ModelFiles:
     files: tuple[tuple[str, InputFile], ...]
 
     @property
-    def is_directory(self) -> bool:
-        """Whether it is a transformers directory."""
-        return any(name == CONFIG for name, _ in self.files)
+    def config(self) -> InputFile | None:
+        """What makes it a transformers directory."""
+        return dict(self.files).get(CONFIG)
+
+    @property
+    def is_program(self) -> bool:
+        """Whether it says itself what it computes."""
+        return any(name.endswith(PROGRAMS) for name, _ in self.files)
 
 
 def find_models(spec: LoadSpec, location: str) -> tuple[ModelFiles, ...]:
     """Every model at `location`, the spec's URL made absolute; DataError if there is none, or more than are pinned."""
-    files = [(PurePosixPath(file.url), file) for file in list_inputs(location)]
+    files = [(PurePosixPath(file.url), file) for file in _listed(location)]
     directories = {path.parent for path, _ in files if path.name == CONFIG}
     found = [_directory(directory, files) for directory in sorted(directories)]
     for path, file in files:
@@ -52,6 +57,19 @@ def find_models(spec: LoadSpec, location: str) -> tuple[ModelFiles, ...]:
     return tuple(
         ModelFiles(name, kept) for name, (_, kept) in zip(_names([path for path, _ in found]), found, strict=True)
     )
+
+
+def _listed(location: str) -> list[InputFile]:
+    """The files of a URL; those in the directories that a glob matches if it matches no file."""
+    try:
+        return list_inputs(location)
+    except DataError:
+        if not any(sign in location for sign in "*?["):
+            raise
+    try:
+        return list_inputs(f"{location.rstrip('/')}/*")
+    except DataError:
+        raise DataError(f"{location}: there is no such file or directory; expected at least one model") from None
 
 
 def _directory(
@@ -71,39 +89,34 @@ def _names(paths: Sequence[PurePosixPath]) -> Iterator[str]:
         yield "/".join(one[shared:] if len(parts) > 1 else one[-1:])
 
 
-def sha256_of(model: ModelFiles) -> str:
-    """SHA-256 of the file, or of a directory's names and files in order."""
-    digests = [(name, _sha256(file)) for name, file in model.files]
-    if not model.is_directory:
-        return digests[0][1]
-    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()
+def digests_of(model: ModelFiles) -> dict[str, str]:
+    """SHA-256 of each of its files, by name: one pass over their bytes."""
+    return {name: _sha256(file) for name, file in model.files}
+
+
+def sha256_of(digests: Mapping[str, str]) -> str:
+    """SHA-256 of the only file, or of what sha256sum says of a directory's files in order."""
+    if CONFIG not in digests:
+        (only,) = digests.values()
+        return only
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()).hexdigest()
 
 
 def _sha256(file: InputFile) -> str:
     found = hashlib.sha256()
-    with open_input(file.url) as opened:
+    with input_errors(file.url), open_input(file.url) as opened:
         while block := opened.read(READ_BYTES):
             found.update(block)
     return found.hexdigest()
 
 
-def read_model(model: ModelFiles, sha256: str) -> Mapping[str, bytes]:
-    """Its files by name; ModelError unless they are those of that SHA-256."""
+def read_model(model: ModelFiles, digests: Mapping[str, str]) -> dict[str, bytes]:
+    """Its files by name; DataError unless they are those of these SHA-256."""
     contents = {}
     for name, file in model.files:
-        with open_input(file.url) as opened:
+        with input_errors(file.url), open_input(file.url) as opened:
             contents[name] = opened.read()
-    found = sha256_of_contents(contents)
-    if found != sha256:
-        raise ModelError(
-            f"model {model.name}: its sha256 is {found}, expected {sha256}: the file was changed or is another"
-        )
+        found = hashlib.sha256(contents[name]).hexdigest()
+        if found != digests[name]:
+            raise DataError(f"{file.url}: its sha256 is {found}, expected {digests[name]}: it was changed; run again")
     return contents
-
-
-def sha256_of_contents(contents: Mapping[str, bytes]) -> str:
-    """The same as `sha256_of`, of what was read."""
-    digests = [(name, hashlib.sha256(content).hexdigest()) for name, content in contents.items()]
-    if CONFIG not in contents:
-        return digests[0][1]
-    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()

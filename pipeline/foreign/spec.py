@@ -25,7 +25,11 @@ class LoadSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     url: str = Field(description="file, directory or glob on any fsspec URL; every match is a model")
-    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", description="of the only match's weights")
+    sha256: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="of the only match: its file, or sha256sum's lines of several",
+    )
     family: str | None = Field(default=None, description="family of the weights")
     builder: str | None = Field(default=None, description="'package.module:name' of a class or function that builds it")
     timm: str | None = Field(default=None, description="name of a timm model")
@@ -33,6 +37,9 @@ class LoadSpec(BaseModel):
     arguments: dict[str, Any] = Field(default={}, description="of the builder, or the family's hyperparameters")
     key: str | None = Field(default=None, description="entry of a .pt file that holds the weights, 'a.b' if nested")
     prefix: str = Field(default="", description="what to remove from the beginning of the weights' names")
+    inputs: tuple[str, ...] | None = Field(
+        default=None, description="the forward's arguments for what a row gives, in order; what has no name is left out"
+    )
 
     @field_validator("builder", "timm")
     @classmethod
@@ -49,7 +56,11 @@ class LoadSpec(BaseModel):
             raise PydanticCustomError("misfit", "'package.module:name'")
         return value
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """How the models are built, as JSON values: where the files are is not part of it."""
+        return self.model_dump(mode="json", exclude={"url", "sha256"})
+
     def model_id(self, sha256: str) -> str:
-        """Name of the model with weights of that digest: where the files are is not part of it."""
-        built = self.model_dump(mode="json", exclude={"url", "sha256"})
-        return digest(["loaded", LOAD_VERSION, sha256, built])
+        """Name of the model with weights of that digest."""
+        return digest(["loaded", LOAD_VERSION, sha256, self.identity])

@@ -52,25 +52,34 @@ def _entry(name: str, found: Any, key: str | None) -> Any:
     return found
 
 
-def fit_state(module: nn.Module, state: Mapping[str, torch.Tensor], name: str) -> nn.Module:
-    """The module with these weights; ModelError that lists what is missing, left over or of another shape."""
-    own = module.state_dict()
+def check_state(shapes: Mapping[str, torch.Size], state: Mapping[str, torch.Tensor], name: str) -> None:
+    """ModelError that lists what is missing, left over or of another shape than a model's."""
     wrong = [
-        f"{one} is {tuple(state[one].shape)}, expected {tuple(own[one].shape)}"
-        for one in own
-        if one in state and state[one].shape != own[one].shape
+        f"{one} is {tuple(state[one].shape)}, expected {tuple(shapes[one])}"
+        for one in shapes
+        if one in state and state[one].shape != shapes[one]
     ]
     problems = {
-        "missing": [one for one in own if one not in state],
+        "missing": [one for one in shapes if one not in state],
         # safetensors gives names in no fixed order
-        "unexpected": sorted(one for one in state if one not in own),
+        "unexpected": sorted(one for one in state if one not in shapes),
         "of another shape": wrong,
     }
     said = [f"{len(found)} {what}: {_listed(found)}" for what, found in problems.items() if found]
     if said:
         raise ModelError(f"{name} does not fit the model: {'; '.join(said)}")
+
+
+def fit_state(module: nn.Module, state: Mapping[str, torch.Tensor], name: str) -> nn.Module:
+    """The module with these weights; ModelError as `check_state`."""
+    check_state(shapes_of(module), state, name)
     module.load_state_dict(state)
     return module
+
+
+def shapes_of(module: nn.Module) -> dict[str, torch.Size]:
+    """The shape of each of a module's weights, by name."""
+    return {name: value.shape for name, value in module.state_dict().items()}
 
 
 def _listed(names: Iterable[str]) -> str:

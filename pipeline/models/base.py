@@ -68,6 +68,16 @@ class Task:
         return {3: "image", 2: "series"}.get(len(self.shape), "numbers")  # type: ignore[return-value]
 
 
+def example(task: Task, rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Made-up inputs of a task, not of a graph: that many rows, drawn from torch's default generator."""
+    if task.vocabulary:
+        return (torch.randint(task.vocabulary, (rows, *task.shape)),)
+    x = torch.randn(rows, *task.shape, dtype=dtype)
+    if task.categories:
+        return x, torch.stack([torch.randint(values, (rows,)) for values in task.categories], 1)
+    return (x,)
+
+
 # (weights by name, arguments, keyword arguments), every tensor with an axis of models first → what each returns
 StackedForward = Callable[[dict[str, torch.Tensor], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -113,12 +123,7 @@ class Family(ABC):
 
     def example(self, task: Task, rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """Made-up inputs of that many rows, drawn from torch's default generator."""
-        if task.vocabulary:
-            return (torch.randint(task.vocabulary, (rows, *task.shape)),)
-        x = torch.randn(rows, *task.shape, dtype=dtype)
-        if task.categories:
-            return x, torch.stack([torch.randint(values, (rows,)) for values in task.categories], 1)
-        return (x,)
+        return example(task, rows, dtype)
 
     def expect(self, task: Task, *kinds: Kind) -> None:
         """ModelError unless the task's rows are of one of these kinds."""

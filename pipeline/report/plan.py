@@ -17,8 +17,10 @@ def planned(plan: Plan, *, committed: bool) -> RenderableType:
     """What a job would do."""
     resolved = plan.resolved
     untrained = sum(task.units for task in plan.train)
+    unloaded = sum(task.units for task in plan.load)
     rows = [
         ("models to train", plan.trainings, plan.trainings - untrained, untrained, len(plan.train)),
+        ("models to load", plan.loads, plan.loads - unloaded, unloaded, len(plan.load)),
         ("cells to measure", plan.cells, plan.cells - plan.missing_cells, plan.missing_cells, len(plan.measure)),
     ]
     facts = [

@@ -12,8 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.errors import ModelError
-from pipeline.foreign.files import find_models, read_model, sha256_of
+from pipeline.errors import JobError, ModelError
+from pipeline.foreign.files import digests_of, find_models, read_model
 from pipeline.foreign.load import load_module
 from pipeline.foreign.spec import LoadSpec
 from pipeline.models.base import Task
@@ -35,7 +35,7 @@ def test_a_package_that_is_missing_is_named(
 ) -> None:
     for package in ("onnx", "onnx2torch", "timm", "transformers"):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(JobError, match=said):
         load_module(LoadSpec(url="x", **spec), {name: content}, TASK)
 
 
@@ -59,8 +59,8 @@ def test_a_transformers_directory(bert: Path) -> None:
     spec = LoadSpec(url="x")
     (bert / "pytorch_model.bin").write_bytes(b"a pickle that is never read")
     (found,) = find_models(spec, str(bert))
-    assert found.is_directory
-    module = load_module(spec, read_model(found, sha256_of(found)), TASK)
+    assert found.config is not None
+    module = load_module(spec, read_model(found, digests_of(found)), TASK)
     token = torch.randint(30, (2, 5))
     expected = transformers.BertModel.from_pretrained(bert).eval()
     assert torch.equal(module(token).last_hidden_state, expected(token).last_hidden_state)
@@ -85,7 +85,7 @@ def test_a_directory_of_pickles_alone_is_refused(bert: Path) -> None:
 
 def read_all(directory: Path) -> dict[str, bytes]:
     (found,) = find_models(LoadSpec(url="x"), str(directory))
-    return dict(read_model(found, sha256_of(found)))
+    return dict(read_model(found, digests_of(found)))
 
 
 def test_a_timm_model() -> None:

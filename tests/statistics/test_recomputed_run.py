@@ -74,7 +74,7 @@ class Awkward:
 
     def module(self, name: str) -> nn.Module:
         model = self.models[name]
-        module = model.recipe.build()
+        module = model.origin.build()
         module.load_state_dict(decode_checkpoint(self.store.get(checkpoint_key(model.id))).weights)
         return module.eval()
 

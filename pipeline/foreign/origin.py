@@ -1,0 +1,86 @@
+"""Where the models of a job come from that it does not train: files, and untrained twins of what those are of.
+
+Layer 2. An origin names its model before anything of it is read but its digest, and makes its checkpoint once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from pipeline.batch import Batch
+from pipeline.errors import ModelError
+from pipeline.foreign.architecture import Architecture
+from pipeline.foreign.files import ModelFiles, read_model, sha256_of
+from pipeline.foreign.load import checkpoint_of, restored
+from pipeline.foreign.untrained import untrained
+from pipeline.hashing import digest
+from pipeline.models.base import Checkpoint
+from pipeline.sources.base import Chunk
+
+# raised whenever the same architecture and seed would give another untrained twin
+UNTRAINED_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that was found as files.
+
+    digests  SHA-256 of each of its files, by name
+    named    the files as the job names them, those of the same content too
+    """
+
+    architecture: Architecture
+    files: ModelFiles
+    digests: Mapping[str, str]
+    named: tuple[str, ...]
+    dtype: str
+
+    @cached_property
+    def id(self) -> str:
+        """Its name, from its bytes and from how it is built."""
+        return self.architecture.spec.model_id(sha256_of(self.digests))
+
+    def module(self) -> nn.Module:
+        """A module of its shape: of a program itself, of all others with any weights. ModelError or DataError."""
+        if not self.files.is_program:
+            return self.architecture.build()
+        return restored(self.architecture, self.checkpoint())
+
+    def checkpoint(self) -> Checkpoint:
+        """Read its files and check that they fit. DataError if they changed since; ModelError if they do not fit."""
+        contents = read_model(self.files, self.digests)
+        record = {"loaded_from": list(self.named), "sha256": sha256_of(self.digests)}
+        return checkpoint_of(self.architecture, contents, record)
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """The control of loaded models: what they are built as, its weights drawn anew.
+
+    data   name of the data set that it is measured on
+    chunk  whose first rows its BatchNorm statistics are taken from; None where it has none
+    """
+
+    architecture: Architecture
+    seed: int
+    data: str
+    chunk: Chunk | None
+    dtype: str
+
+    @cached_property
+    def id(self) -> str:
+        """Its name, from how it is built, the seed, and what it has seen and is to see."""
+        rows = None if self.chunk is None else self.chunk.id
+        return digest(["untrained", UNTRAINED_VERSION, self.architecture.id, self.seed, self.data, rows])
+
+    def checkpoint(self, rows: Iterable[Batch]) -> Checkpoint:
+        """Draw its weights; `rows` are those of its chunk. ModelError if some are not drawn by its constructor."""
+        module = untrained(self.architecture.build, self.seed, (self.architecture.call.shown(one) for one in rows))
+        if module is None:
+            raise ModelError("its constructor leaves weights as the memory has them: it has no untrained twin")
+        weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        return Checkpoint(weights, {"seed": self.seed})
