@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # read where Triton's kernels are defined: they run on the CPU; set it to 0 to test them on a GPU
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from tests.servers import ray_cluster, ray_head, seaweed  # noqa: F401  (fixtures)
+from tests.servers import prefect, ray_cluster, ray_head, seaweed  # noqa: F401  (fixtures)
 
 
 @pytest.fixture(scope="session")

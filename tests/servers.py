@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -258,3 +259,32 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
         yield server
     finally:
         server.close()
+
+
+@dataclass
+class Prefect:
+    """A real server; `client` speaks to it."""
+
+    server: Server
+    port: int
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+
+def start_prefect(home: Path) -> Prefect:
+    port = free_port()
+    environment = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    return Prefect(Server(*command, environment=environment, log=home / "log"), port)
+
+
+@pytest.fixture(scope="session")
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
+    one = start_prefect(tmp_path_factory.mktemp("prefect"))
+    try:
+        wait_until(lambda: answers(one.port), timeout_s=120)
+        yield one
+    finally:
+        one.server.kill()

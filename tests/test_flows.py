@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +20,20 @@ from pipeline.manifest import committed_runs
 from pipeline.store import open_store
 from tests.census import published, run_inline, small_job
 from tests.durability.schedules import tiny_job
-from tests.servers import BIN, RayNode, Server, answers, children, free_port, wait_until, workers_of
+from tests.servers import (
+    BIN,
+    Prefect,
+    RayNode,
+    Server,
+    answers,
+    children,
+    free_port,
+    start_prefect,
+    wait_until,
+    workers_of,
+)
 
 pytestmark = pytest.mark.real
-
-
-@dataclass
-class Prefect:
-    """A real server; `client` speaks to it."""
-
-    server: Server
-    port: int
-
-    @property
-    def api(self) -> str:
-        return f"http://127.0.0.1:{self.port}/api"
-
-
-def start_prefect(home: Path) -> Prefect:
-    port = free_port()
-    environment = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    return Prefect(Server(*command, environment=environment, log=home / "log"), port)
-
-
-@pytest.fixture(scope="session")
-def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
-    one = start_prefect(tmp_path_factory.mktemp("prefect"))
-    try:
-        wait_until(lambda: answers(one.port), timeout_s=120)
-        yield one
-    finally:
-        one.server.kill()
 
 
 FLOW = """

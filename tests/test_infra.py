@@ -1,0 +1,125 @@
+"""What is in infra/: that it parses, that every command and option in it exists, and that it holds no secret."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import pytest
+import yaml
+
+from pipeline.cli import cli
+from tests.servers import BIN, Prefect
+
+INFRA = Path(__file__).parents[1] / "infra"
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((INFRA / name).read_text())
+
+
+def services() -> dict[str, dict[str, Any]]:
+    return read("compose.yaml")["services"]
+
+
+@cache
+def options(*command: str) -> set[str]:
+    """The options that a command's help names."""
+    done = subprocess.run([BIN / command[0], *command[1:]], capture_output=True, text=True)
+    return set(re.findall(r"(?<![\w-])--?[A-Za-z][\w.-]*", done.stdout + done.stderr))
+
+
+def test_the_services_stand_on_each_other() -> None:
+    compose = read("compose.yaml")
+    for name, service in compose["services"].items():
+        assert set(service.get("depends_on", [])) <= compose["services"].keys(), name
+        volumes = [volume.split(":")[0] for volume in service.get("volumes", [])]
+        named = {volume for volume in volumes if not volume.startswith((".", "/"))}
+        assert named <= compose["volumes"].keys(), name
+        assert all((INFRA / volume).exists() for volume in volumes if volume.startswith(".")), name
+        # nothing is open to the world
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+    assert (INFRA / services()["head"]["build"]["dockerfile"].removeprefix("infra/")).exists()
+
+
+@pytest.mark.parametrize("name", ["head", "node"])
+def test_rays_options_exist(name: str) -> None:
+    program, command, *given = services()[name]["entrypoint"]
+    assert (program, command) == ("ray", "start")
+    assert {option.split("=")[0] for option in given} <= options("ray", "start", "--help")
+
+
+@pytest.mark.parametrize("name", ["prefect", "worker"])
+def test_prefects_options_exist(name: str) -> None:
+    program, *words = services()[name]["entrypoint"]
+    assert {word for word in words if word.startswith("--")} <= options(program, *words[:2], "--help")
+
+
+def test_the_s3_servers_options_exist() -> None:
+    command, *given = services()["s3"]["command"].split()
+    assert {option.split("=")[0] for option in given} <= options("weed", command, "-h")
+
+
+def test_the_cluster_starts_rays_nodes() -> None:
+    cluster = read("kuberay.yaml")
+    assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
+    spec = cluster["spec"]
+    assert f"ray=={spec['rayVersion']}" in (INFRA.parent / "constraints.txt").read_text().splitlines()
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert {f"--{name}" for name in group["rayStartParams"]} <= options("ray", "start", "--help")
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    for group in spec["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    assert spec["authOptions"] == {"mode": "token"}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in INFRA.iterdir()))
+def test_comments_name_commands_that_exist(name: str) -> None:
+    for words in re.findall(r"^#   .*?(?:neuron-census|--rm census) (\w+) ([^\n]*)$", (INFRA / name).read_text(), re.M):
+        command = cli.commands[words[0]]
+        known = {
+            option for parameter in command.params if isinstance(parameter, click.Option) for option in parameter.opts
+        }
+        assert set(re.findall(r"--[a-z-]+", words[1])) <= known
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in INFRA.iterdir()))
+def test_no_secret_has_a_value(name: str) -> None:
+    for line in (INFRA / name).read_text().splitlines():
+        if match := re.search(r"(ACCESS_KEY|TOKEN|PASSWORD)\w*[:=] *(\S+)", line.split("#")[0]):
+            assert re.match(r"\$\{\w+:\?|\"\$\(", match[2]), line
+
+
+@pytest.mark.real
+def test_the_deployment_is_taken_by_a_server(prefect: Prefect, tmp_path: Path) -> None:
+    asked = {"job": "/jobs/nightly.toml", "store": "s3://bucket/census", "ray": "head:6379"}
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": prefect.api,
+        "PREFECT_HOME": str(tmp_path),
+        **{f"NEURON_CENSUS_{name.upper()}": value for name, value in asked.items()},
+    }
+
+    def call(*words: str) -> None:
+        done = subprocess.run(
+            [BIN / "prefect", *words], env=environment, cwd=INFRA.parent, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    call("work-pool", "create", "neuron-census", "--type", "process", "--overwrite")
+    call("--no-prompt", "deploy", "--prefect-file", "infra/prefect.yaml", "--all")
+    deployed = httpx.get(f"{prefect.api}/deployments/name/census/nightly", timeout=30).raise_for_status().json()
+    assert deployed["parameters"] == asked
+    assert [one["schedule"]["cron"] for one in deployed["schedules"] if one["active"]] == ["0 2 * * *"]
+    assert deployed["work_pool_name"] == "neuron-census"
+    assert deployed["entrypoint"] == "flows.census.census"
+    assert deployed["pull_steps"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "/"}}]
