@@ -91,10 +91,9 @@ class Finished:
     outcomes: tuple[Outcome, ...]
 
 
-def play(seed: int, job: Job) -> Finished:
+def play(seed: int, job: Job, world: World) -> Finished:
     """Run the job, driver after driver and some within others, until one says that the run is committed."""
     random = Random(seed)
-    world = World()
     outcomes: list[Outcome] = []
     rivals = iter(range(RIVALS))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.durability.schedules import check, play, tiny_job
+from tests.durability.world import World
 
 SEEDS = 200
 SAMPLE = 40
@@ -19,9 +20,9 @@ SAMPLE = 40
     "seed", [pytest.param(seed, marks=[] if seed < SAMPLE else pytest.mark.slow) for seed in range(SEEDS)]
 )
 def test_schedule(seed: int, directory: Path) -> None:
-    finished = play(seed, tiny_job(directory))
+    world = World()
     try:
-        check(finished, directory)
-    except AssertionError as error:
-        story = "\n".join(finished.world.history)
-        raise AssertionError(f"seed {seed} replays this:\n{story}\n{error}") from error
+        check(play(seed, tiny_job(directory), world), directory)
+    except Exception as error:
+        story = "\n".join(world.history)
+        raise AssertionError(f"seed {seed} replays this:\n{story}\n{type(error).__name__}: {error}") from error
