@@ -47,9 +47,15 @@ def predictions(family: Family, logits: torch.Tensor) -> torch.Tensor:
 
 def losses(logits: torch.Tensor, target: torch.Tensor, smoothing: float) -> torch.Tensor:
     """The mean cross-entropy of each of the G models, in nats: logits (G, …, C), target (G, …)."""
-    each = functional.cross_entropy(
-        logits.flatten(0, -2), target.flatten(), ignore_index=NOTHING, label_smoothing=smoothing, reduction="none"
-    )
+    if logits.ndim == 3 and logits.mT.is_contiguous():
+        # a row's logits lie apart: over them all rows go at once, four times as fast as one by one
+        each = functional.cross_entropy(
+            logits.mT, target, ignore_index=NOTHING, label_smoothing=smoothing, reduction="none"
+        )
+    else:
+        each = functional.cross_entropy(
+            logits.flatten(0, -2), target.flatten(), ignore_index=NOTHING, label_smoothing=smoothing, reduction="none"
+        )
     # elementwise and along rows of one model: no model's sum depends on how many there are
     total_G = each.view(len(target), -1).sum(1)
     return total_G / (target != NOTHING).flatten(1).sum(1).clamp(min=1)

@@ -20,7 +20,7 @@ from pipeline.models.base import Family, Task
 from pipeline.registry import families
 
 # raised whenever the same recipe would give other weights
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 
 
 @dataclass(frozen=True)

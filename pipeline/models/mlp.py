@@ -52,21 +52,24 @@ class MLP(Family):
         return {first: InputSpace("features", task.shape, tuple(names.feature(i) for i in range(task.shape[0])))}
 
     def stacked(self, module: nn.Module) -> StackedForward:
-        """Batched products: `vmap` runs the same ones, and takes twice as long to get there for a few models."""
+        """Batched products of the weights with the rows as columns: their gradients then lie as the weights do.
+
+        `vmap` multiplies the other way round, and every gradient has to be turned (a fifth of a step of 64 models).
+        """
         gates = [layer for layer in module.children() if not isinstance(layer, nn.Flatten | nn.Linear)]
 
         def forward(weights: dict[str, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
             (x_GN,) = args
-            a_GNU = x_GN.flatten(2)
+            a_GUN = x_GN.flatten(2).mT
             for index, gate in enumerate(gates):
-                a_GNU = gate(_affine(a_GNU, weights, f"hidden{index}"))
-            return _affine(a_GNU, weights, "classifier")
+                a_GUN = gate(_affine(a_GUN, weights, f"hidden{index}"))
+            return _affine(a_GUN, weights, "classifier").mT
 
         return forward
 
 
-def _affine(x_GND: torch.Tensor, weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    return torch.bmm(x_GND, weights[f"{name}.weight"].mT) + weights[f"{name}.bias"][:, None]
+def _affine(x_GDN: torch.Tensor, weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    return torch.baddbmm(weights[f"{name}.bias"][:, :, None], weights[f"{name}.weight"], x_GDN)
 
 
 FAMILY = MLP()
