@@ -242,7 +242,7 @@ def _same(kernel: int, dilation: int) -> tuple[int, int]:
 
 _RECOGNISERS: dict[str, Callable[[Call], Affine | None]] = {
     "linear": _linear,
-    **dict.fromkeys(["matmul", "mm", "bmm", "mv"], _matmul),
+    **dict.fromkeys(["matmul", "mm", "bmm", "mv", "_sparse_mm"], _matmul),
     **dict.fromkeys(["addmm", "baddbmm", "addmv"], _addmm),
     "einsum": _einsum,
     "convolution": _general_convolution,

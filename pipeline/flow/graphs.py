@@ -1,7 +1,8 @@
 """Rows of the inputs of graph batches: which graph each node and each edge belongs to.
 
-Layer 1. By the shapes that graph libraries share: nodes of all graphs one after another, a sorted integer for each node
-that numbers its graph (unless each node is a row itself), edges as a (2, E) integer tensor of nodes, from and to.
+Layer 1. By the shapes that graph libraries share: the nodes of all graphs along one axis, edges as a (2, E) integer
+tensor of nodes, from and to. Whose node is whose is said by a sorted integer for each node that numbers its graph, by
+the number of nodes of each graph, by where each begins, or by a list of each graph's nodes; else each node is a row.
 """
 
 from __future__ import annotations
@@ -23,17 +24,24 @@ class Graphs:
     edge_E: torch.Tensor | None
 
     @staticmethod
-    def among(leaves: Sequence[torch.Tensor], rows: int) -> Graphs | None:
-        """The graphs that input tensors describe, None if they describe none."""
-        of_node = [leaf for leaf in leaves if _numbers_graphs(leaf, rows)]
-        if of_node:
-            node_V = of_node[0].to(CPU)
-        elif any(leaf.dim() > 0 and len(leaf) == rows for leaf in leaves):
+    def among(leaves: Sequence[tuple[torch.Tensor, int | None]], rows: int) -> Graphs | None:
+        """The graphs that input tensors describe, None if they describe none; with the row of those of one row alone.
+
+        Where nothing says so, each of several nodes that edges join is a row.
+        """
+        shared = [leaf for leaf, row in leaves if row is None]
+        node_V = _said_of_nodes(shared, rows)
+        if node_V is None:
+            node_V = _listed([(leaf, row) for leaf, row in leaves if row is not None], shared, rows)
+        if node_V is not None:
+            node_V = node_V.to(CPU)
+        of_graphs = node_V is not None
+        if node_V is None:
+            if not any(leaf.dim() > 0 and len(leaf) == rows for leaf in shared):
+                return None
             node_V = torch.arange(rows)
-        else:
-            return None
-        edges = [leaf for leaf in leaves if _joins_nodes(leaf, len(node_V))]
-        if not of_node and not edges:
+        edges = [leaf for leaf in shared if _joins_nodes(leaf, len(node_V))]
+        if not of_graphs and not edges:
             return None
         return Graphs(rows, node_V, node_V[edges[0][1].to(CPU)] if edges else None)
 
@@ -44,6 +52,46 @@ class Graphs:
         if self.edge_E is not None and len(self.edge_E) in (*shape[:1], *(shape[1:] if shape[:1] == (2,) else ())):
             return along(0 if shape[0] == len(self.edge_E) else 1, self.edge_E, self.rows)
         return None
+
+
+def _said_of_nodes(leaves: Sequence[torch.Tensor], rows: int) -> torch.Tensor | None:
+    """The graph of each node where one tensor tells: a number for each node, sizes, or where each graph begins."""
+    for leaf in leaves:
+        if _numbers_graphs(leaf, rows):
+            return leaf
+    counts = {len(leaf) for leaf in leaves if leaf.dim() > 0} - {rows, rows + 1}
+    for leaf in leaves:
+        sizes = _sizes(leaf, rows)
+        if sizes is not None and int(sizes.sum()) in counts:
+            return torch.repeat_interleave(torch.arange(rows), sizes.cpu())
+    return None
+
+
+def _sizes(leaf: torch.Tensor, rows: int) -> torch.Tensor | None:
+    """How many nodes each graph has, from their number itself or from where each begins and the last one ends."""
+    if leaf.is_floating_point() or leaf.dtype == torch.bool or leaf.dim() != 1 or rows < 2:
+        return None
+    if len(leaf) == rows + 1 and int(leaf[0]) == 0:
+        leaf = leaf.diff()
+    elif len(leaf) != rows:
+        return None
+    return leaf if bool((leaf >= 0).all()) else None
+
+
+def _listed(
+    leaves: Sequence[tuple[torch.Tensor, int]], shared: Sequence[torch.Tensor], rows: int
+) -> torch.Tensor | None:
+    """The graph of each node where a list has the nodes of each: every node once."""
+    lists = [(leaf, row) for leaf, row in leaves if leaf.dtype == torch.int64 and leaf.dim() == 1]
+    nodes = torch.cat([leaf.to(CPU) for leaf, _ in lists]) if len(lists) == rows > 1 else torch.empty(0)
+    if not len(nodes) or not any(len(leaf) == len(nodes) for leaf in shared if leaf.dim() > 0):
+        return None
+    if not torch.equal(nodes.sort().values, torch.arange(len(nodes))):
+        return None
+    node_V = torch.empty(len(nodes), dtype=torch.int64)
+    for leaf, row in lists:
+        node_V[leaf.to(CPU)] = row
+    return node_V
 
 
 def _numbers_graphs(leaf: torch.Tensor, rows: int) -> bool:

@@ -150,6 +150,7 @@ class Contraction(Geometry):
     def enter(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
         """(L, S, G, D), positions in the order of the output's axes."""
         # a broadcast axis of size 1 has a label that neither weight nor output knows
+        x = x if x.layout is torch.strided else x.to_dense()
         own = [label for label in self.x_labels if label not in self.weight_labels]
         kept = sorted(own, key=self.out_labels.find)
         order = [self.x_labels.index(label) for label in [*kept, *self._groups, *self._inputs]]

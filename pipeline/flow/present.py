@@ -131,9 +131,13 @@ class Presenter:
         return mask_NS[at.row_L[:, None], at.position_LS]
 
     def masks_others(self, presentations: Presentations) -> bool:
-        """Whether the batch has a mask of positions, and the site positions that are not those."""
+        """Whether the batch has a mask of positions, and the site others: neither those nor just the real ones."""
+        mask_NS = self._batch.mask_NS
         several = presentations.entries * presentations.positions > presentations.rows
-        return self._batch.mask_NS is not None and presentations.mask_LS is None and several
+        if mask_NS is None or presentations.mask_LS is not None or not several:
+            return False
+        count_N = torch.bincount(presentations.row_index_L, minlength=presentations.rows) * presentations.positions
+        return not torch.equal(count_N.cpu(), mask_NS.sum(1).cpu())
 
     def check(self, presentations: Presentations) -> None:
         """Raise ModelError unless every row is there, and every unit."""

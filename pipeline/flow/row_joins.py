@@ -12,7 +12,7 @@ import torch
 
 from pipeline.flow.operators import words
 from pipeline.flow.row_views import Arguments, axis_of, without
-from pipeline.flow.rows import Rows, Shape, agreed, along, chosen
+from pipeline.flow.rows import Rows, Shape, agreed, along, chosen, whole
 
 
 class Source(NamedTuple):
@@ -59,9 +59,18 @@ def _index(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | 
         return rows
     if axis > used[-1]:
         return rows.at(axis - len(used) + len(shape))
-    if len(shape) != 1:
-        return None
-    return chosen(rows, old[axis], indices[axis].expand(shape), used[0])
+    if len(shape) == 1:
+        return chosen(rows, old[axis], indices[axis].expand(shape), used[0])
+    return _chosen_together(rows.of_entries(old[axis])[indices[axis].expand(shape).cpu()], used[0], rows.rows)
+
+
+def _chosen_together(of_chosen: torch.Tensor, first: int, rows: int) -> Rows | None:
+    """The rows of what a table of indices chose, (nodes × neighbours) say: along the one axis that they differ on."""
+    for axis in range(of_chosen.dim()):
+        along_axis = of_chosen.movedim(axis, 0).flatten(1)
+        if along_axis.shape[1] and bool((along_axis == along_axis[:, :1]).all()):
+            return along(first + axis, along_axis[:, 0], rows)
+    return None
 
 
 def _masked(rows: Rows, first: int, mask: torch.Tensor, old: Shape) -> Rows | None:
@@ -117,11 +126,19 @@ def reduced(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None
     if rows.axis is None:
         return rows
     if dims is None or (isinstance(dims, list | tuple) and not dims):
-        return None
+        return _of_one_row(rows)
     gone = {dim % len(old) for dim in ([dims] if isinstance(dims, int) else dims)}
     if rows.axis in gone:
-        return None
+        return _of_one_row(rows)
     return rows if len(new) == len(old) else without(rows, gone)
+
+
+def _of_one_row(rows: Rows) -> Rows | None:
+    """Everything is of one row where all entries are."""
+    index = rows.index
+    if index is None or not len(index) or not bool((index == index[0]).all()):
+        return None
+    return whole(index[0], rows.rows)
 
 
 def _rows_of(sources: Sources, tensor: Any) -> Rows | None:

@@ -61,7 +61,7 @@ class Tracker(TorchDispatchMode):
 
     def _leaves(self, batch: Batch, preferred: Sequence[int | None]) -> Iterator[tuple[torch.Tensor, Rows | None]]:
         leaves = list(_input_leaves(batch))
-        self._graphs = graphs = Graphs.among([leaf for leaf, row in leaves if row is None], self.rows)
+        self._graphs = graphs = Graphs.among(leaves, self.rows)
         for position, (leaf, row) in enumerate(leaves):
             axis = preferred[position] if position < len(preferred) else None
             rows = None if graphs is None or row is not None else graphs.rows_of(leaf.shape)

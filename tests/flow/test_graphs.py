@@ -155,3 +155,64 @@ def test_a_network_on_edges_knows_their_graph():
     shown = show(model, batch_of(x, edge, numbers(edge.shape[1], 2), graph, rows=3))
     assert shown.last["f"].row_L.tolist() == graph[edge[1]].tolist()
     assert [site.gate for site in shown.discovery.sites] == ["sigmoid", "softplus"]
+
+
+def crystal_model() -> Free:
+    """A crystal graph network: neighbours in a table (nodes × M), gated messages, a norm inside the gate."""
+
+    def forward(self, atoms, bonds, neighbours, crystals):
+        count, most = neighbours.shape
+        h = self.enter(atoms)
+        joint = torch.cat([h.unsqueeze(1).expand(count, most, 4), h[neighbours], bonds], 2)
+        gated = self.norm(self.full(joint).view(-1, 8)).view(count, most, 8)
+        filters, cores = gated.chunk(2, 2)
+        h = h + (torch.sigmoid(filters) * nn.functional.softplus(cores)).sum(1)
+        if isinstance(crystals, list):
+            pooled = torch.cat([h[nodes].mean(0, keepdim=True) for nodes in crystals])
+        else:
+            sizes = crystals.diff() if len(crystals) > 3 else crystals
+            pooled = torch.stack([part.mean(0) for part in h.split(sizes.tolist())])
+        return self.head(pooled)
+
+    norm = nn.BatchNorm1d(8, dtype=torch.float64).eval()
+    return Free(forward, enter=linear(3, 4), full=linear(10, 8), norm=norm, head=linear(4, 2))
+
+
+@pytest.mark.parametrize("form", ["lists", "sizes", "bounds"])
+def test_crystals_as_nodes_with_tables_of_neighbours(form, randomised):
+    sizes, starts = torch.tensor([3, 5, 2]), (0, 3, 8)
+    tables = [torch.randint(start, start + size, (size, 2)) for start, size in zip(starts, sizes.tolist(), strict=True)]
+    crystals = {
+        "lists": [torch.arange(start, start + size) for start, size in zip(starts, sizes.tolist(), strict=True)],
+        "sizes": sizes,
+        "bounds": torch.tensor([0, *sizes.cumsum(0)]),
+    }[form]
+    atoms, bonds, table = numbers(10, 3), numbers(10, 2, 2), torch.cat(tables)
+    model = randomised(crystal_model())
+    shown = show(model, batch_of(atoms, bonds, table, crystals, rows=3))
+    assert [(site.name, site.gate) for site in shown.discovery.sites] == [
+        ("enter", "identity"),
+        ("full.0", "sigmoid"),
+        ("full.1", "softplus"),
+        ("head", "identity"),
+    ]
+    of_node = torch.repeat_interleave(torch.arange(3), sizes)
+    assert shown.last["enter"].row_L.tolist() == of_node.tolist()
+    last = shown.last["full.0"]
+    entries = last.row_L[:, None].expand(-1, last.positions).flatten()
+    assert entries.tolist() == of_node.repeat_interleave(2).tolist()
+    h = model.enter(atoms).detach()
+    joint = torch.cat([h.unsqueeze(1).expand(10, 2, 4), h[table], bonds], 2)
+    torch.testing.assert_close(shown.x["full.0"].reshape(10, 2, 10), joint)
+    assert shown.last["head"].row_L is None
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_inputs_are_read_as_the_numbers_they_hold(layout):
+    x = numbers(6, 9) * (torch.rand(6, 9) > 0.7)
+    model = Free(lambda self, x: (torch.sparse.mm(x, self.w) + self.b).relu(), w=weight(9, 4), b=weight(4))
+    shown = show(model, batch_of(x.to_sparse(layout=layout)))
+    torch.testing.assert_close(shown.x["w"][:, 0, 0], x)
+    torch.testing.assert_close(shown.z["w"][:, 0], x @ model.w + model.b)
+    assert shown.site("w").gate == "relu"

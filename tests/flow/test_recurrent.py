@@ -96,7 +96,9 @@ def test_packed_sequences_show_only_what_is_there(kind):
     layer = getattr(nn, kind)(3, 4, 2, bidirectional=True, batch_first=True, dtype=torch.float64)
     model = Free(forward, r=layer, head=linear(8, 2))
     x, lengths = numbers(4, 5, 3), torch.tensor([2, 5, 1, 3])
-    shown = show(model, batch_of(x, lengths))
+    shown = show(model, batch_of(x, lengths, mask_NS=torch.arange(5) < lengths[:, None]))
+    assert not any(site.note and "masked" in site.note for site in shown.discovery.sites)
+    assert len(shown.z["head"][shown.last["head"].mask_LS]) == 11
     for row, length in enumerate(lengths.tolist()):
         alone = unrolled(layer, x[row : row + 1, :length].numpy())
         for name, z in alone.items():
