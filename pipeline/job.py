@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import JobError, nearest
 from pipeline.places import Places, find_places
+from pipeline.selecting import refuse_patterns
 
 
 class _Section(BaseModel):
@@ -174,10 +175,19 @@ class ModelSpec(_Section):
 
 
 class SiteSelection(_Section):
-    """Which sites are measured: those whose name matches a pattern of `include` and none of `exclude` (globs)."""
+    """Which sites are measured, and on which rows. Patterns are globs of a site's name, kind or gate; "kind:conv*",
+    "gate:relu" and "name:block*" are of one of them."""
 
-    include: tuple[str, ...] = Field(default=("*",), min_length=1)
-    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = Field(default=("*",), min_length=1, description="patterns of the sites to measure")
+    exclude: tuple[str, ...] = Field(default=(), description="patterns of sites to leave out")
+    rows: dict[str, float] = Field(
+        default={}, description="fraction of the rows, drawn by their uid, by pattern; the smallest that matches counts"
+    )
+
+    @model_validator(mode="after")
+    def _patterns_are_of_labels(self) -> Self:
+        refuse_patterns(self.include, self.exclude, self.rows)
+        return self
 
 
 class Resources(_Section):

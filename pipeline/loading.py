@@ -65,7 +65,7 @@ class _Call:
 
     def __init__(self, model: Model, probe: Probe, sites: SiteSelection, store: Store, device: torch.device) -> None:
         self.arguments = (model, probe, sites, store, device)
-        self._key = (model.id, model.name, model.origin.dtype, probe.chunk.id, store.url, sites, device)
+        self._key = (model.id, model.name, model.origin.dtype, probe.chunk.id, store.url, sites.model_dump_json(), device)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Call) and self._key == other._key
@@ -81,7 +81,7 @@ def _loaded(_: str, call: _Call) -> Loaded:
     checkpoint = decode_checkpoint(content)
     module = module_of(model.origin, checkpoint).to(device)
     batch = shown(model.origin, moved(probe_batch(probe, store), device, getattr(torch, model.origin.dtype)))
-    found = discover(module, batch, include=sites.include, exclude=sites.exclude)
+    found = discover(module, batch, include=sites.include, exclude=sites.exclude, rows=sites.rows)
     return Loaded(model.origin, module, found, checkpoint, sha256(content))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
@@ -20,14 +21,17 @@ from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.devices import CPU, moved
+from pipeline.errors import ModelError
 from pipeline.flow.discover import Discovery, discover
 from pipeline.flow.gradients import observe_gradients
 from pipeline.flow.tap import tapped_forward
+from pipeline.forms import numbered
 from pipeline.hashing import row_hash
 from pipeline.kernels import choose
 from pipeline.kernels.accumulate import Accumulator
 from pipeline.kernels.base import State
 from pipeline.registry import statistics as known_statistics
+from pipeline.selecting import refuse_patterns
 from pipeline.sites import Presentations, Site
 from pipeline.statistics.base import Controls, Statistic, joined
 from pipeline.tables import arrow_table, table_columns
@@ -94,6 +98,8 @@ class Running:
     def _observe(self, presentations: Presentations) -> None:
         site = presentations.site
         presentations = replace(presentations, classes=self.classes)
+        if site.row_fraction < 1:
+            presentations = presentations.select_rows(_among(presentations.uid_N, site.row_fraction))
         has_gradients = presentations.gradient_LSU is not None
         applying = [one for one in self.statistics if one.applies(site) and one.needs_gradients == has_gradients]
         for shift in sorted({statistic.sample_shift for statistic in applying}):
@@ -127,6 +133,11 @@ def _sampled(presentations: Presentations, shift: int) -> Presentations:
     return presentations.select_rows(_in_sample(presentations.uid_N, shift))
 
 
+def _among(uid_N: torch.Tensor, fraction: float) -> torch.Tensor:
+    # the same hash as the samples of statistics: of two fractions the smaller one's rows are among the greater one's
+    return row_hash(uid_N, seed=SAMPLE_SEED) < int(fraction * 2**63)
+
+
 def _in_sample(uid_N: torch.Tensor, shift: int) -> torch.Tensor:
     return row_hash(uid_N, seed=SAMPLE_SEED) >> (63 - shift) == 0
 
@@ -152,21 +163,29 @@ def measure(
     statistics: Sequence[Statistic] | None = None,
     twin: nn.Module | None = None,
     classes: int = 0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rows: Mapping[str, float] = MappingProxyType({}),
     name: str = "model",
     data: str = "data",
     split: str = "all",
 ) -> dict[str, pa.Table]:
     """Measure every neuron of any module on any iterable of batches; return the census's tables as Arrow.
 
-    `batches` yields `Batch`es, tensors, (x, y) pairs with int64 labels y, or tuples and dicts of the forward's
-    arguments, which are moved to where the model is; rows without uids are numbered in order. `twin` is the same model
-    before training, as a control. With labels, `classes` is their number (0: no labels are used). Raises ModelError
-    where the model cannot be read.
+    `batches` yields tensors, (x, y) pairs with int64 labels y, tuples or dicts of the forward's arguments (of a dict,
+    "attention_mask" says which positions are no padding), or `Batch`es for everything else: a call of your own, masks,
+    uids, lists of graphs. They are moved to where the model is; rows without uids are numbered in order. `twin` is the
+    same model before training, as a control. With labels, `classes` is their number (0: no labels are used).
+
+    `include` and `exclude` are globs of a site's name, kind or gate ("kind:conv*": of its kind), and `rows` gives by
+    such a pattern the fraction of the rows that its sites are measured on: {"kind:conv2d": 0.1}. The model comes back
+    in the mode it had. Raises ModelError where it cannot be read or no site is left, ValueError for a wrong pattern.
 
     >>> layer = nn.Linear(2, 3)
     >>> measure(layer, [torch.ones(4, 2)])["neurons"].num_rows
     3
     """
+    refuse_patterns(include, exclude, rows)
     chosen = list(known_statistics().values()) if statistics is None else list(statistics)
     stream = numbered(batches)
     first = next(stream, None)
@@ -174,17 +193,39 @@ def measure(
         raise ValueError("measure() needs at least one batch")
     device = _device_of(model)
     first = moved(first, device)
-    running = Running(discover(model, first), chosen, classes, choose.name(device.type))
-    twin_sites = None if twin is None else discover(twin, moved(first, _device_of(twin)))
-    running.add(model, first)
-    for batch in stream:
-        running.add(model, moved(batch, device))
+    with _mode_kept(model, twin):
+        found = discover(model, first, include=include, exclude=exclude, rows=rows)
+        _refuse_nothing(found, include, exclude)
+        running = Running(found, chosen, classes, choose.name(device.type))
+        twin_sites = None if twin is None else discover(twin, moved(first, _device_of(twin)))
+        running.add(model, first)
+        for batch in stream:
+            running.add(model, moved(batch, device))
     for remark in [choose.remark(running.kernel, device.type), *running.remarks()]:
         _say_once(remark)
     keys = {"run": "", "model": name, "data": data, "split": split}
     controls = controls_of(running.discovery, twin_sites)
     tables = arrow_tables(running.discovery, running.states(), chosen, keys=keys, controls=controls)
     return {**tables, "sites": site_table(running.discovery, run="", model=name, data=data)}
+
+
+@contextmanager
+def _mode_kept(*models: nn.Module | None) -> Iterator[None]:
+    training = [module for model in models if model is not None for module in model.modules() if module.training]
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _refuse_nothing(found: Discovery, include: Sequence[str], exclude: Sequence[str]) -> None:
+    if found.sites:
+        return
+    if include or exclude:
+        raise ModelError(f"no site of the model is chosen by include={list(include)}, exclude={list(exclude)}")
+    reasons = "; ".join(f"{unread.name}: {unread.reason}" for unread in found.unread[:5])
+    raise ModelError(f"the model has no site: {reasons or 'no parameter of it meets an input'}")
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -257,6 +298,9 @@ def site_table(discovery: Discovery, *, run: str, model: str, data: str) -> pa.T
             "groups": site.groups,
             "input_kind": site.inputs.kind,
             "input_shape": list(site.inputs.shape),
+            "upstream": [f"{site.inputs.upstream[at]}/{unit}" for at, unit in site.inputs.upstream_unit] or None,
+            "receptive_field": [number for axis in site.inputs.field for number in axis] or None,
+            "row_fraction": site.row_fraction,
             "input_names": list(site.inputs.names) or None,
             "interpreted": True,
             "reason": site.note,
@@ -277,34 +321,3 @@ def site_table(discovery: Discovery, *, run: str, model: str, data: str) -> pa.T
     names = list(dict.fromkeys(name for row in rows for name in row))
     values = {name: [row.get(name) for row in rows] for name in names}
     return arrow_table("sites", table_columns([])["sites"], {**keys, **values})
-
-
-def numbered(batches: Iterable[Any]) -> Iterator[Batch]:
-    """Batches as the pipeline takes them, from what people have; rows without uids are numbered from 0."""
-    seen = 0
-    for value in batches:
-        batch = value if isinstance(value, Batch) else _as_batch(value, seen)
-        seen += batch.rows
-        yield batch
-
-
-def _as_batch(value: Any, first_uid: int) -> Batch:
-    if isinstance(value, Mapping):
-        rows = _rows_of(next(iter(value.values())))
-        return Batch(inputs=(), uid_N=torch.arange(first_uid, first_uid + rows), kwargs=dict(value))
-    parts = tuple(value) if isinstance(value, tuple | list) else (value,)
-    rows = _rows_of(parts[0])
-    uid_N = torch.arange(first_uid, first_uid + rows)
-    if len(parts) == 2 and _is_labels(parts[1], rows):
-        return Batch(inputs=parts[:1], uid_N=uid_N, label_N=parts[1])
-    return Batch(inputs=parts, uid_N=uid_N)
-
-
-def _rows_of(value: Any) -> int:
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"a batch starts with a tensor whose first axis is the rows, got {type(value).__name__}")
-    return int(value.shape[0])
-
-
-def _is_labels(value: Any, rows: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype == torch.int64 and tuple(value.shape) == (rows,)

@@ -211,7 +211,7 @@ def _bytes_per_chunk(resolved: Resolved, origin: Origin) -> int:
     sites = resolved.job.sites
     try:
         model, rows = made(origin), made_up(origin, PROBE_ROWS)
-        found = discover(model, rows, include=sites.include, exclude=sites.exclude)
+        found = discover(model, rows, include=sites.include, exclude=sites.exclude, rows=sites.rows)
     except (ModelError, DataError):
         # it will be said of every such model, and stops none of the others
         return 0

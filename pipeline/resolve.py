@@ -35,7 +35,7 @@ from pipeline.statistics.base import Statistic
 from pipeline.store import Store
 
 # raised whenever the same model and rows would give other sites, states or scores
-MEASURE_VERSION = 2
+MEASURE_VERSION = 3
 
 
 @dataclass(frozen=True)

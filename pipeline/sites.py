@@ -64,6 +64,7 @@ class Site:
     raw_UD      the weights before folding, float64 on the CPU
     up_UD       of a gated pair the pattern of the other branch, else None
     error       max |w·x + b − z| over the probe batch, divided by max(‖w‖‖x‖ + |b|)
+    row_fraction  share of the rows that it is measured on, drawn by the hash of their uid
     note        why anything about the site is not as it usually is, else None
     """
 
@@ -83,6 +84,7 @@ class Site:
     alias_of: str | None = None
     up_UD: torch.Tensor | None = None
     error: float = 0.0
+    row_fraction: float = 1.0
     note: str | None = None
 
     @property

@@ -108,6 +108,12 @@ WRONG = [
     ("rate = 1", "rate = inf", "21: [models[1].training] learning_rate = Infinity: expected a finite number"),
     ("learning_rate = 1", "when = 2020-01-01", "21: [models[1].training] when = 2020-01-01: expected a number, a str"),
     ("workers = 2", "workers = -1", "27: [resources] workers = -1: expected greater than or equal to 0"),
+    ("[resources]", "[sites]\nrows = { conv = 0.0 }\n[resources]", "26: [sites] rows of 'conv' = 0.0: expected a fr"),
+    (
+        "[resources]",
+        '[sites]\nexclude = ["gates:relu"]\n[resources]',
+        "26: [sites] 'gates:relu': gates: is no label of a",
+    ),
     ("rows/*.parquet", "https://me:hunter2@host/x", "6: [data.mnist] url must not hold credentials"),
     ("seeds = [0, 1]", "seeds = [0, 1", " not valid TOML: "),
 ]

@@ -11,11 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(["errors", "grid", "names", "hashing", "columns", "batch", "progress"], 0),
+    **dict.fromkeys(["errors", "grid", "names", "hashing", "columns", "batch", "progress", "selecting"], 0),
     **dict.fromkeys(
         [
             "sites",
             "flow",
+            "forms",
             "kernels",
             "cells",
             "claims",

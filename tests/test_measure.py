@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.measure import measure
+from pipeline.errors import ModelError
+from pipeline.hashing import row_hash
+from pipeline.measure import SAMPLE_SEED, measure
 from pipeline.registry import statistics
 
 CLASSES = 4
@@ -139,6 +141,77 @@ def test_any_form_of_batch_is_taken(model, rows) -> None:
     batch = measure(model, [Batch(inputs=(x,), uid_N=torch.arange(90))], statistics=some)["neurons"]
     assert tensor.equals(mapping)
     assert tensor.equals(batch)
+
+
+def test_sites_are_chosen_by_name_kind_and_gate(model, rows) -> None:
+    def names(**choice: Any) -> list[str]:
+        return measure(model, [rows[0]], statistics=[statistics()["weights"]], **choice)["sites"]["site"].to_pylist()
+
+    assert names(include=["kind:conv2d"]) == names(exclude=["gate:identity"]) == names(include=["name:c*"]) == ["conv"]
+    assert names(include=["identity"]) == names(exclude=["conv*"]) == ["head"]
+    with pytest.raises(ModelError, match=r"no site of the model is chosen by include=\['kind:lstm'\]"):
+        names(include=["kind:lstm"])
+    with pytest.raises(ValueError, match="kinds: is no label of a site; did you mean 'kind'"):
+        names(include=["kinds:conv2d"])
+    with pytest.raises(ValueError, match="expected a fraction above 0 and at most 1"):
+        names(rows={"*": 0.0})
+
+
+def test_a_fraction_of_the_rows_is_the_same_rows_however_they_come(model, rows) -> None:
+    x, _ = rows
+    some = [statistics()["response"], statistics()["exemplars"]]
+    fractions = {"kind:conv2d": 0.3, "*": 0.6}
+    whole = measure(model, [x], statistics=some, rows=fractions)
+    parts = measure(model, x.split(17), statistics=some, rows=fractions)
+    kept = row_hash(torch.arange(90), seed=SAMPLE_SEED).double() / 2.0**63
+    assert 10 < (kept < 0.3).sum() < 45
+    for measured in (whole, parts):
+        assert set(column(measured, "conv", "n")) == {16 * int((kept < 0.3).sum())}
+        assert set(column(measured, "head", "n")) == {int((kept < 0.6).sum())}
+        assert dict(zip(*[measured["sites"][name].to_pylist() for name in ("site", "row_fraction")], strict=True)) == {
+            "conv": 0.3,
+            "head": 0.6,
+        }
+    frame = whole["exemplars"].to_pandas()
+    assert set(frame[frame.site == "conv"].uid) <= set((kept < 0.3).nonzero()[:, 0].tolist())
+    z = captured(model, x[kept < 0.3])["conv.z"]
+    np.testing.assert_allclose(column(parts, "conv", "z_mean"), z.mean(0), atol=1e-5)
+
+
+def test_the_model_comes_back_in_the_mode_it_had(rows) -> None:
+    fresh = Conv().train()
+    fresh.norm.eval()
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    measure(fresh, [rows[0]], statistics=[statistics()["weights"]])
+    assert [name for name, module in fresh.named_modules() if module.training] == ["", "conv", "head"]
+    assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
+
+
+def test_sites_say_what_their_inputs_are(tables) -> None:
+    conv, head = tables["sites"].to_pylist()
+    assert (conv["input_kind"], conv["input_shape"], conv["receptive_field"]) == ("pixels", [2, 3, 3], [3, 1, -1] * 2)
+    assert conv["upstream"] is None
+    assert head["upstream"] == [f"conv/{channel}" for channel in range(5) for _ in range(16)]
+
+
+def test_arguments_in_a_pair_with_labels_and_masks_of_a_dictionary() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) * attention_mask[..., None]
+
+    x, mask, y = torch.randn(4, 5, 3), torch.ones(4, 5, dtype=torch.int64), torch.arange(4) % 2
+    mask[1, 2:] = 0
+    some = [statistics()["response"]]
+    named = measure(Joined(), [{"x": x, "attention_mask": mask}], statistics=some)
+    assert set(named["neurons"]["n"].to_pylist()) == {17}
+    paired = measure(Joined(), [((x, mask), y), ({"x": x, "attention_mask": mask}, y)], statistics=some, classes=2)
+    assert set(paired["neurons"]["n"].to_pylist()) == {37}
+    with pytest.raises(TypeError, match="make it a Batch"):
+        measure(Joined(), [object()])
 
 
 def test_no_batch_is_said_so(model) -> None:

@@ -54,6 +54,22 @@ def test_adding_a_statistic_computes_only_its_cells(tmp_path: Path) -> None:
     assert published(store, grown.run) == published(other, fresh.run)
 
 
+def test_chosen_sites_and_rows_are_cells_of_their_own(tmp_path: Path) -> None:
+    outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "store"))
+    choice = '[sites]\nexclude = ["gate:identity"]\nrows = { "kind:dense" = 0.5 }'
+    chosen = run(small_job(tmp_path, more=choice), store, InlineExecutor())
+    assert (chosen.trained, chosen.reused_cells, chosen.cells) == (0, 0, outcome.cells)
+    sites = _table(store, chosen.run, "sites")
+    assert set(sites.gate) == {"relu"}
+    assert set(sites.row_fraction) == {0.5}
+    few, every = (
+        _table(store, one.run, "neurons").set_index(["model", "split", "site", "unit"]) for one in (chosen, outcome)
+    )
+    share = few["n"] / every["n"].reindex(few.index)
+    assert share.groupby("split").nunique().eq(1).all()
+    assert share.between(0.4, 0.6).all()
+
+
 def test_adding_a_data_file_computes_only_its_chunks(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

@@ -5,8 +5,9 @@ Layer 1. Nothing is found by module class or by name; names only name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from pipeline.flow.check import Checking
 from pipeline.flow.found import Trust
 from pipeline.flow.holdings import plain_tensors
 from pipeline.flow.plan import Discovery
-from pipeline.flow.reading import Reading
+from pipeline.flow.reading import Choice, Reading
 from pipeline.flow.record import Recorder
 from pipeline.flow.state import unchanged
 from pipeline.flow.tap import evaluate, quiet
@@ -26,10 +27,18 @@ from pipeline.flow.trace import mark_state
 __all__ = ["Discovery", "discover"]
 
 
-def discover(model: nn.Module, batch: Batch, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Discovery:
+def discover(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rows: Mapping[str, float] = MappingProxyType({}),
+) -> Discovery:
     """Find the sites of a model by following a probe batch; puts the model in eval mode.
 
-    `include` and `exclude` are glob patterns on a site's name, kind or gate; without `include` all are included.
+    `include` and `exclude` are glob patterns on a site's name, kind or gate (see `selecting`); without `include` all
+    are included. `rows` gives the fraction of the rows on which the sites of a pattern are measured.
     Every site's w·x + b is compared with the model's own pre-activation: what cannot be reproduced is no site but
     `unread`, with the reason. Raises ModelError where the model cannot run on the batch, changes its buffers in eval
     mode, or is TorchScript.
@@ -41,7 +50,7 @@ def discover(model: nn.Module, batch: Batch, *, include: Sequence[str] = (), exc
         recorder = _record(model, batch)
     trust: dict[str, Trust] = {}
     while True:
-        reading = Reading(model, recorder, include, exclude, trust)
+        reading = Reading(model, recorder, Choice(include, exclude, rows), trust)
         found = reading.discovery()
         with unchanged(model):
             checked = _checked(model, found, batch)

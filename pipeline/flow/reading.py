@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from pipeline.flow.holdings import held_tensors
 from pipeline.flow.plan import CallKey, Discovery, SitePlan
 from pipeline.flow.record import Node, Recorder, fixed_in
 from pipeline.flow.rows import Rows
+from pipeline.selecting import is_selected, row_fraction
 from pipeline.sites import Site, Unread
 
 # beyond this many calls of one weight in a forward, its calls are one site
@@ -24,14 +25,21 @@ CONSTANT = "multiplies constants and other parameters only: no input of the mode
 NO_ROWS = "which rows of the batch its presentations belong to cannot be followed"
 
 
+class Choice(NamedTuple):
+    """Which sites are wanted, see `selecting`, and by pattern on which fraction of the rows."""
+
+    include: Sequence[str]
+    exclude: Sequence[str]
+    rows: Mapping[str, float]
+
+
 @dataclass(eq=False)
 class Reading:
     """One reading of a recorded probe; `trust` holds the calls, by place, that a check has refuted."""
 
     model: nn.Module
     recorder: Recorder
-    include: Sequence[str]
-    exclude: Sequence[str]
+    choice: Choice
     trust: Mapping[str, Trust]
     sites: list[Site] = field(default_factory=list)
     _slots: dict[Node, list[SitePlan]] = field(default_factory=dict)
@@ -87,14 +95,16 @@ class Reading:
         note = f"its {len(same)} calls in the probe's forward are one site" if len(same) > 1 else None
         for plan in plans:
             self._taken |= plan.names
+            labels = {"name": plan.site.name, "kind": plan.site.kind, "gate": plan.site.gate}
             site = replace(
                 plan.site,
                 index=len(self.sites),
+                row_fraction=row_fraction(labels, self.choice.rows),
                 alias_of=first.tied,
                 note="; ".join(filter(None, [plan.site.note, note])) or None,
             )
             self._places[site.name] = first.place
-            if _selected(site, self.include, self.exclude):
+            if is_selected(labels, self.choice.include, self.choice.exclude):
                 self.sites.append(site)
                 chosen = replace(plan, site=site, collected=collected)
                 for node in nodes:
@@ -137,15 +147,6 @@ def _disjoint(calls: Sequence[FoundCall]) -> bool:
             return False
         seen |= here
     return True
-
-
-def _selected(site: Site, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    labels = (site.name, site.kind, site.gate)
-
-    def any_of(patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(label, pattern) for label in labels for pattern in patterns)
-
-    return (not include or any_of(include)) and not any_of(exclude)
 
 
 _REASONS = {

@@ -1,0 +1,80 @@
+"""Batches as people have them: tensors, pairs with labels, tuples and dictionaries of a forward's arguments.
+
+Layer 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from pipeline.batch import Batch
+
+# under this argument a dictionary says which positions are real, as tokenizers put it
+MASK = "attention_mask"
+
+
+def numbered(batches: Iterable[Any]) -> Iterator[Batch]:
+    """Batches as the pipeline takes them, from what people have; rows without uids are numbered from 0.
+
+    A tensor is the forward's argument, a tuple its arguments, a dictionary its keyword arguments; in a pair (x, y) with
+    one int64 label y for each row, x is any of these, or a list with an entry for each row. Raises TypeError for
+    anything else.
+
+    >>> [batch.uid_N.tolist() for batch in numbered([torch.ones(2, 3), (torch.ones(1, 3), torch.tensor([7]))])]
+    [[0, 1], [2]]
+    """
+    seen = 0
+    for value in batches:
+        batch = value if isinstance(value, Batch) else _as_batch(value, seen)
+        seen += batch.rows
+        yield batch
+
+
+def _as_batch(value: Any, first_uid: int) -> Batch:
+    labels = _labels(value)
+    x = value[0] if labels is not None else value
+    if isinstance(x, Mapping):
+        inputs: tuple[Any, ...] = ()
+        kwargs = dict(x)
+    else:
+        whole = isinstance(x, torch.Tensor) or (isinstance(x, list) and labels is not None)
+        inputs, kwargs = ((x,) if whole else _arguments(x)), {}
+    rows = _rows_of([*inputs, *kwargs.values()]) if labels is None else len(labels)
+    uid_N = torch.arange(first_uid, first_uid + rows)
+    return Batch(inputs=inputs, uid_N=uid_N, label_N=labels, kwargs=kwargs, mask_NS=_mask(kwargs.get(MASK), rows))
+
+
+def _arguments(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise TypeError(f"a batch is a tensor, tuple, dictionary or Batch, got {type(value).__name__}; make it a Batch")
+    return tuple(value)
+
+
+def _labels(value: Any) -> torch.Tensor | None:
+    """The labels of a pair: one int64 for each row of what stands before them."""
+    if not isinstance(value, tuple | list) or len(value) != 2 or not _is_labels(value[1]):
+        return None
+    first, labels = value
+    if isinstance(first, torch.Tensor):
+        return labels if first.dim() > 0 and len(first) == len(labels) else None  # type: ignore[no-any-return]
+    return labels if isinstance(first, tuple | list | Mapping) else None  # type: ignore[no-any-return]
+
+
+def _is_labels(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.dim() == 1
+
+
+def _rows_of(values: list[Any]) -> int:
+    first = values[0] if values else None
+    if not isinstance(first, torch.Tensor) or first.dim() == 0:
+        found = type(first).__name__
+        raise TypeError(f"a batch starts with a tensor whose first axis is the rows, got {found}; make it a Batch")
+    return int(first.shape[0])
+
+
+def _mask(value: Any, rows: int) -> torch.Tensor | None:
+    fits = isinstance(value, torch.Tensor) and value.dim() == 2 and len(value) == rows
+    return value != 0 if fits else None
