@@ -156,7 +156,7 @@ def _shape_cost(resolved: Resolved, data: str, same: tuple[Origin, str, tuple[st
     device = device_named(resolved.device)
     module, batch = made(origin).to(device), moved(batch, device, getattr(torch, origin.dtype))
     sites = resolved.job.sites
-    discovery = discover(module, batch, include=sites.include, exclude=sites.exclude)
+    discovery = discover(module, batch, include=sites.include, exclude=sites.exclude, rows=sites.rows)
     built = time.perf_counter() - start
     cost = cost_of(module, discovery, statistics, batch, classes=classes, kernel=resolved.kernel)
     running = Running(discovery, statistics, classes, resolved.kernel)

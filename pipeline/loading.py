@@ -65,7 +65,8 @@ class _Call:
 
     def __init__(self, model: Model, probe: Probe, sites: SiteSelection, store: Store, device: torch.device) -> None:
         self.arguments = (model, probe, sites, store, device)
-        self._key = (model.id, model.name, model.origin.dtype, probe.chunk.id, store.url, sites.model_dump_json(), device)
+        chosen = sites.model_dump_json()
+        self._key = (model.id, model.name, model.origin.dtype, probe.chunk.id, store.url, chosen, device)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Call) and self._key == other._key
