@@ -14,23 +14,41 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.hashing import MASK, splitmix64
 from pipeline.sites import Presentations
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+# by which positions are drawn, see `thin.py`
+THIN_SEED = 0x70051710
+
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """The unmasked presentations of `shown`, one after the other."""
+    """The unmasked presentations of `shown`, one after the other; of each entry at most `positions`, drawn by hash."""
 
     shown: Presentations
+    positions: int | None = None
 
     @cached_property
     def kept(self) -> Array:
-        """Index of each unmasked presentation among all (entry · S + position index)."""
+        """Index of each of these presentations among all (entry · S + position index)."""
         mask = self.shown.mask_LS
         n = self.shown.entries * self.shown.positions
-        return np.arange(n) if mask is None else np.flatnonzero(_numpy(mask))
+        kept = np.arange(n) if mask is None else np.flatnonzero(_numpy(mask))
+        return kept if self.positions is None else kept[self._drawn(kept, self.positions)]
+
+    def _drawn(self, kept: Array, most: int) -> Array:
+        """Places in `kept` of the `most` smallest hashes (row uid, position number) of each entry."""
+        entry = kept // max(1, self.shown.positions)
+        uid = _numpy(self.shown.uid_N)[_numpy(self.shown.row_index_L)[entry]].tolist()
+        number = self._number_LS.reshape(-1)[kept].tolist()
+        start = splitmix64(THIN_SEED)
+        hashed = [splitmix64(splitmix64((start + at) & MASK) ^ of) for at, of in zip(number, uid, strict=True)]
+        found: dict[int, list[int]] = {}
+        for place in sorted(range(len(kept)), key=hashed.__getitem__):
+            found.setdefault(int(entry[place]), []).append(place)
+        return np.array(sorted(place for places in found.values() for place in places[:most]), dtype=int)
 
     def _flat(self, value_LSK: torch.Tensor) -> Array:
         return _numpy(value_LSK).reshape(-1, value_LSK.shape[2])[self.kept]
@@ -74,10 +92,14 @@ class Whole:
     @cached_property
     def position_P(self) -> Array:
         """The number of each presentation within its row."""
+        return self._number_LS.reshape(-1)[self.kept]
+
+    @property
+    def _number_LS(self) -> Array:
         shown = self.shown
-        index_LS = np.broadcast_to(np.arange(shown.positions), (shown.entries, shown.positions))
-        position_LS = index_LS if shown.position_LS is None else _numpy(shown.position_LS)
-        return position_LS.reshape(-1)[self.kept]
+        if shown.position_LS is not None:
+            return _numpy(shown.position_LS)
+        return np.broadcast_to(np.arange(shown.positions), (shown.entries, shown.positions))
 
 
 def _numpy(value: torch.Tensor) -> Array:

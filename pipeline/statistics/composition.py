@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +17,13 @@ import torch
 from pipeline.columns import Column
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.comoment import CoMoment
-from pipeline.kernels.thin import thinned
-from pipeline.kernels.whole import Whole
+from pipeline.kernels.whole import Array, Whole
 from pipeline.sites import Presentations, Site
 from pipeline.statistics.base import Controls, Rows, Statistic, Values, part
 
 # of a unit's largest contribution: contributions that differ by less are equal, products are taken in float32
 TIE = 2.0**-16
+FLOATS = frozenset({"contribution", "share"})
 
 
 def _edge(name: str, dtype: str, meaning: str, formula: str = "", null: str = "never", unit: str = "1") -> Column:
@@ -108,20 +108,22 @@ class Composition(Statistic):
 
     def define(self, site: Site, whole: Presentations, controls: Controls) -> Rows:
         """The contributions from all presentations at once, unit by unit in float64."""
-        seen, sources = Whole(thinned(whole, self.positions)), _sources(site)
-        contributions = []
+        seen = Whole(whole, self.positions)
+        totals: list[float] = []
+        edges: list[dict[str, Any]] = []
         for unit, group in enumerate(site.group_U.tolist()):
             keep = seen.valid_PU[:, unit] & np.isfinite(seen.x_PGD[:, group]).all(-1)
-            x_PD, fires_P = seen.x_PGD[keep, group], seen.z_PU[keep, unit] > 0
-            terms_D = np.full(site.fan_in, np.nan)
-            if fires_P.any():
-                x_PD = x_PD - x_PD[0]
-                sta_D = x_PD[fires_P].mean(0) - x_PD.mean(0)
-                terms_D = site.pattern_UD[unit].numpy() * (np.zeros_like(sta_D) if fires_P.all() else sta_D)
-            contributions.append([terms_D[sources.source_D.numpy() == source].sum() for source in range(sources.total)])
-        contribution_UI = torch.tensor(np.array(contributions), dtype=torch.float64)
-        total_U = contribution_UI.sum(-1)
-        return {"neurons": {"composition_total": total_U}, "edges": self._edges(site, contribution_UI, total_U)}
+            terms_D = _defined_terms(site.pattern_UD[unit].numpy(), seen.x_PGD[keep, group], seen.z_PU[keep, unit] > 0)
+            totals.append(float(terms_D.sum()))
+            edges += [{"unit": unit, **edge} for edge in _defined_edges(site, group, terms_D, self.top)]
+        columns: dict[str, Values] = {
+            name: torch.tensor([edge[name] for edge in edges], dtype=torch.float64 if name in FLOATS else torch.int64)
+            for name in ("unit", "rank", "input", "contribution", "share")
+        }
+        if site.inputs.upstream_unit:
+            columns["upstream"] = [edge["upstream"] for edge in edges]
+            columns["upstream_unit"] = torch.tensor([edge["upstream_unit"] for edge in edges], dtype=torch.int64)
+        return {"neurons": {"composition_total": torch.tensor(totals, dtype=torch.float64)}, "edges": columns}
 
     def _edges(self, site: Site, contribution_UI: torch.Tensor, total_U: torch.Tensor) -> dict[str, Values]:
         """The `top` inputs of each unit that fires at some presentations and not at all, ties to the lowest."""
@@ -139,7 +141,7 @@ class Composition(Statistic):
             "rank": rank_E,
             "input": sources.channel_GI[site.group_U[unit_E], source_E],
             "contribution": contribution_E,
-            "share": contribution_E / total_U[unit_E],
+            "share": contribution_E / total_U[unit_E].masked_fill(total_U[unit_E] == 0, torch.nan),
         }
         if sources.upstream_GI is not None:
             upstream = sources.upstream_GI[site.group_U[unit_E], source_E]
@@ -174,6 +176,42 @@ def _sources(site: Site) -> _Sources:
     return _Sources(
         channels, source_D, channel_GI, upstream[channel_GI] if len(upstream) == channels * groups else None
     )
+
+
+def _defined_terms(w_D: Array, x_PD: Array, fires_P: Array) -> Array:
+    """w_i (E[x_i | fires] − E[x_i]); NaN for a unit that never fires."""
+    if not fires_P.any():
+        return np.full(len(w_D), np.nan)
+    x_PD = x_PD - x_PD[0]
+    return w_D * (0 if fires_P.all() else x_PD[fires_P].mean(0) - x_PD.mean(0))
+
+
+def _defined_edges(site: Site, group: int, terms_D: Array, top: int) -> list[dict[str, Any]]:
+    """Contributions added up by channel, or by upstream unit where one has several inputs; the largest first."""
+    fan_in, wired = len(terms_D), site.inputs.upstream_unit
+    per_input = len(wired) == fan_in and site.groups == 1
+    kernel = site.kind.startswith("conv") or site.inputs.kind in ("units", "embeddings")
+    size = fan_in // site.inputs.shape[0] if kernel else 1
+    sums: dict[Any, float] = {}
+    first: dict[Any, int] = {}
+    for number, term in enumerate(terms_D.tolist()):
+        channel = group * (fan_in // size) + number // size
+        source = wired[number] if per_input else channel
+        sums[source] = sums.get(source, 0.0) + term
+        first.setdefault(source, number if per_input else channel)
+    largest = max(map(abs, sums.values()))
+    if not largest > 0:
+        return []
+    ranked = sorted(sums, key=lambda source: -round(abs(sums[source]) / largest / TIE))[:top]
+    edges = []
+    for rank, source in enumerate(ranked):
+        edge = {"rank": rank, "input": first[source], "contribution": sums[source]}
+        edge["share"] = sums[source] / total if (total := float(terms_D.sum())) else np.nan
+        if wired:
+            place, unit = source if per_input else wired[source]
+            edge |= {"upstream": site.inputs.upstream[place], "upstream_unit": unit}
+        edges.append(edge)
+    return edges
 
 
 STATISTIC = Composition()

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from pipeline.columns import Column
+from pipeline.hashing import splitmix64
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.comoment import CoMoment, InputCovariance
-from pipeline.kernels.thin import thinned
 from pipeline.kernels.vectors import cosine, cosine_blocks, permutations
-from pipeline.kernels.whole import Whole
+from pipeline.kernels.whole import Array, Whole
 from pipeline.sites import Presentations, Site
 from pipeline.statistics.base import Controls, Rows, Statistic, Values, part
 
@@ -172,15 +173,29 @@ class Template(Statistic):
 
     def define(self, site: Site, whole: Presentations, controls: Controls) -> Rows:
         """S, E[x | fires] − E[x] and Σ of all presentations at once, unit by unit in float64."""
-        everything = Whole(thinned(whole, self.positions))
+        everything = Whole(whole, self.positions)
         seen = _by_definition(site, everything)
         values = [_defined_cosines(site, seen, unit) for unit in range(site.units)]
+        if self._whitened(site):
+            sigmas = [_defined_sigma(everything.x_PGD[:, group]) for group in range(site.groups)]
+            for one, cov, w, group in zip(values, seen.cov_UD, site.pattern_UD, site.group_U.tolist(), strict=True):
+                one["template_cos_whitened"] = _defined_whitened(cov.numpy(), sigmas[group], w.numpy())
         neurons: dict[str, Values] = {"template_n": seen.n_U}
         neurons |= {name: torch.tensor([one[name] for one in values], dtype=torch.float64) for name in values[0]}
-        if self._whitened(site):
-            whitened_UD = _whitened(seen.cov_UD, _whole_sigma(site, everything))
-            neurons["template_cos_whitened"] = cosine(whitened_UD, site.pattern_UD)
-        return {"neurons": neurons, "patterns": _patterns(site, seen)}
+        patterns: dict[str, Values] = {
+            "unit": torch.arange(site.units),
+            "bias": site.bias_U,
+            "weight": site.pattern_UD.float(),
+            "cov": seen.cov_UD.float(),
+            "mean_x": seen.mean_UD.float(),
+        }
+        if site.fires and seen.sta_UD is not None:
+            patterns["sta"] = seen.sta_UD.float()
+        if site.folded:
+            patterns["raw_weight"] = site.raw_UD.float()
+        if site.up_UD is not None:
+            patterns["up_weight"] = site.up_UD.float()
+        return {"neurons": neurons, "patterns": patterns}
 
     def _whitened(self, site: Site) -> bool:
         # without a gate a = w·x + b, S = Σw, and Σ⁻¹S = w whatever the data: no finding
@@ -281,10 +296,26 @@ def _rest(value_PK: torch.Tensor) -> torch.Tensor:
     return value_PK - value_PK.mean(0)
 
 
-def _whole_sigma(site: Site, whole: Whole) -> torch.Tensor:
-    finite = [x[np.isfinite(x).all(-1)] for x in (whole.x_PGD[:, group] for group in range(site.groups))]
-    rests = [_rest(torch.from_numpy(x)) for x in finite]
-    return torch.stack([rest.T @ rest / len(rest) for rest in rests])
+def _defined_sigma(x_PD: Array) -> Array:
+    """Cov(x) of the presentations whose x is finite."""
+    rest_PD = _rest(torch.from_numpy(x_PD[np.isfinite(x_PD).all(-1)])).numpy()
+    return np.asarray(rest_PD.T @ rest_PD / len(rest_PD)) if len(rest_PD) else np.full((x_PD.shape[1],) * 2, np.nan)
+
+
+def _defined_whitened(cov_D: Array, sigma_DD: Array, w_D: Array) -> float:
+    """cos((Σ + λI)⁻¹S, w) with λ a thousandth of the inputs' mean variance."""
+    variance = sigma_DD.trace() / len(w_D)
+    if not (variance > 0 and cov_D.any() and w_D.any()):
+        return float("nan")
+    whitened_D = np.linalg.solve(sigma_DD / variance + 0.001 * np.eye(len(w_D)), cov_D / np.abs(cov_D).max())
+    return float(whitened_D @ w_D / np.linalg.norm(whitened_D) / np.linalg.norm(w_D))
+
+
+@lru_cache(maxsize=16)
+def _defined_orders(entries: int) -> list[list[int]]:
+    """A hundred orders of a pattern's entries, each by the hashes of its number and theirs."""
+    hashes = [[splitmix64(splitmix64(splitmix64(number)) ^ entry) for entry in range(entries)] for number in range(100)]
+    return [sorted(range(entries), key=hashed.__getitem__) for hashed in hashes]
 
 
 def _defined_cosines(site: Site, seen: _Seen, unit: int) -> dict[str, float]:
@@ -295,7 +326,7 @@ def _defined_cosines(site: Site, seen: _Seen, unit: int) -> dict[str, float]:
     group = site.group_U
     others = [v for v in range(site.units) if v != unit and group[v] == group[unit]]
     null = torch.tensor([compare(cov, site.pattern_UD[v]) for v in others], dtype=torch.float64)
-    shuffled = [own[order] for order in permutations(site.fan_in, PERMUTATIONS)]
+    shuffled = [own[order] for order in _defined_orders(site.fan_in)]
     permuted = torch.tensor([abs(compare(cov, pattern)) for pattern in shuffled], dtype=torch.float64)
     values = {
         "template_cos": compare(cov, own),

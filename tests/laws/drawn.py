@@ -168,6 +168,8 @@ class Recipe:
     paired: bool = False
     graded: bool = False
     tied: bool = False
+    flat: bool = False
+    unbiased: bool = False
     bad: tuple[float, ...] = ()
 
 
@@ -176,13 +178,15 @@ def draw(recipe: Recipe) -> Presentations:
     random = np.random.default_rng(recipe.seed)
     units = recipe.units * recipe.groups
     pattern_UD = random.normal(size=(units, recipe.fan_in))
-    bias_U = random.normal(size=units) + recipe.shift
+    bias_U = np.zeros(units) if recipe.unbiased else random.normal(size=units) + recipe.shift
     site = make_site(pattern_UD, bias_U, gate=recipe.gate, groups=recipe.groups)
     if recipe.paired:
         up_UD = torch.as_tensor(random.normal(size=pattern_UD.shape))
         wired = tuple((0, (7 * channel) % 5) for channel in range(recipe.fan_in * recipe.groups))
         inputs = replace(site.inputs, upstream=("before",), upstream_unit=wired)
-        site = replace(site, up_UD=up_UD, raw_UD=2 * site.pattern_UD, folded=("norm",), inputs=inputs)
+        # a LayerNorm's gain turns patterns, a BatchNorm's may flip them
+        raw_UD = site.pattern_UD * torch.arange(1.0, recipe.fan_in + 1) * (-1) ** torch.arange(units)[:, None]
+        site = replace(site, up_UD=up_UD, raw_UD=raw_UD, folded=("norm",), inputs=inputs)
     fields = {}
     entries = recipe.rows
     if recipe.spread and recipe.rows:
@@ -213,6 +217,10 @@ def _inputs(recipe: Recipe, random: np.random.Generator, shape: tuple[int, ...])
         x_LSGD = x_LSGD[random.integers(0, max(1, len(x_LSGD) // 3), len(x_LSGD))]
     if recipe.tied:
         x_LSGD[random.random(shape[:2]) < 0.3] = 0
+    if recipe.flat:
+        # all entries of a vector equal: in binary no mean of them need be exact
+        where = random.random(shape[:2]) < 0.3
+        x_LSGD[where] = recipe.scale * random.choice([0.1, 0.7, 3.1], (int(where.sum()), 1, 1))
     return x_LSGD
 
 
@@ -220,6 +228,10 @@ def _spoilt(recipe: Recipe, random: np.random.Generator, shown: Presentations) -
     """What no affine map gave: a norm between map and gate, NaN or infinities at single units, gradients."""
     if recipe.normed:
         shown = replace(shown, affine_LSU=shown.z_LSU, z_LSU=(shown.z_LSU - shown.z_LSU.mean(-1, keepdim=True)))
+        if recipe.bad:
+            affine_LSU = shown.z_LSU.clone() if shown.affine_LSU is None else shown.affine_LSU.clone()
+            affine_LSU[torch.as_tensor(random.random(affine_LSU.shape) < 0.1)] = torch.nan
+            shown = replace(shown, affine_LSU=affine_LSU)
     if recipe.bad:
         z_LSU = shown.z_LSU.clone()
         where = torch.as_tensor(random.random(z_LSU.shape) < 0.15)
@@ -227,4 +239,6 @@ def _spoilt(recipe: Recipe, random: np.random.Generator, shown: Presentations) -
         shown = replace(shown, z_LSU=z_LSU)
     a_LSU = shown.z_LSU if recipe.gate == "identity" else GATES[recipe.gate](shown.z_LSU)
     gradient_LSU = torch.as_tensor(random.normal(size=a_LSU.shape)).to(a_LSU.dtype) if recipe.graded else None
+    if gradient_LSU is not None and recipe.bad:
+        gradient_LSU[torch.as_tensor(random.random(a_LSU.shape) < 0.1)] = torch.nan
     return replace(shown, a_LSU=a_LSU, gradient_LSU=gradient_LSU)

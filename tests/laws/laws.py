@@ -227,19 +227,21 @@ def _assert_column(name: str, left: list, right: list, unit: list, scales: Scale
         same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs)) | (np.abs(ours - theirs) <= allowed)
         assert same.all(), f"{name}: {ours[~same]} is not {theirs[~same]} to {allowed[~same]}"
     elif any(isinstance(value, np.ndarray) for value in left + right):
+        allowed, least = VECTOR_TOLERANCES.get(short, RELATIVE), scales.x if short == "mean_x" else 0.0
         for ours, theirs in zip(left, right, strict=True):
-            assert _same_vector(ours, theirs, VECTOR_TOLERANCES.get(short, RELATIVE)), f"{name}: {ours} is not {theirs}"
+            assert _same_vector(ours, theirs, allowed, least=least), f"{name}: {ours} is not {theirs}"
     else:
         assert left == right, f"{name}: {left} is not {right}"
 
 
-def _same_vector(ours: np.ndarray | None, theirs: np.ndarray | None, allowed: float) -> bool:
+def _same_vector(ours: np.ndarray | None, theirs: np.ndarray | None, allowed: float, *, least: float) -> bool:
+    """Within `allowed` of the length of theirs, or of `least` if that is more."""
     if ours is None or theirs is None:
         return ours is theirs
     if ours.shape != theirs.shape or not np.array_equal(np.isnan(ours), np.isnan(theirs)):
         return False
     difference = np.nan_to_num(ours.astype(float) - theirs.astype(float))
-    return bool(np.linalg.norm(difference) <= allowed * np.linalg.norm(np.nan_to_num(theirs.astype(float))))
+    return bool(np.linalg.norm(difference) <= allowed * max(np.linalg.norm(np.nan_to_num(theirs.astype(float))), least))
 
 
 def _listed(columns: Mapping[str, Any]) -> list[dict[str, Any]]:

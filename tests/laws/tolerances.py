@@ -20,7 +20,7 @@ EXACT = frozenset({"z_min", "z_max", "a_min", "a_max", "z", "a", "low", "high"})
 # Of columns by the start of their name, absolute: cosines of float32 products.
 # Undoing correlations amplifies float32 rounding by up to fan-in / RIDGE: 6000 for the widest drawn.
 PREFIXES = {"template_cos_whitened": 3e-3, "template_": 1e-5, "redundancy_": 1e-5}
-# Of list columns, relative to their Euclidean norm: float32 products (statistics.md §4).
+# Of list columns, relative to their Euclidean norm: float32 products.
 VECTOR_TOLERANCES = {"cov": 1e-5, "sta": 1e-5, "mean_x": 1e-5}
 
 
@@ -33,6 +33,13 @@ class Scales:
     @cached_property
     def z(self) -> Spread:
         return _spread(Whole(self.shown).z_PU, Whole(self.shown).valid_PU)
+
+    @cached_property
+    def x(self) -> float:
+        """Largest length of an input: a mean of inputs may cancel to nothing."""
+        with np.errstate(over="ignore"):
+            norm_P = np.sqrt(np.square(Whole(self.shown).x_PGD).sum(-1))
+        return float(norm_P[np.isfinite(norm_P)].max(initial=0.0))
 
     @cached_property
     def a(self) -> Spread:
