@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pipeline.flow.bags import Bags, bags_of
 from pipeline.flow.operators import CONVOLUTIONS, TRANSPOSED
 from pipeline.flow.patches import Contraction, Convolution, Geometry, dense
 from pipeline.flow.rows import Rows
@@ -108,6 +109,13 @@ def _matmul_labels(left: torch.Tensor, right: torch.Tensor) -> tuple[str, str, s
     right_core = "bc" if right.dim() > 1 else "b"
     out = shared + ("a" if left.dim() > 1 else "") + ("c" if right.dim() > 1 else "")
     return leading(left) + left_core, leading(right) + right_core, out
+
+
+def _embedding_bag(call: Call) -> Affine | None:
+    weight = call.args[0]
+    value = _value(call, weight)
+    bags = bags_of(call) if value.origin is Origin.PARAMETER and value.learned else None
+    return None if bags is None else Affine(*bags, weight, value, None, None, Bags("nd", "du", "nu"))
 
 
 def _einsum(call: Call) -> Affine | None:
@@ -245,6 +253,7 @@ _RECOGNISERS: dict[str, Callable[[Call], Affine | None]] = {
     **dict.fromkeys(["matmul", "mm", "bmm", "mv", "_sparse_mm"], _matmul),
     **dict.fromkeys(["addmm", "baddbmm", "addmv"], _addmm),
     "einsum": _einsum,
+    "embedding_bag": _embedding_bag,
     "convolution": _general_convolution,
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     **dict.fromkeys(TRANSPOSED, _transposed),

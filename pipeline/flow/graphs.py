@@ -7,7 +7,7 @@ the number of nodes of each graph, by where each begins, or by a list of each gr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,19 +61,22 @@ def _said_of_nodes(leaves: Sequence[torch.Tensor], rows: int) -> torch.Tensor | 
             return leaf
     counts = {len(leaf) for leaf in leaves if leaf.dim() > 0} - {rows, rows + 1}
     for leaf in leaves:
-        sizes = _sizes(leaf, rows)
+        sizes = _sizes(leaf, rows, counts)
         if sizes is not None and int(sizes.sum()) in counts:
             return torch.repeat_interleave(torch.arange(rows), sizes.cpu())
     return None
 
 
-def _sizes(leaf: torch.Tensor, rows: int) -> torch.Tensor | None:
-    """How many nodes each graph has, from their number itself or from where each begins and the last one ends."""
-    if leaf.is_floating_point() or leaf.dtype == torch.bool or leaf.dim() != 1 or rows < 2:
+def _sizes(leaf: torch.Tensor, rows: int, counts: Collection[int]) -> torch.Tensor | None:
+    """How many nodes each graph has, from their number itself or from where each begins; `counts` may be of nodes."""
+    if leaf.is_floating_point() or leaf.dtype == torch.bool or leaf.dim() != 1 or rows < 2 or not len(leaf):
         return None
-    if len(leaf) == rows + 1 and int(leaf[0]) == 0:
+    begins = int(leaf[0]) == 0
+    if len(leaf) == rows and begins and len(counts) == 1:
+        leaf = torch.cat([leaf, leaf.new_tensor(list(counts))])
+    if len(leaf) == rows + 1 and begins:
         leaf = leaf.diff()
-    elif len(leaf) != rows:
+    elif len(leaf) != rows or begins:
         return None
     return leaf if bool((leaf >= 0).all()) else None
 

@@ -93,6 +93,27 @@ def _embedding(given: Arguments, sources: Sources, new: Shape, part: int) -> Row
     return sources[-1].rows
 
 
+def rows_of_bags(given: Arguments, sources: Sources) -> Rows | None:
+    """Each bag is of the row that its offset is of, else of the row of its first index."""
+    offsets, indices = given["offsets"], given["indices"]
+    bags = len(offsets) - bool(given.get("include_last_offset", False))
+    rows = _rows_of(sources, offsets)
+    if rows is not None and rows.axis == 0 and bags == len(offsets):
+        return rows
+    rows = _rows_of(sources, indices)
+    if rows is None or rows.axis is None:
+        return rows
+    if bags == rows.rows:
+        return Rows(0, rows.rows)
+    first = offsets[:bags].cpu()
+    # an empty bag at the end begins behind the last index
+    return along(0, rows.of_entries(len(indices) + 1)[first], rows.rows) if rows.index is None else None
+
+
+def _bags(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    return rows_of_bags(given, sources) if part == 0 else None
+
+
 def joined(sources: Sources, dim: int, new: Shape) -> Rows | None:
     """Rows of a concatenation along `dim`: those of the parts, one after another where `dim` carries them."""
     known = [(source.rows, source.shape) for source in sources if source.rows is not None]
@@ -244,7 +265,8 @@ MANY: dict[str, Callable[[Arguments, Sources, Shape, int], Rows | None]] = {
     "index_select": _index_select,
     "index": _index,
     "gather": _gather,
-    **dict.fromkeys(words("embedding embedding_bag"), _embedding),
+    "embedding": _embedding,
+    "embedding_bag": _bags,
     **dict.fromkeys(words("matmul mm bmm mv addmm baddbmm addmv _sparse_mm _sparse_addmm"), _product),
     "einsum": _einsum,
     **dict.fromkeys(SCATTERS, _scattered),

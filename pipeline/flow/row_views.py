@@ -144,7 +144,9 @@ def _flip(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
 
 
 ONE: dict[str, Callable[[Rows, Arguments, Shape, Shape], Rows | None]] = {
-    **dict.fromkeys(words("view reshape flatten unflatten _unsafe_view view_as ravel _reshape_alias"), _reshape),
+    **dict.fromkeys(
+        words("view reshape reshape_as flatten unflatten _unsafe_view view_as ravel _reshape_alias"), _reshape
+    ),
     **dict.fromkeys(words("transpose swapaxes swapdims t mT adjoint"), _transpose),
     **dict.fromkeys(words("numpy_T H mH"), _reverse),
     **dict.fromkeys(words("movedim moveaxis"), _movedim),

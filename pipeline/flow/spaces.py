@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.flow.affine import Affine
+from pipeline.flow.bags import Bags
 from pipeline.flow.fields import Fields
 from pipeline.flow.naming import owner_path
 from pipeline.flow.patches import Contraction, Convolution, Geometry
@@ -37,6 +38,8 @@ class Spaces:
     def of(self, affine: Affine, geometry: Geometry) -> InputSpace:
         """The space of the inputs that one call's units share."""
         shape = geometry.pattern_shape(affine.weight)
+        if isinstance(geometry, Bags):
+            return InputSpace("values", shape, upstream=(owner_path(sorted(affine.weight_value.names)[0]),))
         sites, units = self._upstream(affine.x_value, geometry)
         field = self._field(affine.x_value, geometry)
         if not isinstance(geometry, Contraction):

@@ -124,7 +124,7 @@ class Tap(Tracker):
         if self._discovery.gains and call.op.name in APPLYING:
             self._note_gain(call, results[0])
         if affine is not None:
-            self._meet(call, affine, out, results[0])
+            self._meet(call, affine, out if isinstance(out, torch.Tensor) else out[0], results[0])
         elif is_recurrent(call.op.name):
             self._meet_cells(call, out)
         elif call.op.name == "sum" and call.values[0].lookup:

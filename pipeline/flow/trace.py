@@ -49,7 +49,9 @@ class Tracker(TorchDispatchMode):
         self._defect: Exception | None = None
         self.leaf_axes: list[int | None] = []
         self._fixed: dict[int, Value] = {}
-        for path, tensor in held_tensors(model).values():
+        # kept alive: a tensor that is freed gives its id to another
+        self._held = held_tensors(model)
+        for path, tensor in self._held.values():
             if not is_state(tensor):
                 names = frozenset((path,))
                 learned = isinstance(tensor, nn.Parameter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 
@@ -277,3 +278,39 @@ def test_batches_of_other_sizes(randomised):
         assert shapes_seen(model, found, Batch((torch.randn(size),), torch.arange(size[0]))) == {
             "0": [(size[0], size[2] * size[3], 3)]
         }
+
+
+def test_a_tensor_that_is_dropped_on_the_way_gives_its_identity_to_no_other():
+    """A cache that eval() clears: what is known of its tensor must not be taken for knowledge of the next one."""
+
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.cache, self.alive = linear(3, 4), {}, []
+
+        def train(self, mode=True):
+            self.cache = {}
+            return super().train(mode)
+
+        def forward(self, x):
+            if not self.cache:
+                self.alive.append(self.known is not None and self.known() is not None)
+                self.cache["shift"] = torch.ones(4, dtype=x.dtype)
+                self.known = weakref.ref(self.cache["shift"])
+            return (self.layer(x) + self.cache["shift"]).relu()
+
+    model, x = Caching(), numbers(5, 3)
+    model.known = None
+    found = discover(model, batch_of(x))
+    for _ in range(2):
+        tapped_forward(model, found, batch_of(x), lambda presentations: None)
+    assert model.alive[-1]
+
+
+def test_views_as_another_tensor_keep_units_and_rows():
+    model = Free(lambda self, x: self.n(self.l(x).flatten(0, 1)).reshape_as(x).relu(), l=linear(4, 4))
+    model.n = nn.BatchNorm1d(4, dtype=torch.float64)
+    x = numbers(3, 5, 4)
+    shown = show(model, batch_of(x))
+    assert (shown.site("l").gate, shown.site("l").folded) == ("relu", ("n",))
+    torch.testing.assert_close(shown.a["l"], model.eval()(x))
