@@ -31,7 +31,7 @@ def cases(rows: int) -> dict[str, Case]:
     """By name: the source, the columns of its file, which are what, and options."""
     draw = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz    "))
-    texts = ["".join(draw.choice(letters, 120)) for _ in range(2000)]
+    texts = ["".join(row) for row in draw.choice(letters, (rows, 120))]
     lengths = draw.integers(7, 30, rows)
     steps = pa.ListArray.from_arrays(
         pa.array(np.concatenate([[0], lengths.cumsum()]), pa.int32()),
@@ -45,7 +45,7 @@ def cases(rows: int) -> dict[str, Case]:
         "numbers": ("parquet", {"x": images}, Columns(features="x", shape=(1, 16, 16)), {}),
         "table": ("tabular", table, Columns(features=numbers), {"categories": categories}),
         "series": ("series", {"x": steps}, Columns(features="x", shape=(12, 29)), {"ragged": True}),
-        "bytes": ("tokens", {"x": [texts[i % 2000] for i in range(rows)]}, Columns(features="x", shape=(128,)), {}),
+        "bytes": ("tokens", {"x": texts}, Columns(features="x", shape=(128,)), {}),
     }
 
 

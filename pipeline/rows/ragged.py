@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.lib.stride_tricks import sliding_window_view
 
 
 class Sequences(NamedTuple):
@@ -22,21 +23,15 @@ class Sequences(NamedTuple):
 
 
 def padded(found: Sequences, positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """(N, C, T) filled with zeros behind each row's end, where mask (N, T) is False. No row is longer."""
-    rows = len(found.length_N)
-    mask_NT = np.arange(positions) < found.length_N[:, None]
-    x_NTC = np.zeros((rows, positions, found.values_VC.shape[1]), dtype=found.values_VC.dtype)
-    x_NTC[mask_NT] = found.values_VC
-    return x_NTC.transpose(0, 2, 1), mask_NT
-
-
-def cut(found: Sequences, positions: int) -> Sequences:
-    """The first `positions` values of each row."""
+    """(N, C, T) of the first T values of each row, with zeros behind a shorter row's end, where mask (N, T) is False."""
     start_N = found.length_N.cumsum() - found.length_N
-    place_V = np.arange(len(found.values_VC)) - np.repeat(start_N, found.length_N)
-    return found._replace(
-        values_VC=found.values_VC[place_V < positions], length_N=np.minimum(found.length_N, positions)
-    )
+    behind_VC = np.zeros((positions, found.values_VC.shape[1]), dtype=found.values_VC.dtype)
+    # every row is a window of the values: copied whole, and what belongs to the next rows overwritten
+    window_VCT = sliding_window_view(np.concatenate([found.values_VC, behind_VC]), positions, axis=0)
+    x_NCT = window_VCT[start_N]
+    mask_NT = np.arange(positions) < found.length_N[:, None]
+    np.copyto(x_NCT, 0, where=~mask_NT[:, None])
+    return x_NCT, mask_NT
 
 
 def lists(column: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
@@ -51,11 +46,17 @@ def steps(column: pa.Array, channels: int) -> Sequences:
     reason = "the list is null"
     right_V = np.ones(len(values), dtype=bool)
     if pa.types.is_nested(values.type):
-        width_V = pc.list_value_length(values).fill_null(-1).to_numpy(zero_copy_only=False)
-        right_V = width_V == channels
+        if values.null_count or not pa.types.is_fixed_size_list(values.type):
+            width_V = pc.list_value_length(values).fill_null(-1).to_numpy(zero_copy_only=False)
+            right_V = width_V == channels
         if not right_V.all():
             reason = f"a step has {max(0, width_V[~right_V][0])} numbers, expected {channels}"
-        values = values.filter(pa.array(right_V)).flatten()
+            values = values.filter(pa.array(right_V))
+        values = values.flatten()
+    if not values.null_count and right_V.all():
+        return Sequences(
+            _numbers(values).reshape(-1, channels), length_N[usable_N], usable_N, _unless(usable_N, reason)
+        )
     whole_RC = values.is_valid().to_numpy(zero_copy_only=False).reshape(-1, channels)
     if not whole_RC.all():
         reason = "a number of the list is null"
@@ -65,12 +66,24 @@ def steps(column: pa.Array, channels: int) -> Sequences:
     return _without(Sequences(values_VC, length_N, usable_N, reason), right_V)
 
 
+def _numbers(values: pa.Array) -> np.ndarray:
+    """Numbers without a null in the type they have, in Arrow's own memory where they can be."""
+    kind = values.type
+    plain = values.cast(pa.float64()) if pa.types.is_decimal(kind) or pa.types.is_boolean(kind) else values
+    found: np.ndarray = plain.to_numpy(zero_copy_only=False)
+    return found
+
+
+def _unless(usable_N: np.ndarray, reason: str) -> str:
+    return "" if usable_N.all() else reason
+
+
 def _without(found: Sequences, right_V: np.ndarray) -> Sequences:
     """Only the rows all of whose values are right."""
     row_V = np.repeat(np.arange(len(found.length_N)), found.length_N)
     usable_N = found.usable_N & (np.bincount(row_V[~right_V], minlength=len(found.length_N)) == 0)
-    reason = "" if usable_N.all() else found.reason
-    return Sequences(found.values_VC[usable_N[row_V]], found.length_N[usable_N], usable_N, reason)
+    kept_VC = found.values_VC[usable_N[row_V]]
+    return Sequences(kept_VC, found.length_N[usable_N], usable_N, _unless(usable_N, found.reason))
 
 
 def of_lengths(found: Sequences, least: int, most: int) -> Sequences:

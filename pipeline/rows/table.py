@@ -5,8 +5,9 @@ Layer 1: no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.hashing import digest
 from pipeline.names import Names
 from pipeline.rows.decode import column_features
 from pipeline.rows.features import FeatureFormat, Part, Role, Usable, is_name, is_number
-from pipeline.rows.tally import UNSEEN, Vocabulary, numbered
+from pipeline.rows.tally import UNSEEN, Numbering, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class Table(FeatureFormat):
         for name in self.categories:
             yield Role(name, "strings or integers", is_name)
 
+    @cached_property
+    def _numberings(self) -> dict[str, Numbering]:
+        return {name: Numbering(self.vocabulary.values[name]) for name in self.categories}
+
     def decode(self, rows: pa.RecordBatch) -> Usable:
         """Standardised numbers and numbered categories."""
         x_ND, usable_N, reason = np.zeros((rows.num_rows, 0)), np.ones(rows.num_rows, dtype=bool), ""
@@ -80,5 +85,10 @@ class Table(FeatureFormat):
             x_ND, usable_N, reason = column_features(columns, self.numbers, dtype=np.float64)
         scale_D2 = np.array([self.vocabulary.scales.get(name, (0.0, 1.0)) for name in self.numbers]).reshape(-1, 2)
         x_ND = (x_ND - scale_D2[:, 0]) / scale_D2[:, 1]
-        known = [numbered(rows[name], self.vocabulary.values[name]) for name in self.categories]
-        return Usable((x_ND, np.stack(known, 1)[usable_N]) if known else (x_ND,), usable_N, reason)
+        known = [self._numberings[name].of(rows[name]) for name in self.categories]
+        return Usable((x_ND, _together(known, usable_N)) if known else (x_ND,), usable_N, reason)
+
+
+def _together(columns: Sequence[np.ndarray], usable_N: np.ndarray) -> np.ndarray:
+    stacked = np.stack(columns, 1)
+    return stacked if usable_N.all() else stacked[usable_N]

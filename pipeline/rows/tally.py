@@ -135,10 +135,38 @@ def stored(store: Store, made_of: Any, make: Callable[[], Vocabulary]) -> Vocabu
     return Vocabulary.of(json.loads(found))
 
 
-def numbered(column: pa.Array, known: Sequence[str]) -> np.ndarray:
-    """int64 number of each value, from 1 in the order of `known`; UNKNOWN where it is null or not among them."""
-    if pa.types.is_dictionary(column.type):
-        of_value = np.append(numbered(column.dictionary, known), UNKNOWN)  # where the place is −1, that of a null
-        return of_value[column.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
-    found = pc.index_in(as_text(column), value_set=pa.array(known, pa.string()))
-    return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64) + 1
+class Numbering:
+    """The number of each value of a column: from 1 in the order of `known`, UNKNOWN where it is null or not among them.
+
+    Remembers the numbers of the dictionary that it saw last: the parts of a row group share one.
+    """
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self._known = pa.array(known, pa.string())
+        self._last: tuple[pa.Array, np.ndarray] | None = None
+
+    def of(self, column: pa.Array) -> np.ndarray:
+        """int64 (N,)."""
+        if not pa.types.is_dictionary(column.type):
+            return self._looked_up(column)
+        of_value, place_N = self._of_dictionary(column.dictionary), column.indices
+        if place_N.null_count:
+            place_N = place_N.fill_null(-1)  # the last place, that of a null
+        return of_value.take(place_N.to_numpy(zero_copy_only=False), mode="wrap")
+
+    def _of_dictionary(self, dictionary: pa.Array) -> np.ndarray:
+        if self._last is None or not _is_same(self._last[0], dictionary):
+            self._last = dictionary, np.append(self._looked_up(dictionary), UNKNOWN)
+        return self._last[1]
+
+    def _looked_up(self, column: pa.Array) -> np.ndarray:
+        found = pc.index_in(as_text(column), value_set=self._known)
+        return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64) + 1
+
+
+def _is_same(one: pa.Array, other: pa.Array) -> bool:
+    """Whether two arrays are the same memory."""
+    if len(one) != len(other) or one.offset != other.offset or one.type != other.type:
+        return False
+    buffers = zip(one.buffers(), other.buffers(), strict=True)
+    return all((a and a.address) == (b and b.address) for a, b in buffers)

@@ -10,7 +10,8 @@ words  of the lower-cased text, every run of letters, digits and "_" is a word, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -23,10 +24,10 @@ from pipeline.hashing import digest, row_hash
 from pipeline.names import Names
 from pipeline.rows.decode import RowError
 from pipeline.rows.features import Decoded, FeatureFormat, Part, Role, Usable, is_integer, is_list, is_text
-from pipeline.rows.ragged import Sequences, cut, lists, of_lengths, padded
+from pipeline.rows.ragged import Sequences, lists, of_lengths, padded
 from pipeline.rows.reading import Piece
 from pipeline.rows.series import masked
-from pipeline.rows.tally import UNKNOWN, UNSEEN, as_text, numbered
+from pipeline.rows.tally import UNKNOWN, UNSEEN, Numbering, as_text
 
 Tokenizer = Literal["bytes", "words", "ids"]
 
@@ -64,7 +65,7 @@ class Tokens(FeatureFormat):
     @property
     def identity(self) -> dict[str, Any]:
         """Its fields, the words by their digest."""
-        return {"tokens": vars(self) | {"words": digest(self.words)}}
+        return {"tokens": {one.name: getattr(self, one.name) for one in fields(self)} | {"words": digest(self.words)}}
 
     @property
     def names(self) -> Names:
@@ -97,7 +98,7 @@ class Tokens(FeatureFormat):
         if self.packed:
             return Usable((found.values_VC[:, 0], found.length_N), found.usable_N, found.reason)
         (positions,) = self.shape
-        token_N1T, mask_NT = padded(cut(found, positions), positions)
+        token_N1T, mask_NT = padded(found, positions)
         return Usable((token_N1T, mask_NT), found.usable_N, found.reason)
 
     def _given(self, column: pa.Array) -> Sequences:
@@ -111,9 +112,13 @@ class Tokens(FeatureFormat):
 
     def _words(self, column: pa.Array) -> Sequences:
         values, length_N, usable_N = lists(split_words(column))
-        known_V = numbered(values, self.words)
+        known_V = self._numbering.of(values)
         token_V = np.where(known_V == UNKNOWN, UNKNOWN, known_V + RESERVED - 1)
         return Sequences(token_V[:, None], length_N[usable_N], usable_N, "")
+
+    @cached_property
+    def _numbering(self) -> Numbering:
+        return Numbering(self.words)
 
     def batch(self, tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None) -> Batch:
         """Tokens and their mask."""
@@ -145,8 +150,18 @@ def _bytes(column: pa.Array) -> Sequences:
     texts = as_text(column).cast(pa.binary())
     length_N = pc.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     usable_N = texts.is_valid().to_numpy(zero_copy_only=False)
-    token_V = np.frombuffer(b"".join(texts.drop_null().to_pylist()), dtype=np.uint8).astype(np.int64)
+    token_V = _content(texts.drop_null())
     return Sequences(token_V[:, None], length_N[usable_N], usable_N, "")
+
+
+def _content(texts: pa.Array) -> np.ndarray:
+    """The bytes of all texts one behind the other, as Arrow has them."""
+    if not len(texts):
+        return np.zeros(0, dtype=np.uint8)
+    large = texts.cast(pa.large_binary())
+    _, offsets, content = large.buffers()
+    place = np.frombuffer(offsets, dtype=np.int64)[large.offset : large.offset + len(large) + 1]
+    return np.frombuffer(content, dtype=np.uint8)[place[0] : place[-1]] if content else np.zeros(0, dtype=np.uint8)
 
 
 def _windows(pieces: Iterator[Piece[Decoded]], positions: int, end: int | None) -> Iterator[Piece[Decoded]]:
