@@ -24,10 +24,10 @@ def words(text: str) -> frozenset[str]:
 # Rearrange elements without changing any: a unit's numbers stay that unit's numbers.
 VIEWS = words(
     "view reshape reshape_as flatten unflatten transpose permute t numpy_T mT H mH adjoint squeeze unsqueeze select "
-    "slice narrow chunk split split_with_sizes unbind unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split expand "
-    "expand_as broadcast_to contiguous clone detach alias to _to_copy type_as view_as swapaxes swapdims movedim "
-    "moveaxis _unsafe_view _reshape_alias ravel lift_fresh positive unsqueeze_ squeeze_ transpose_ detach_ pin_memory "
-    "hsplit vsplit dsplit diagonal unfold as_strided"
+    "slice narrow chunk split split_with_sizes unbind unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split "
+    "expand expand_as broadcast_to contiguous clone detach alias to _to_copy type_as view_as swapaxes swapdims "
+    "movedim moveaxis _unsafe_view _reshape_alias ravel lift_fresh positive unsqueeze_ squeeze_ transpose_ detach_ "
+    "pin_memory hsplit vsplit dsplit diagonal unfold as_strided"
 )
 # Identity in eval mode.
 DROPOUTS = words("dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout")
