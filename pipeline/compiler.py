@@ -20,6 +20,7 @@ from pipeline.hashing import digest
 OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-w")
 # what torch calls the processor's vectors, and the compilers' name for such processors
 PROCESSORS = {"AVX2": "-march=x86-64-v3", "AVX512": "-march=x86-64-v3"}
+ZIG = "ziglang"
 
 
 class CompilerError(Exception):
@@ -53,17 +54,29 @@ def compilers() -> list[list[str]]:
     """The commands that may compile, the likeliest first."""
     names = [*([os.environ["CXX"]] if os.environ.get("CXX") else []), "c++", "g++", "clang++"]
     found = [[path] for name in names if (path := shutil.which(name))]
-    # a whole compiler as a Python package, for machines without one
-    return [*found, [sys.executable, "-m", "ziglang", "c++"]] if find_spec("ziglang") else found
+    # a whole compiler as a Python package, for machines without one; as `c++` it would first build a library for C++
+    return [*found, [sys.executable, "-m", ZIG, "cc"]] if find_spec(ZIG) else found
+
+
+def _spelt(compiler: list[str], flags: list[str]) -> list[str]:
+    """The flags as a compiler wants them."""
+    if ZIG not in compiler:
+        return flags
+    # it takes seconds to make the run-time library that it would link, and Python has loaded all that is missing
+    alone = ["-nostdlib"] if sys.platform == "linux" else []
+    return [flag.replace("x86-64-v3", "x86_64_v3") for flag in flags] + alone
 
 
 def _compile(file: Path, flags: list[str], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    reason = "no C++ compiler (c++, g++ or clang++, or the package ziglang)"
+    reason = f"no C++ compiler (c++, g++ or clang++, or the package {ZIG})"
     for compiler in compilers():
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            done = subprocess.run([*compiler, *flags, str(file), "-o", str(made)], capture_output=True, text=True)
+            command = [*compiler, *_spelt(compiler, flags), str(file), "-o", str(made)]
+            # Zig's own cache, 50 MB, goes with the folder
+            environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": folder}
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode == 0:
                 # in one step: other processes may be doing the same
                 made.replace(path)

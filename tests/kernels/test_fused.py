@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -205,3 +206,35 @@ def test_a_broken_compiler_is_a_reason_and_no_error(monkeypatch: pytest.MonkeyPa
     assert "no C++ compiler" in native_build.library.__wrapped__()
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     assert "/dev/null" in native_build.library.__wrapped__()
+
+
+def test_the_compiler_that_pip_installs_compiles_for_this_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    source = tmp_path / "answer.cpp"
+    source.write_text('extern "C" double answer(double x) { return x * KEPT + 1; }')
+    library = ctypes.CDLL(compiler.compiled(str(source), constants={"KEPT": 41}, processor="AVX2"))
+    library.answer.argtypes, library.answer.restype = [ctypes.c_double], ctypes.c_double
+    assert library.answer(1.0) == 42
+
+
+@pytest.mark.slow
+def test_every_compiler_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shown = [laid_out(draw(LARGE[kind]), layout) for kind in sorted(LARGE) for layout in sorted(LAYOUTS)]
+    found = []
+    for number, command in enumerate(compiler.compilers()):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(number)))
+        monkeypatch.setattr(compiler, "compilers", lambda command=command: [command])
+        library = native_build.library.__wrapped__()
+        assert isinstance(library, ctypes.CDLL), library
+        states = []
+        for one in shown:
+            kernel = Native(one.site, fused(primitives_of(one.site)), library)
+            kernel.add(one)
+            states += [value.numpy().tobytes() for state in kernel.states().values() for value in state.values()]
+        found.append(states)
+    assert len(found) > 1
+    assert all(states == found[0] for states in found)
