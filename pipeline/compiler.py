@@ -36,7 +36,7 @@ def compiled(source: str, *, constants: Mapping[str, int], processor: str) -> st
     flags = [*OPTIONS, *(f"-D{name}={value}" for name, value in constants.items())]
     flags += [PROCESSORS[processor]] if processor in PROCESSORS else []
     sources = {path.name: path.read_text() for path in sorted(file.parent.iterdir()) if path.is_file()}
-    path = _cache() / f"{file.stem}-{digest([sources, flags, sys.platform], length=16)}.so"
+    path = _cache() / f"{file.stem}-{digest([sources, flags, sys.platform, bool(find_spec(ZIG))], length=16)}.so"
     if not path.exists():
         try:
             _compile(file, flags, path)
@@ -52,10 +52,13 @@ def _cache() -> Path:
 
 def compilers() -> list[list[str]]:
     """The commands that may compile, the likeliest first."""
-    names = [*([os.environ["CXX"]] if os.environ.get("CXX") else []), "c++", "g++", "clang++"]
-    found = [[path] for name in names if (path := shutil.which(name))]
-    # a whole compiler as a Python package, for machines without one; as `c++` it would first build a library for C++
-    return [*found, [sys.executable, "-m", ZIG, "cc"]] if find_spec(ZIG) else found
+    # a whole compiler as a Python package, whose code is the fastest; as `c++` it would first build a library for C++
+    package = [[sys.executable, "-m", ZIG, "cc"]] if find_spec(ZIG) else []
+    before, after = (
+        [[path] for name in names if (path := shutil.which(name))]
+        for names in ([os.environ.get("CXX", "")], ["c++", "g++", "clang++"])
+    )
+    return [*before, *package, *after]
 
 
 def _spelt(compiler: list[str], flags: list[str]) -> list[str]:
