@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataError, JobError
 from pipeline.job import Columns, DataSpec
-from pipeline.rows.tally import Moments, tallied
+from pipeline.rows.tally import Moments, Numbering, tallied
 from pipeline.sources.tabular import Tabular
 from pipeline.store import open_store
 
@@ -119,6 +119,18 @@ def test_a_tally_is_that_of_its_parts(rows: list[tuple[str | None, float | None]
 
 def test_what_never_varies_is_not_blown_up():
     assert Moments(3, 5.0, 0.0).std == 1.0
+
+
+def test_dictionaries_that_differ_are_told_apart():
+    numbering = Numbering(("red", "green", "blue"))
+    words = ["red", "blue", "pink", None, "green"]
+    for _ in range(3):
+        for order in (words, words[::-1]):
+            column = pa.array(order, pa.string()).dictionary_encode()
+            expected = [{"red": 1, "green": 2, "blue": 3}.get(word or "", 0) for word in order]
+            assert numbering.of(column).tolist() == expected
+            assert numbering.of(column.slice(2)).tolist() == expected[2:]
+            assert numbering.of(pa.array(order)).tolist() == expected
 
 
 def test_a_null_number_is_unreadable_and_a_null_category_is_not(tmp_path: Path):

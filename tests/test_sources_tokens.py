@@ -106,6 +106,15 @@ def test_words_are_numbered_by_how_often_training_has_them(tmp_path: Path):
     assert (few.vocabulary, real(read(few, "test")[0])) == (4, [[3, 0, 2, 0, 0]])
 
 
+def test_reading_does_not_change_what_it_is(tmp_path: Path):
+    source = tokens(write(tmp_path / "rows.parquet", ["a b", "b c a", "a"]), tokenizer="words", min_count=1)
+    before = source.features().identity
+    planned = [chunk.id for chunk in source.chunks("all")]
+    read(source)
+    assert source.features().identity == before
+    assert [chunk.id for chunk in source.chunks("all")] == planned
+
+
 @pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.uint8())], ids=str)
 def test_given_numbers_stay_what_they_are(tmp_path: Path, kind: pa.DataType):
     path = write(tmp_path / "data" / "a.parquet", [[0, 9], [3] * 8, None, [4]], kind, y=[0, 1, 0, 1])

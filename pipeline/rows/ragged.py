@@ -23,7 +23,7 @@ class Sequences(NamedTuple):
 
 
 def padded(found: Sequences, positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """(N, C, T) of the first T values of each row, with zeros behind a shorter row's end, where mask (N, T) is False."""
+    """(N, C, T) of the first T values of each row, zeros where a shorter one ends, there mask (N, T) is False."""
     start_N = found.length_N.cumsum() - found.length_N
     behind_VC = np.zeros((positions, found.values_VC.shape[1]), dtype=found.values_VC.dtype)
     # every row is a window of the values: copied whole, and what belongs to the next rows overwritten
