@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from pipeline.hashing import sha256
 from pipeline.manifest import File
+from pipeline.parquet import parquet_bytes, read_parquet
 from pipeline.reduce import reduced_key
 from pipeline.store import Store
-from pipeline.tables import parquet_bytes
 
 PART_BYTES = 96 * 2**20
 
@@ -68,7 +68,7 @@ def _cut(sizes: Sequence[tuple[str, int]]) -> list[tuple[str, ...]]:
 
 def run_pack(task: PackTask, store: Store) -> File:
     """Store one part, create-only, and say what it is for the manifest."""
-    tables = [_table(store.get(reduced_key(task.run, model, f"{task.table}.parquet"))) for model in task.models]
+    tables = [read_parquet(store.get(reduced_key(task.run, model, f"{task.table}.parquet"))) for model in task.models]
     content = parquet_bytes(pa.concat_tables(tables))
     stored = store.put_once(task.key, content)
     if stored != sha256(content):
@@ -83,8 +83,3 @@ def run_pack(task: PackTask, store: Store) -> File:
         first_model=task.models[0],
         last_model=task.models[-1],
     )
-
-
-def _table(content: bytes) -> pa.Table:
-    # read ahead by pyarrow's own threads can abort a process that ends soon after (2 in 100 under load)
-    return pq.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)

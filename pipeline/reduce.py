@@ -27,6 +27,7 @@ from pipeline.loading import Loaded, Probe, load
 from pipeline.measure import arrow_tables, controls_of, site_table
 from pipeline.numerics import in_force
 from pipeline.origins import columns_of
+from pipeline.parquet import parquet_bytes
 from pipeline.resolve import Model, Split
 from pipeline.rows.decode import UID_MASK
 from pipeline.scores import Sums, added, means
@@ -34,7 +35,7 @@ from pipeline.sites import Site
 from pipeline.sources.base import Chunk
 from pipeline.statistics.base import Statistic
 from pipeline.store import Store
-from pipeline.tables import arrow_table, parquet_bytes
+from pipeline.tables import arrow_table
 
 
 @dataclass(frozen=True)

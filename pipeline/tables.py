@@ -1,4 +1,4 @@
-"""The tables of a run: their columns, their Arrow form with every column's documentation in it, and their bytes.
+"""The tables of a run: their columns, their Arrow form with every column's documentation in it.
 
 Layer 1: pyarrow, no I/O. A statistic names its own columns; the columns that say whose row it is are added here. Only
 types that DuckDB, Polars, pandas and Spark all read: no fixed-size lists, no float16, no unsigned integers.
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from pipeline.base_columns import BASE, unit_keys
@@ -30,10 +29,6 @@ ARROW: dict[DType, pa.DataType] = {
     "list<int64>": pa.list_(pa.int64()),
     "list<string>": pa.list_(pa.string()),
 }
-# a point lookup reads one group: 12 ms at 65,536 rows, 142 ms at 500,000
-GROUP_ROWS = 65_536
-# wide rows (patterns of thousands of numbers) in groups that fit a reader's memory
-GROUP_BYTES = 64 << 20
 
 # a cast from or to these would invent a meaning
 _EXACT = (pa.string(), pa.bool_())
@@ -154,22 +149,6 @@ def _array(kind: pa.DataType, values: Values) -> pa.Array:
 def _masked(array: pa.Array, valid: np.ndarray) -> pa.Array:
     # take() with null indices: NaN stays NaN, and lists can be null as well
     return array.take(pa.array(np.arange(len(array)), mask=~valid))
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """The table as one Parquet file: zstd, small row groups; the same table gives the same bytes."""
-    width = max(1, table.nbytes // max(1, table.num_rows))
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.combine_chunks(),
-        sink,
-        compression="zstd",
-        compression_level=3,
-        row_group_size=int(min(GROUP_ROWS, max(1, GROUP_BYTES // width))),
-        write_page_index=True,
-    )
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
 
 
 def dictionary(columns: Mapping[str, Sequence[Column]], table: str | None = None) -> list[dict[str, str]]:

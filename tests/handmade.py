@@ -11,8 +11,9 @@ import numpy as np
 from pipeline.columns import Column, DType
 from pipeline.hashing import digest, sha256
 from pipeline.manifest import Coverage, File, Manifest, encode, manifest_key
+from pipeline.parquet import parquet_bytes
 from pipeline.store import Store
-from pipeline.tables import arrow_table, parquet_bytes, table_columns
+from pipeline.tables import arrow_table, table_columns
 
 CLASSES = 3
 

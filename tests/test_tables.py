@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from pipeline.columns import Column
-from pipeline.tables import ARROW, arrow_table, dictionary, parquet_bytes, schema, table_columns
+from pipeline.parquet import parquet_bytes
+from pipeline.tables import ARROW, arrow_table, dictionary, schema, table_columns
 
 EVERY_TYPE = tuple(
     Column(name=f"c_{number}", dtype=dtype, meaning=f"a column of {dtype}") for number, dtype in enumerate(ARROW)
