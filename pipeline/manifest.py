@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import StoreError
 from pipeline.store import Store
 
 FORMAT = 1
 NAME = "_manifest.json"
+# manifests are small, and a bucket takes 10 to 100 ms to give one
+READERS = 16
 # what can change a table's bytes
 PACKAGES = ("neuron-census", "torch", "numpy", "pyarrow")
 
@@ -99,6 +101,13 @@ class Manifest:
         return tuple(file for file in self.files if file.table == table)
 
 
+class Committed(NamedTuple):
+    """The manifest of a run and when it was stored, in UTC."""
+
+    manifest: Manifest
+    when: datetime
+
+
 def versions() -> dict[str, str]:
     """Versions of what can change a table's bytes."""
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
@@ -118,6 +127,14 @@ def decode(content: bytes, *, key: str = NAME) -> Manifest:
     """Read a manifest back; StoreError if it is damaged, or of a newer format than this program knows."""
     try:
         value = json.loads(content)
+    except ValueError as error:
+        raise _damaged(key, error) from error
+    return from_json(value, key=key)
+
+
+def from_json(value: Any, *, key: str = NAME) -> Manifest:
+    """The manifest that a decoded JSON object stands for; StoreError as for `decode`."""
+    try:
         if value["format"] > FORMAT:
             raise StoreError(
                 f"{key} has format {value['format']}, newer than {FORMAT}: update neuron-census to read it"
@@ -132,15 +149,37 @@ def decode(content: bytes, *, key: str = NAME) -> Manifest:
             }
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StoreError(
-            f"{key} is damaged ({type(error).__name__}: {error}); restore it, or remove it and run again"
-        ) from error
+        raise _damaged(key, error) from error
 
 
-def committed_runs(store: Store) -> list[tuple[Manifest, datetime]]:
+def _damaged(key: str, error: Exception) -> StoreError:
+    return StoreError(f"{key} is damaged ({type(error).__name__}: {error}); restore it, or remove it and run again")
+
+
+def committed_runs(store: Store) -> list[Committed]:
     """The manifest of every committed run and when it was stored, oldest first, by one listing."""
     found = store.modified("runs/")
-    keys = [key for key in found if key.count("/") == 2 and key.endswith(f"/{NAME}")]
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        manifests = list(pool.map(lambda key: decode(store.get(key), key=key), keys))
-    return sorted(zip(manifests, [found[key] for key in keys], strict=True), key=lambda one: (one[1], one[0].run))
+    return read_manifests(store, {key: when for key, when in found.items() if _is_manifest(key)})
+
+
+def committed_among(store: Store, runs: Iterable[str]) -> list[Committed]:
+    """Those of the given runs that are committed, by one small listing of each."""
+    with ThreadPoolExecutor(READERS) as pool:
+        listings = list(pool.map(store.modified, [manifest_key(run) for run in runs]))
+    return read_manifests(store, {key: when for found in listings for key, when in found.items() if _is_manifest(key)})
+
+
+def read_manifests(store: Store, found: Mapping[str, datetime]) -> list[Committed]:
+    """The manifests stored under the given keys, each with its time, in order of time and run."""
+    with ThreadPoolExecutor(READERS) as pool:
+        manifests = pool.map(lambda key: decode(store.get(key), key=key), found)
+        return in_order(Committed(*one) for one in zip(manifests, found.values(), strict=True))
+
+
+def in_order(runs: Iterable[Committed]) -> list[Committed]:
+    """Runs in order of their commits; of the same time, in order of their ids."""
+    return sorted(runs, key=lambda one: (one.when, one.manifest.run))
+
+
+def _is_manifest(key: str) -> bool:
+    return key.count("/") == 2 and key.endswith(f"/{NAME}")

@@ -186,6 +186,25 @@ def gc(url: str, age: timedelta, delete: bool) -> None:
     click.echo(f"{count} objects, {size(total)} {done}")
 
 
+@click.command(short_help="Write down where everything is, for quick answers over many runs.")
+@store_option
+def catalogue(url: str) -> None:
+    """Write the catalogue: the manifests of all committed runs and the footers of their tables, in a few objects.
+
+    With many runs in a bucket it spares every question thousands of requests. Nothing depends on it: runs that were
+    committed since are found all the same. Write it anew now and then, or after removing a run.
+
+    \b
+      neuron-census catalogue --store s3://bucket/census
+    """
+    from pipeline.catalogue import write_catalogue
+    from pipeline.store import open_store
+
+    written = write_catalogue(open_store(url))
+    runs, parts = written.runs, sum(len(manifest.files) for manifest, _ in written.runs)
+    click.echo(f"{len(runs)} runs with {parts} files of {len(written.objects)} tables are in the catalogue of {url}")
+
+
 @click.command(short_help="Keep a census up: server, schedule and worker.")
 @click.argument("job", metavar="JOB.toml")
 @store_option
@@ -206,4 +225,4 @@ def up(job: str, url: str, ray: str, cron: str, port: int) -> None:
     keep_up(Nightly(job, url, ray, cron), port=port, say=click.echo)
 
 
-COMMANDS = (status, verify, gc, submit, logs, cancel, up)
+COMMANDS = (status, verify, gc, catalogue, submit, logs, cancel, up)

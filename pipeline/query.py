@@ -12,20 +12,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from pipeline.base_columns import BASE
+from pipeline.catalogue import Catalogue, published_runs, read_catalogue
 from pipeline.errors import CensusError, StoreError, nearest
-from pipeline.manifest import File, Manifest, committed_runs
+from pipeline.manifest import Committed, File, Manifest
 from pipeline.published import PROTOCOL, PublishedFiles
 from pipeline.store import Store
 
 Connection = duckdb.DuckDBPyConnection
-Committed = tuple[Manifest, datetime]
 Pair = tuple[str, str]
 
 _SQL_TYPE = {
@@ -65,14 +65,15 @@ def connect(store: Store, *, run: str | None = None, tables: Collection[str] | N
     registered and joined. `tables` opens those of them alone, unless there is none of them. StoreError if there is no
     committed run; QueryError if not exactly one begins with `run`.
     """
-    runs = chosen_runs(store, run)
-    files = [file for manifest, _ in runs for file in manifest.files]
+    catalogue = read_catalogue(store)
+    runs = chosen_runs(store, run, catalogue)
+    files = {file.key: file for manifest, _ in runs for file in manifest.files}
     con = duckdb.connect(config={"autoinstall_known_extensions": False, "autoload_known_extensions": False})
-    con.register_filesystem(PublishedFiles(store, {file.key: file.bytes for file in files}))
+    con.register_filesystem(_published(store, files, catalogue))
     with _explained():
         _create_runs(con, runs)
         latest = _latest(con, runs)
-        present = {file.table for file in files}
+        present = {file.table for file in files.values()}
         known = present | BASE.keys()
         wanted = known.intersection(tables) if tables is not None else known
         wanted = wanted or known  # SHOW TABLES names none
@@ -92,9 +93,14 @@ def tables_in(sql: str) -> set[str]:
     return {word.removesuffix("_all") for word in re.findall(r"\w+", sql.lower())}
 
 
-def chosen_runs(store: Store, prefix: str | None = None) -> list[Committed]:
+def _published(store: Store, files: Mapping[str, File], catalogue: Catalogue | None) -> PublishedFiles:
+    sizes = {key: file.bytes for key, file in files.items()}
+    return PublishedFiles(store, sizes, (lambda key: catalogue.pieces(files[key])) if catalogue else lambda _: ())
+
+
+def chosen_runs(store: Store, prefix: str | None = None, catalogue: Catalogue | None = None) -> list[Committed]:
     """Every committed run with its time, oldest first; the one whose id begins with `prefix` if that is given."""
-    runs = committed_runs(store)
+    runs = published_runs(store, catalogue)
     if not runs:
         raise StoreError(f"{store.url}: holds no committed run; `neuron-census run JOB.toml --store …` makes one")
     found = [one for one in runs if one[0].run.startswith(prefix or "")]
@@ -158,14 +164,21 @@ def _explained() -> Iterator[None]:
         text = str(error).strip()
         if "PermissionError: " in text:
             raise QueryError(_READ_ONLY) from error
-        if text.startswith("Traceback") or isinstance(error, duckdb.IOException):
-            # what the file system raised, without its stack and without DuckDB's excerpt of the SQL
-            last = text.split("\n\nLINE ")[0].strip().splitlines()[-1]
-            raise StoreError(f"a table cannot be read: {last}; run `neuron-census verify`") from error
+        # without DuckDB's excerpt of the SQL, and of what the file system raised without its stack
+        said = text.split("\n\nLINE ")[0].strip().splitlines()[-1]
+        if _is_of_a_file(error, text, said):
+            hint = "run `neuron-census verify`, which says what is missing or was changed"
+            raise StoreError(f"a table cannot be read: {said}; {hint}") from error
         raise QueryError(_with_nearest_table(text)) from error
     except RuntimeError as error:
         # DuckDB's answer to Ctrl-C
         raise KeyboardInterrupt from error
+
+
+def _is_of_a_file(error: duckdb.Error, text: str, said: str) -> bool:
+    """Whether a file is at fault and not the question: DuckDB has no kind of its own for errors of decoding."""
+    kind = type(error)
+    return text.startswith("Traceback") or kind in (duckdb.IOException, duckdb.Error) or f"{PROTOCOL}://" in said
 
 
 def _with_nearest_table(text: str) -> str:
@@ -209,7 +222,7 @@ class _Latest:
 
 def _latest(con: Connection, runs: Sequence[Committed]) -> _Latest:
     """Find the latest run of each (model, data set); `runs` is in order of commit."""
-    measured = {manifest.run: _measured(con, manifest) for manifest, _ in runs}
+    measured = _measured(con, [manifest for manifest, _ in runs])
     last = {pair: run for run, pairs in measured.items() for pair in pairs}
     won = {run: [pair for pair in pairs if last[pair] == run] for run, pairs in measured.items()}
     whole = frozenset(run for run, pairs in won.items() if len(pairs) == len(measured[run]))
@@ -220,13 +233,23 @@ def _latest(con: Connection, runs: Sequence[Committed]) -> _Latest:
     return _Latest(whole, partly)
 
 
-def _measured(con: Connection, manifest: Manifest) -> set[Pair]:
-    names = {name.rsplit("/", 1)[0] for name in manifest.coverage}
-    models = manifest.files_of("models")
-    if len(names) == 1 or not models:
-        return {(model, name) for model in manifest.models for name in names}
+def _measured(con: Connection, manifests: Sequence[Manifest]) -> dict[str, set[Pair]]:
+    """The pairs of (model, data set) of each run."""
+    names = {one.run: {name.rsplit("/", 1)[0] for name in one.coverage} for one in manifests}
     # only the table says which model belongs to which of several data sets
-    return set(con.execute(f"SELECT DISTINCT model, data FROM read_parquet({_paths(models)})").fetchall())
+    asked = [one for one in manifests if len(names[one.run]) != 1 and one.files_of("models")]
+    files = [file for manifest in asked for file in manifest.files_of("models")]
+    found: dict[str, set[Pair]] = {manifest.run: set() for manifest in asked}
+    if files:
+        for run, *pair in con.execute(
+            f"SELECT DISTINCT run, model, data FROM read_parquet({_paths(files)})"
+        ).fetchall():
+            found[run].add((pair[0], pair[1]))
+    return found | {
+        one.run: {(model, name) for model in one.models for name in names[one.run]}
+        for one in manifests
+        if one.run not in found
+    }
 
 
 def _create_views(con: Connection, table: str, runs: Sequence[Committed], latest: _Latest) -> None:

@@ -88,6 +88,10 @@ class Store(ABC):
         """Every key that begins with `prefix`, with when it was stored and its size, by one listing."""
         return self._persist("list", prefix, lambda: self._list(prefix))
 
+    def folders(self, prefix: str) -> list[str]:
+        """The names directly below `prefix` ("runs/") that have keys below them, sorted, without listing those."""
+        return self._persist("list", prefix, lambda: sorted(self._folders(prefix)))
+
     def drafts(self) -> dict[str, Stored]:
         """What writers that were killed left behind, by names that are no keys; a bucket keeps nothing of them."""
         return {}
@@ -138,6 +142,10 @@ class Store(ABC):
     @abstractmethod
     def _list(self, prefix: str) -> dict[str, Stored]: ...
 
+    def _folders(self, prefix: str) -> set[str]:
+        below = (key.removeprefix(prefix).split("/") for key in self._list(prefix))
+        return {parts[0] for parts in below if len(parts) > 1}
+
     @abstractmethod
     def _delete(self, key: str) -> None: ...
 
@@ -181,6 +189,11 @@ class DirectoryStore(Store):
                     with suppress(FileNotFoundError):
                         found[key] = _stored(path)
         return found
+
+    def _folders(self, prefix: str) -> set[str]:
+        with suppress(FileNotFoundError), os.scandir(Path(self.url, prefix)) as entries:
+            return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+        return set()
 
     def _delete(self, key: str) -> None:
         Path(self.url, key).unlink(missing_ok=True)
@@ -231,6 +244,14 @@ class ObjectStore(Store):
             for key, entry in keys.items()
             if key.startswith(prefix) and entry["type"] == "file" and not key.endswith("/")
         }
+
+    def _folders(self, prefix: str) -> set[str]:
+        fs, root = filesystem(self.url)
+        try:
+            entries = fs.ls(f"{root}/{prefix}", detail=True)
+        except FileNotFoundError:
+            return set()
+        return {entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"}
 
     def _delete(self, key: str) -> None:
         fs, root = filesystem(self.url)

@@ -24,7 +24,8 @@ from tests.census import write_job
 from tests.handmade import write_run
 from tests.servers import wait_until
 
-COMMANDS = ("run", "plan", "query", "tables", "show", "status", "verify", "gc", "submit", "logs", "cancel", "up")
+COMMANDS = ("run", "plan", "query", "tables", "show", "status", "verify", "gc", "catalogue", "submit", "logs", "cancel")
+COMMANDS = (*COMMANDS, "up")
 HEAVY = {"torch", "ray", "prefect", "duckdb", "pyarrow", "pydantic", "rich", "numpy", "fsspec"}
 
 

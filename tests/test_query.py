@@ -5,7 +5,7 @@ from __future__ import annotations
 import doctest
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -280,6 +280,26 @@ def test_a_lost_file_is_the_stores_fault(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"a table cannot be read: .*neurons.*run `neuron-census verify`"):
         answers(store, "FROM neurons")
     assert len(answers(store, "FROM models", tables={"models"})) == 2
+
+
+CHANGES = {
+    "shorter": lambda content: content[:-10],
+    "longer": lambda content: content + b"1",
+    "other data": lambda content: content[:40] + bytes(1000) + content[1040:],
+    "other footer": lambda content: content[:-4008] + b"?" * 4000 + content[-8:],
+    "no Parquet": lambda content: bytes(len(content)),
+    "empty": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_file_that_was_changed_is_the_stores_fault(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    store = open_store(str(tmp_path))
+    write_run(store, "a")
+    part = Path(store.url, "runs/a/tables/neurons/part-00000.parquet")
+    part.write_bytes(change(part.read_bytes()))
+    with pytest.raises(StoreError, match=r"a table cannot be read: .*run `neuron-census verify`, which says what"):
+        answers(store, "FROM neurons")
 
 
 class Counted:
