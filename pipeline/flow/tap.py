@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -79,7 +79,8 @@ def evaluate(model: nn.Module) -> None:
 class Pending:
     """A site whose affine map has run and whose z is still to come, `step` operations along its trail.
 
-    `x` is what the trail has made of the call's input so far, `before` what its gate overwrites.
+    `x` is what the trail has made of the call's input so far, `before` what its gate overwrites, `noted` where the root
+    is noted.
     """
 
     met: Met
@@ -87,6 +88,13 @@ class Pending:
     x: Callable[[], torch.Tensor]
     root: Pending | None = None
     before: torch.Tensor | None = None
+    noted: list[Notes] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Take the root out of all notes: a value whose notes lead back to its tensor would outlive the forward."""
+        for notes in self.noted:
+            notes.pending = [one for one in notes.pending if one is not self and one.root is not self]
+        self.noted.clear()
 
 
 @dataclass(eq=False)
@@ -95,6 +103,15 @@ class Notes:
 
     pending: list[Pending]
     before_gain: Callable[[], torch.Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        for one in self.pending:
+            (one.root or one).noted.append(self)
+
+    def add(self, pending: Pending) -> None:
+        """Let one more site wait for the value."""
+        self.pending.append(pending)
+        (pending.root or pending).noted.append(self)
 
 
 class Tap(Tracker):
@@ -191,9 +208,10 @@ class Tap(Tracker):
         x = lifted(call, position, pending.x) if pending.step < plan.lifts else pending.x
         if pending.step + 1 < len(plan.trail):
             following = Pending(pending.met, pending.step + 1, x, root)
-            result.notes = Notes([*(result.notes.pending if result.notes is not None else ()), following])
+            self._await(result, following)
             return
         self._waiting.remove(root)
+        root.forget()
         if plan.meets_gate:
             z = call.args[position] if pending.before is None else pending.before
             self._present(root.met, ending=Ending(z, result.rows, x, activation=out))
@@ -247,7 +265,7 @@ class Tap(Tracker):
     def _await(self, result: Value, pending: Pending) -> None:
         if result.notes is None:
             result.notes = Notes([])
-        result.notes.pending.append(pending)
+        result.notes.add(pending)
 
     def _pair(self, plan: SitePlan, pending: Pending, result: Value, *, is_gate: bool) -> None:
         own, other = (self._gates, self._ups) if is_gate else (self._ups, self._gates)
@@ -258,6 +276,7 @@ class Tap(Tracker):
             return
         partner = other.pop(plan)
         self._waiting.remove(partner)
+        partner.forget()
         gate, up = (pending, partner) if is_gate else (partner, pending)
         self._present(gate.met, up=up.met)
 
