@@ -50,6 +50,15 @@ class Cost:
         return max(0.0, self.measured - self.forward)
 
 
+@dataclass(frozen=True)
+class ModelCost:
+    """What a model, by its id, cost on a data set."""
+
+    data: str
+    model: str
+    cost: Cost
+
+
 def cost_of(
     model: nn.Module, discovery: Discovery, statistics: Sequence[Statistic], batch: Batch, *, classes: int, kernel: str
 ) -> Cost:

@@ -8,24 +8,27 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 
 from pipeline.batch import Batch
 from pipeline.cells import CellState, Rows, cell_key, encode_cell
+from pipeline.cost import ModelCost, cost_of
 from pipeline.devices import CPU, device_named, full_name, moved
 from pipeline.errors import DataError, ModelError
 from pipeline.job import Numerics, SiteSelection
 from pipeline.loading import Loaded, Probe, load
 from pipeline.measure import Running
 from pipeline.numerics import in_force
-from pipeline.origins import objective_of
+from pipeline.origins import objective_of, shape_of
 from pipeline.registry import sources
 from pipeline.resolve import Model
 from pipeline.scores import Sums, added, score
 from pipeline.sources.base import Chunk
 from pipeline.statistics.base import Statistic
+from pipeline.stopwatch import Stopwatch
 from pipeline.store import Store
 
 
@@ -87,13 +90,16 @@ class MeasureTask:
 class Measured(NamedTuple):
     """Cells stored, models that failed by themselves, and models with rows that cannot be read, with the reason.
 
-    `remarks` say what a person should know of how it was done.
+    `remarks` say what a person should know of how it was done. For the log: what the statistics cost on the run's first
+    chunk, a model of each shape, and the seconds `spent` on what.
     """
 
     units: int
     failed: dict[str, str]
     unread: dict[str, str]
     remarks: tuple[str, ...]
+    costs: tuple[ModelCost, ...] = ()
+    spent: Mapping[str, float] = MappingProxyType({})
 
 
 def run_measure(task: MeasureTask, store: Store) -> Measured:
@@ -103,18 +109,21 @@ def run_measure(task: MeasureTask, store: Store) -> Measured:
     failed: dict[str, str] = {}
     unread: dict[str, str] = {}
     remarks: dict[str, None] = {}
+    costs: list[ModelCost] = []
+    watch = Stopwatch()
     with in_force(task.numerics):
         for chunk, cells in task.by_chunk():
             left = [cell for cell in cells if cell.model.id not in failed]
             try:
                 if left:
-                    failing, said = _measure_chunk(task, chunk, left, store, device)
-                    failed |= failing
-                    remarks |= dict.fromkeys(said)
+                    done = _measure_chunk(task, chunk, left, store, device, watch)
+                    failed |= done.failed
+                    remarks |= dict.fromkeys(done.remarks)
+                    costs += done.costs
                 units += sum(len(cell.statistics) for cell in cells)
             except DataError as error:
                 unread = {**{cell.model.id: str(error) for cell in left}, **unread}
-    return Measured(units, failed, unread, tuple(remarks))
+    return Measured(units, failed, unread, tuple(remarks), tuple(costs), watch.spent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,30 +134,67 @@ class _Watched:
     scores: list[Sums]
 
 
+class _Done(NamedTuple):
+    """Of a chunk: the models that failed by themselves, with the reason; remarks; what the statistics cost."""
+
+    failed: dict[str, str]
+    remarks: list[str]
+    costs: list[ModelCost]
+
+
 def _measure_chunk(
-    task: MeasureTask, chunk: Chunk, cells: Sequence[Missing], store: Store, device: torch.device
-) -> tuple[dict[str, str], list[str]]:
-    """The models that failed by themselves, with the reason, and remarks."""
+    task: MeasureTask, chunk: Chunk, cells: Sequence[Missing], store: Store, device: torch.device, watch: Stopwatch
+) -> _Done:
     failed: dict[str, str] = {}
     watched: list[_Watched] = []
-    for cell in cells:
-        try:
-            loaded = load(cell.model, task.probe, task.sites, store, device)
-            watched.append(
-                _Watched(cell, loaded, Running(loaded.discovery, cell.statistics, task.classes, task.kernel), [])
-            )
-        except ModelError as error:
-            failed[cell.model.id] = str(error)
+    with watch.on("loading"):
+        for cell in cells:
+            try:
+                loaded = load(cell.model, task.probe, task.sites, store, device)
+                watched.append(
+                    _Watched(cell, loaded, Running(loaded.discovery, cell.statistics, task.classes, task.kernel), [])
+                )
+            except ModelError as error:
+                failed[cell.model.id] = str(error)
     source = sources()[task.probe.spec.source](task.probe.data, task.probe.spec, store)
     dtype = getattr(torch, task.numerics.dtype)
     reading = source.read(chunk, task.numerics.batch_rows)
-    for batch in reading:
-        failed |= _show(moved(batch, device, dtype), [one for one in watched if one.cell.model.id not in failed])
+    first: Batch | None = None
+    for batch in watch.over("reading", reading):
+        with watch.on("measuring"):
+            batch = moved(batch, device, dtype)
+            failed |= _show(batch, [one for one in watched if one.cell.model.id not in failed])
+        first = batch if first is None else first
     rows = Rows(total=chunk.rows, read=reading.read, unreadable=reading.unreadable, excluded=reading.excluded)
-    for one in watched:
-        if one.cell.model.id not in failed:
+    sound = [one for one in watched if one.cell.model.id not in failed]
+    with watch.on("storing"):
+        for one in sound:
             _store_cells(task, one, rows, store, full_name(device))
-    return failed, [remark for one in watched for remark in one.running.remarks()]
+    costs: list[ModelCost] = []
+    if chunk == task.probe.chunk and first is not None:
+        with watch.on("comparing with the bare forward"):
+            costs = _costs(task, sound, first)
+    return _Done(failed, [remark for one in watched for remark in one.running.remarks()], costs)
+
+
+def _costs(task: MeasureTask, watched: Sequence[_Watched], batch: Batch) -> list[ModelCost]:
+    """What the statistics of one model of each shape cost, on a batch that has been measured."""
+    shapes = {shape_of(one.cell.model.origin): one for one in reversed(watched)}
+    return [
+        ModelCost(
+            task.probe.data,
+            one.cell.model.id,
+            cost_of(
+                one.loaded.module,
+                one.loaded.discovery,
+                one.cell.statistics,
+                one.loaded.shown(batch),
+                classes=task.classes,
+                kernel=task.kernel,
+            ),
+        )
+        for one in reversed(shapes.values())
+    ]
 
 
 def _show(batch: Batch, watched: Sequence[_Watched]) -> dict[str, str]:

@@ -25,6 +25,7 @@ from pipeline.plan import Plan, make_plan, reduce_tasks, trained
 from pipeline.progress import Progress, Silent
 from pipeline.reduce import DONE, reduced_key
 from pipeline.resolve import Resolved, resolve
+from pipeline.runlog import RunLog
 from pipeline.stage import Stage, run_stage
 from pipeline.store import Store
 from pipeline.task import Task, run_task
@@ -59,17 +60,21 @@ def run(job: Job, store: Store, executor: Executor, progress: Progress | None = 
     if remark := choose.remark(resolved.kernel, resolved.device):
         show.note(remark)
     plan = make_plan(resolved, store, workers=executor.workers)
-    do = partial(_stage, store=store, executor=executor, progress=show)
+    log = RunLog(resolved, executor.workers)
+    do = partial(_stage, store=store, executor=executor, progress=show, log=log)
     done = do("train", plan.train, total=plan.trainings)
     done = done.then(do("load", plan.load, total=plan.loads))
     done = done.then(do("measure", _without(plan.measure, done), total=plan.cells))
     stored = store.keys(f"runs/{resolved.run}/reduced/")
     done = done.then(do("reduce", reduce_tasks(resolved, stored, done.failed, open=done.open)))
+    if done.open:
+        log.write(store)
     _refuse_open(resolved, done)
     records = _records(resolved, store)
     done = done.then(
         do("pack", pack_tasks(resolved.run, {model: record["files"] for model, record in records.items()}))
     )
+    log.write(store)
     _refuse_open(resolved, done)
     manifest = _manifest(resolved, records, done)
     store.put_once(manifest_key(resolved.run), encode(manifest))
@@ -90,12 +95,21 @@ def _claims(resolved: Resolved) -> Claims:
 
 
 def _stage(
-    name: str, tasks: Sequence[Task], *, store: Store, executor: Executor, progress: Progress, total: int = 0
+    name: str,
+    tasks: Sequence[Task],
+    *,
+    store: Store,
+    executor: Executor,
+    progress: Progress,
+    log: RunLog,
+    total: int = 0,
 ) -> Stage:
     """Run the tasks of one stage; `total` counts what earlier runs have done as well."""
     work = sum(task.units for task in tasks)
     progress.stage(name, max(total, work), max(total, work) - work)
-    return run_stage(partial(run_task, store=store), tasks, executor=executor, progress=progress)
+    done = run_stage(partial(run_task, store=store), tasks, executor=executor, progress=progress)
+    log.add(done)
+    return done
 
 
 def _without(tasks: Sequence[MeasureTask], done: Stage) -> list[MeasureTask]:

@@ -10,6 +10,8 @@ import socket
 import time
 from dataclasses import dataclass, field, replace
 
+from pipeline.cost import ModelCost
+from pipeline.devices import CPU
 from pipeline.errors import DataError, ModelError
 from pipeline.manifest import File
 from pipeline.measuring import MeasureTask, run_measure
@@ -28,7 +30,7 @@ class Receipt:
 
     `failed` are models that failed by themselves, `unread` models that were not shown all their rows, `lost` those
     whose checkpoint or cells were there and are not any more, each with the reason. `remarks` say what a person should
-    know of how it was done; seconds and host are for the log.
+    know of how it was done. For the log: what the statistics cost, seconds and what they were `spent` on, host, device.
     """
 
     kind: str
@@ -38,8 +40,11 @@ class Receipt:
     lost: dict[str, str] = field(default_factory=dict)
     file: File | None = None
     remarks: tuple[str, ...] = ()
+    costs: tuple[ModelCost, ...] = ()
+    spent: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     host: str = ""
+    device: str = CPU
 
 
 def run_task(task: Task, store: Store) -> Receipt:
@@ -63,7 +68,16 @@ def _run(task: Task, store: Store) -> Receipt:
             return Receipt(_kind(task), staged.units, staged.failed, staged.unread)
         case MeasureTask():
             measured = run_measure(task, store)
-            return Receipt(_kind(task), measured.units, measured.failed, measured.unread, remarks=measured.remarks)
+            return Receipt(
+                _kind(task),
+                measured.units,
+                measured.failed,
+                measured.unread,
+                remarks=measured.remarks,
+                costs=measured.costs,
+                spent=dict(measured.spent),
+                device=task.device,
+            )
         case ReduceTask():
             return Receipt(_kind(task), task.units, _reduce(task, store))
         case PackTask():

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(["errors", "grid", "names", "hashing", "columns", "batch", "progress", "selecting"], 0),
+    **dict.fromkeys(["errors", "grid", "names", "hashing", "columns", "batch", "progress", "selecting", "stopwatch"], 0),
     **dict.fromkeys(
         [
             "sites",
@@ -61,7 +61,7 @@ LAYERS: dict[str, int] = {
         ],
         3,
     ),
-    **dict.fromkeys(["stage", "run"], 4),
+    **dict.fromkeys(["stage", "run", "runlog"], 4),
     **dict.fromkeys(["cluster", "gc", "query", "show", "submission", "verify", "report"], 5),
     **dict.fromkeys(["cli", "operations", "options", "flows"], 6),
 }

@@ -1,0 +1,94 @@
+"""What a run's tasks took, where and by which kernel, and what the statistics cost: one log object per driver.
+
+Layer 4. Nothing in it decides anything, and nothing is made from it: it differs between two drivers of one run, so it
+is in no manifest. A driver that was killed leaves none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from pipeline.resolve import Resolved
+from pipeline.stage import Stage
+from pipeline.store import Store
+from pipeline.task import Receipt
+
+
+def log_prefix(run: str) -> str:
+    """Where the logs of a run are stored; their names are in order of time."""
+    return f"runs/{run}/log/"
+
+
+@dataclass
+class RunLog:
+    """The log of one driver, from its first stage to its last."""
+
+    resolved: Resolved
+    workers: int
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def add(self, stage: Stage) -> None:
+        """Take down what the tasks of a stage took."""
+        self.receipts += stage.receipts
+
+    def write(self, store: Store) -> str | None:
+        """Store the log; return its key, or None where nothing was done."""
+        if not self.receipts:
+            return None
+        key = f"{log_prefix(self.resolved.run)}{self.started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json"
+        store.put_once(key, json.dumps(self.content(), indent=1, sort_keys=True).encode())
+        return key
+
+    def content(self) -> dict[str, Any]:
+        """The log as JSON values: seconds are of the clock, each task's on its own worker."""
+        names = {model.id: model.name for model in self.resolved.models}
+        costs = [
+            {
+                "data": one.data,
+                "model": names[one.model],
+                "rows": one.cost.rows,
+                "forward_s": one.cost.forward,
+                "measured_s": one.cost.measured,
+                "statistics_over_forward": one.cost.ratio,
+                "passes": one.cost.passes,
+            }
+            for receipt in self.receipts
+            for one in receipt.costs
+        ]
+        return {
+            "run": self.resolved.run,
+            "job": self.resolved.job.name,
+            "started": self.started.isoformat(),
+            "finished": datetime.now(UTC).isoformat(),
+            "driver": {"host": socket.gethostname(), "process": os.getpid(), "torch": torch.__version__},
+            "workers": self.workers,
+            "kernel": self.resolved.kernel,
+            "device": self.resolved.device,
+            "seconds": _seconds(self.receipts),
+            "statistics": costs,
+            "tasks": [_task(receipt) for receipt in self.receipts],
+        }
+
+
+def _seconds(receipts: list[Receipt]) -> dict[str, dict[str, float]]:
+    """Seconds of all tasks of a kind together, and what they went to."""
+    total: dict[str, dict[str, float]] = {}
+    for receipt in receipts:
+        of_kind = total.setdefault(receipt.kind, {"all": 0.0})
+        for name, spent in {"all": receipt.seconds, **receipt.spent}.items():
+            of_kind[name] = of_kind.get(name, 0.0) + spent
+    return total
+
+
+def _task(receipt: Receipt) -> dict[str, Any]:
+    named = {"kind": receipt.kind, "units": receipt.units, "host": receipt.host, "device": receipt.device}
+    return {**named, "seconds": receipt.seconds, "spent": receipt.spent, "remarks": list(receipt.remarks)}

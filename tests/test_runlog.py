@@ -1,0 +1,47 @@
+"""A run's log: what its tasks took and what the statistics cost, beside the results and never in them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pipeline.gc import find_garbage
+from pipeline.kernels import choose
+from pipeline.runlog import log_prefix
+from pipeline.verify import verify_runs
+from tests.census import CNN, published, run_inline, small_job
+
+
+def test_a_log_says_what_the_statistics_cost_and_where_time_went(tmp_path: Path) -> None:
+    outcome, store = run_inline(small_job(tmp_path, seeds="0, 1", more=CNN), str(tmp_path / "store"))
+    (key,) = store.keys(log_prefix(outcome.run))
+    log = json.loads(store.get(key))
+    assert (log["run"], log["kernel"], log["workers"], log["device"]) == (outcome.run, choose.name(), 1, "cpu")
+    # a model of each shape, once: on the run's first chunk
+    assert sorted(one["model"].split("-")[0] for one in log["statistics"]) == ["cnn", "mlp"]
+    for one in log["statistics"]:
+        assert one["data"] == "digits"
+        assert one["rows"] == 128
+        assert one["statistics_over_forward"] == one["measured_s"] / one["forward_s"] > 1
+    spent = log["seconds"]["measure"]
+    assert {"loading", "reading", "measuring", "storing"} < spent.keys()
+    assert 0 < sum(seconds for name, seconds in spent.items() if name != "all") <= spent["all"]
+    kinds = [task["kind"] for task in log["tasks"]]
+    assert set(kinds) == {"train", "measure", "reduce", "pack"}
+    assert all(task["host"] and task["seconds"] > 0 for task in log["tasks"])
+
+
+def test_a_log_is_no_part_of_the_results(tmp_path: Path) -> None:
+    job = small_job(tmp_path)
+    outcome, store = run_inline(job, str(tmp_path / "one"))
+    other, beside = run_inline(job, str(tmp_path / "two"))
+    assert published(store, outcome.run) == published(beside, other.run)
+    (key,) = store.keys(log_prefix(outcome.run))
+    assert key not in store.get(f"runs/{outcome.run}/_manifest.json").decode()
+    assert [report.problems for report in verify_runs(store, deep=True)] == [()]
+    later = datetime.now(UTC) + timedelta(days=30)
+    assert key not in {one.key for one in find_garbage(store, now=later)}
+    # nothing was done, nothing is said
+    run_inline(job, str(tmp_path / "one"))
+    assert store.keys(log_prefix(outcome.run)) == [key]
