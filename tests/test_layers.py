@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(["errors", "grid", "names", "hashing", "columns", "batch", "progress", "selecting", "stopwatch"], 0),
+    **dict.fromkeys(
+        ["errors", "grid", "names", "hashing", "columns", "batch", "progress", "selecting", "stopwatch"], 0
+    ),
     **dict.fromkeys(
         [
             "sites",
