@@ -207,6 +207,8 @@ def _grouped(geometry: Geometry, raw_UD: torch.Tensor, units: torch.Tensor | Non
 
 
 def _note(end: Path) -> str | None:
+    if not end.shadow.numel():
+        return "the probe batch shows it nothing: what becomes of its output is not known"
     if end.norm is not None and end.over_batch:
         return "its norm has no running statistics and takes them from each batch: z depends on the rows beside it"
     if not end.turned:

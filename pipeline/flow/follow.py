@@ -36,6 +36,7 @@ class Path:
     pooled, gathered, scaled   a max-pool; a choice or weighting of neighbours; a fold has been passed
     turned             how many units have a negative gain behind a max-pool, which thereby keeps their smallest z
     end                the operation that ends the path, "" if its gate does
+    taken              the units that were the first to be taken from among all of them: a projection of several
     """
 
     value: Value
@@ -56,6 +57,7 @@ class Path:
     gate: Gate | None = None
     end: str = ""
     last: Node | None = None
+    taken: tuple[int, ...] = ()
 
     @property
     def units(self) -> torch.Tensor:
@@ -115,7 +117,7 @@ def _ends(graph: Graph, path: Path, biased: bool) -> list[Path]:
             ends += [taken] if taken.end else _ends(graph, taken, biased)
             if ends and ends[-1].gate is not None and len(ends[-1].units) == len(path.scale_U):
                 return ends
-    return ends if readers or ends else [path.ended("output")]
+    return ends or [path.ended("output")]
 
 
 def _fixed_number(graph: Graph, path: Path, value: Value, fixed: torch.Tensor) -> torch.Tensor | None:
@@ -202,7 +204,9 @@ def _moved(graph: Graph, path: Path, node: Node) -> list[Path]:
     for value, shadow in zip(node.outputs, out, strict=True):
         shadow = shadow.to(torch.int32)
         if bool((shadow >= 0).any()):
-            moved.append(replace(path, value=value, shadow=shadow))
+            after = replace(path, value=value, shadow=shadow)
+            first = not path.taken and len(after.units) < len(path.scale_U)
+            moved.append(replace(after, taken=tuple(after.units.tolist())) if first else after)
     return moved
 
 

@@ -72,11 +72,7 @@ def _fate(end: Path) -> object:
 
 
 def _projections(ends: Sequence[Path], end: Path, units: int, path: str) -> list[Part]:
-    subsets: dict[tuple[int, ...], None] = {}
-    for one in ends:
-        members = tuple(one.units.tolist())
-        if 0 < len(members) < units:
-            subsets[members] = None
+    subsets = dict.fromkeys(one.taken for one in ends if one.taken)
     labels = projection_labels(path, len(subsets))
     covered = sorted(unit for members in subsets for unit in members)
     if end.gate is not None or labels is None or covered != list(range(units)):
@@ -136,9 +132,11 @@ def _named(gate: Gate) -> Gate:
 def _matched(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Which unit of the gate meets which of the other branch: one to one, ascending by gate; None if it is not so."""
     units = int(max(gate.max(), up.max())) + 1
-    joint = torch.unique(gate.reshape(-1).long() * units + up.reshape(-1).long())
-    pairs = torch.stack([joint // units, joint % units])
-    if bool((gate < 0).any()) or bool((up < 0).any()):
+    # where neither is, other calls' units are: of an expert beside others
+    here = gate >= 0
+    if not torch.equal(here, up >= 0) or not bool(here.any()):
         return None
+    joint = torch.unique(gate[here].long() * units + up[here].long())
+    pairs = torch.stack([joint // units, joint % units])
     one_to_one = len(torch.unique(pairs[0])) == len(torch.unique(pairs[1])) == pairs.shape[1]
     return (pairs[0], pairs[1]) if one_to_one else None

@@ -153,6 +153,7 @@ _REASONS = {
     "embedding": "looked up, not multiplied: its rows are read in the patterns of what it feeds",
     "embedding_bag": "looked up and summed: its rows are read in the patterns of what it feeds",
     **dict.fromkeys(["add", "cat"], "added to or joined with data as it is: no pattern meets an input there"),
+    "mul": "scales data as it is: a gain that no site could take in",
     **dict.fromkeys(
         ["layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm"],
         "gain or bias of a norm that no site could take in: what it feeds sees the norm's output",

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.batch import Batch
 from pipeline.errors import CensusError, ModelError
 from pipeline.flow.graphs import Graphs
+from pipeline.flow.grouped import GROUPED, group_by_group, is_grouped
 from pipeline.flow.holdings import held_tensors
 from pipeline.flow.lookup_rules import LOOKING, lookup_of
 from pipeline.flow.naming import owner_path
@@ -143,9 +144,13 @@ class Tracker(TorchDispatchMode):
         values = [self.value_of(tensor) for tensor in tensors]
         call = Call(op, func, args, kwargs or {}, tensors, values)
         if op.name not in LIKES and any(value.origin is Origin.DATA for value in values):
-            if op.name in COMPOSITE and any(value.origin is Origin.PARAMETER for value in values):
+            parametrised = any(value.origin is Origin.PARAMETER for value in values)
+            if op.name in COMPOSITE and parametrised:
                 with self:
                     return func.decompose(*args, **(kwargs or {}))
+            if op.name in GROUPED and parametrised and is_grouped(call):
+                with self:
+                    return group_by_group(call)
             return self.on_data(call)
         out = self.run(call)
         self._derive(call, out)

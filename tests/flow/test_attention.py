@@ -120,3 +120,33 @@ def test_lengths_may_change_between_batches():
         tapped_forward(layer, found, batch, lambda p, seen=seen: seen.update({p.site.name: p.z_LSU.shape[:2]}))
         assert set(seen) == {site.name for site in found.sites}
         assert set(seen.values()) == {(rows, length)}
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_a_fused_projection_whose_queries_are_rotated_in_part(interleaved):
+    """Rotary positions: half of each head's queries and keys goes another way; or two heads share keys and values."""
+
+    def rotated(part):
+        turned, left = part[..., :2], part[..., 2:]
+        return torch.cat([turned * 0.6 + turned.flip(-1) * 0.8, left], -1)
+
+    def forward(self, x):
+        if interleaved:
+            q, k, v = self.qkv(x).view(*x.shape[:2], 2, 12).transpose(1, 2).chunk(3, -1)
+        else:
+            q, k, v = self.qkv(x).split([8, 4, 4], -1)
+            q, k, v = q.unflatten(2, (2, 4)).transpose(1, 2), k[:, None], v[:, None]
+        scores = rotated(q) @ rotated(k).mT
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    model = Free(forward, qkv=linear(8, 24 if interleaved else 16), out=linear(8, 8))
+    x = numbers(3, 5, 8)
+    shown = show(model, batch_of(x))
+    assert [site.name for site in shown.discovery.sites] == ["qkv.q", "qkv.k", "qkv.v", "out"]
+    chosen = {
+        "q": [*range(4), *range(12, 16)] if interleaved else list(range(8)),
+        "k": [*range(4, 8), *range(16, 20)] if interleaved else list(range(8, 12)),
+        "v": [*range(8, 12), *range(20, 24)] if interleaved else list(range(12, 16)),
+    }
+    for part, units in chosen.items():
+        torch.testing.assert_close(shown.z[f"qkv.{part}"], model.qkv(x).detach()[..., units])
