@@ -67,7 +67,8 @@ def zoo() -> None:
     rows = len(label_N)
     named = {"index": np.arange(rows), "label": label_N, "split": splits(rows)}
     write("zoo/series", with_names({**named, "lines": (digits.images / 16).tolist()}, "lines", COLUMNS))
-    write("zoo/tokens", {**named, "pixels": pixel_NP.tolist()})
+    inks = [f"ink {value}" for value in range(17)]
+    write("zoo/tokens", with_names({**named, "pixels": pixel_NP.tolist()}, "pixels", inks))
     pixels = {f"pixel {row} {column}": pixel_NP[:, 8 * row + column] for row in range(8) for column in range(8)}
     write("zoo/table", {**named, "odd": label_N % 2, "ink": pixel_NP.mean(1), **pixels})
     nodes = with_names({**named, "pixels": (digits.data / 16).tolist()}, "pixels", list(pixels))

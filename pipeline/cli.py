@@ -157,7 +157,7 @@ def plan(job: str, url: str, workers: int, estimate: bool) -> None:
 @click.option(
     "--question",
     metavar="NAME",
-    help="Ask a question that is known by name instead: patterns, idle, detectors, collapse.",
+    help="Ask a question that is known by name instead: patterns, idle, detectors, collapse, families, words.",
 )
 @click.option("--run", metavar="ID", help="Only this run; the beginning of its id is enough.")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json", "parquet"]), help="Default: table.")

@@ -159,7 +159,7 @@ def test_query_writes_a_file_whole_or_not_at_all(store: str, tmp_path: Path) -> 
 def test_query_refuses_mistakes(store: str) -> None:
     refused(call("query", "SELECT nme FROM models", store=store), 'Referenced column "nme" not found', "LINE 1:")
     refused(call("query", "DROP VIEW neurons", store=store), "tables of committed runs are never written")
-    known = "collapse, detectors, idle, patterns"
+    known = "collapse, detectors, families, idle, patterns, words"
     refused(call("query", store=store), f"expected either SQL or --question NAME; known: {known}")
     refused(call("query", "--question", "pattern", store=store), "did you mean 'patterns'?")
     refused(call("query", "FROM runs", "--run", "b", store=store), "no committed run begins with 'b'")

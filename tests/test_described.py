@@ -23,9 +23,10 @@ from pipeline.job import Columns, DataSpec, load_job
 from pipeline.loading import Loaded
 from pipeline.models.base import Checkpoint
 from pipeline.names import UNNAMED, Names
-from pipeline.query import connect
+from pipeline.query import ask, connect
 from pipeline.registry import families, sources
 from pipeline.report.neuron import page
+from pipeline.report.questions import QUESTIONS
 from pipeline.report.words import in_words, input_name
 from pipeline.resolve import Model
 from pipeline.run import run
@@ -170,6 +171,12 @@ def test_show_says_which_value_of_which_field(tmp_path: Path):
         machine = find(con, "deepfm-0/factors/0")
     shown = ["\n".join(printed(page(one, width=100, colour=False))) for one in found]
     assert all("most for  " in text and "colour = " in text for text in shown)
+    with closing(connect(store)) as con:
+        words = list(ask(con, QUESTIONS["words"].sql).rows)
+        families_ = list(ask(con, QUESTIONS["families"].sql).rows)
+    assert [neuron.rpartition("/")[0] for neuron, *_ in words] == ["deepfm-0/deep.0"] * len(words)
+    assert all("colour = " in looks_for and "colour = " in not_for for _, looks_for, not_for, _ in words)
+    assert [(family, units) for family, units, *_ in families_] == [("deepfm", "fire"), ("deepfm", "linear")]
     # whoever likes red buys: the trained units tell it from the other colours
     ends = [one.meanings[0]["input"] for one in found if isinstance(one, Neuron)]
     ends += [one.meanings[6]["input"] for one in found if isinstance(one, Neuron) and len(one.meanings) > 6]

@@ -154,7 +154,94 @@ ORDER BY ALL
 """,
 )
 
-QUESTIONS = {question.name: question for question in (_PATTERNS, _IDLE, _DETECTORS, _COLLAPSE)}
+_FAMILIES = Question(
+    name="families",
+    title="Does training raise cos(Cov(a, x), w) in every family?",
+    reading=(
+        "Means over units; units that fire are those in front of a nonlinearity. before: the untrained twin. "
+        "other_units and permuted: |cos| with other units' patterns, and with permuted ones. share_raised: units whose "
+        "cosine is higher than their twin's. errors: the rise in standard errors of the mean of paired differences."
+    ),
+    needs=("template_cos", "template_cos_other_mean", "template_cos_permuted_mean", "fire_rate"),
+    always=False,
+    sql=f"""{_ONE_SPLIT},
+paired AS (
+    SELECT trained.family, unit.fire_rate IS NOT NULL AS fires, unit.template_cos AS after, twin.template_cos AS before,
+           unit.template_cos_other_mean AS other, unit.template_cos_permuted_mean AS permuted
+    FROM neurons AS unit
+    JOIN measured USING (data, split)
+    JOIN models AS trained USING (run, model, data)
+    JOIN neurons AS twin ON twin.model = trained.control
+     AND (twin.data, twin.split, twin.site, twin.unit) = (unit.data, unit.split, unit.site, unit.unit)
+    WHERE isfinite(unit.template_cos) AND isfinite(twin.template_cos)
+)
+SELECT family, CASE WHEN fires THEN 'fire' ELSE 'linear' END AS units, count(*) AS count, avg(before) AS before,
+       avg(after) AS after, avg(after - before) / stddev_samp(after - before) * sqrt(count(*)) AS errors,
+       avg((after > before)::INT) AS share_raised,
+       avg(other) FILTER (isfinite(other)) AS other_units, avg(permuted) FILTER (isfinite(permuted)) AS permuted
+FROM paired GROUP BY ALL ORDER BY family, units
+""",
+)
+
+# terms of either sign, and units of each family
+_TERMS, _UNITS = 3, 3
+
+_WORDS = Question(
+    name="words",
+    title="What do three neurons of each family look for?",
+    reading=(
+        "Of the first site that fires, the trained units whose pattern is most like what drives them: cos. looks_for, "
+        "not_for: the inputs of the greatest and smallest weights; where a site sees things embedded (tokens, values "
+        "of fields), those of greatest and smallest w·x."
+    ),
+    needs=("template_cos",),
+    always=False,
+    sql=f"""{_ONE_SPLIT},
+first AS (
+    SELECT run, model, data, site, input_kind, input_shape, input_names
+    FROM sites WHERE interpreted AND gate NOT IN ('identity', 'null', 'fm_square')
+    QUALIFY row_number() OVER (PARTITION BY run, model, data ORDER BY position) = 1
+),
+chosen AS (
+    SELECT trained.family, trained.name, unit.*, first.* EXCLUDE (run, model, data, site)
+    FROM neurons AS unit
+    JOIN measured USING (data, split)
+    JOIN first USING (run, model, data, site)
+    JOIN models AS trained USING (run, model, data)
+    WHERE trained.control_of IS NULL AND isfinite(template_cos)
+    QUALIFY row_number() OVER (PARTITION BY trained.family ORDER BY template_cos DESC, trained.name, unit) <= {_UNITS}
+),
+numbered AS (
+    SELECT chosen.*, unnest(weight) AS value, generate_subscripts(weight, 1) - 1 AS i
+    FROM chosen JOIN patterns USING (run, model, data, split, site, unit)
+),
+weights AS (
+    SELECT run, model, data, site, unit, value,
+           CASE WHEN input_names IS NOT NULL THEN input_names[i + 1]
+                WHEN input_kind = 'pixels' THEN 'row ' || (i // input_shape[-1]) % input_shape[-2]
+                     || ', column ' || i % input_shape[-1]
+                ELSE input_kind || ' ' || i END AS input
+    FROM numbered
+),
+terms AS (
+    SELECT run, model, data, site, unit, input, value FROM meanings JOIN chosen USING (run, model, data, site, unit)
+    UNION ALL
+    SELECT run, model, data, site, unit, input, value
+    FROM weights ANTI JOIN meanings USING (run, model, data, site, unit)
+),
+said AS (
+    SELECT run, model, data, site, unit,
+           list(input ORDER BY value DESC)[:{_TERMS}] AS looks_for, list(input ORDER BY value)[:{_TERMS}] AS not_for
+    FROM terms GROUP BY ALL
+)
+SELECT name || '/' || site || '/' || unit AS neuron, array_to_string(looks_for, '; ') AS looks_for,
+       array_to_string(not_for, '; ') AS not_for, template_cos AS cos
+FROM chosen JOIN said USING (run, model, data, site, unit)
+ORDER BY family, template_cos DESC, neuron
+""",
+)
+
+QUESTIONS = {question.name: question for question in (_PATTERNS, _IDLE, _DETECTORS, _COLLAPSE, _FAMILIES, _WORDS)}
 
 
 def choose(sql: str | None, name: str | None) -> Question:

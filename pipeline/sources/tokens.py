@@ -12,6 +12,7 @@ from typing import ClassVar
 import pyarrow as pa
 from pydantic import Field
 
+from pipeline.names import Names
 from pipeline.rows.features import FeatureFormat
 from pipeline.rows.ragged import lists
 from pipeline.rows.tally import Vocabulary, frequent, stored, tallied
@@ -42,6 +43,12 @@ class Tokens(FileSource):
     def vocabulary(self) -> int:
         """Number of different tokens."""
         return self._format_of(self._words).size
+
+    @cached_property
+    def names(self) -> Names:  # type: ignore[override]
+        """What the format knows; of given numbers what the file says of its column."""
+        named = super().names
+        return Names(tokens=named.features) if self.options.tokenizer == "ids" else named
 
     def features(self) -> FeatureFormat:
         """One column of text or of lists."""
