@@ -18,6 +18,8 @@ from pipeline.errors import StoreError
 from pipeline.kernels.base import State
 
 _SEPARATOR = "|"
+# of the encoding; another version of what is stored in it is another key
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def encode_cell(cell: CellState) -> bytes:
         for name, value in state.items()
     }
     record = {
+        "format": FORMAT,
         "rows": asdict(cell.rows),
         "scores": dict(cell.scores),
         "device": cell.device,
@@ -68,18 +71,24 @@ def encode_cell(cell: CellState) -> bytes:
     return save(tensors, metadata={"cell": json.dumps(record, sort_keys=True)})
 
 
-def decode_cell(content: bytes) -> CellState:
-    """Read a state object back, bit for bit; StoreError if it is damaged."""
+def decode_cell(content: bytes, *, key: str = "a state object") -> CellState:
+    """Read a state object back, bit for bit; StoreError if it is damaged or of another format."""
     try:
         header_bytes = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + header_bytes])
         record = json.loads(header["__metadata__"]["cell"])
-        tensors = load(content)
+        if record.get("format") != FORMAT:
+            raise StoreError(
+                f"{key} has format {record.get('format')}, and this version of neuron-census reads {FORMAT}: use the "
+                "version that wrote it, or delete it and run again"
+            )
+        states: dict[str, State] = {site: {} for site in record["sites"]}
+        for name, value in load(content).items():
+            if name != _SEPARATOR:
+                site, part = name.rsplit(_SEPARATOR, 1)
+                states[site][part] = value
+        return CellState(states, Rows(**record["rows"]), record["scores"], record["device"])
+    except StoreError:
+        raise
     except Exception as error:  # safetensors raises several kinds
-        raise StoreError(f"a state object is damaged ({error}); delete it and run again") from error
-    states: dict[str, State] = {site: {} for site in record["sites"]}
-    for key, value in tensors.items():
-        if key != _SEPARATOR:
-            site, name = key.rsplit(_SEPARATOR, 1)
-            states[site][name] = value
-    return CellState(states, Rows(**record["rows"]), record["scores"], record["device"])
+        raise StoreError(f"{key} is damaged ({error}); delete it and run again") from error

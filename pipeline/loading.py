@@ -78,8 +78,9 @@ class _Call:
 @lru_cache(maxsize=KEPT_MODELS)
 def _loaded(_: str, call: _Call) -> Loaded:
     model, probe, sites, store, device = call.arguments
-    content = store.get(checkpoint_key(model.id))
-    checkpoint = decode_checkpoint(content)
+    key = checkpoint_key(model.id)
+    content = store.get(key)
+    checkpoint = decode_checkpoint(content, key=key)
     module = module_of(model.origin, checkpoint).to(device)
     batch = shown(model.origin, moved(probe_batch(probe, store), device, getattr(torch, model.origin.dtype)))
     found = discover(module, batch, include=sites.include, exclude=sites.exclude, rows=sites.rows)

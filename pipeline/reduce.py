@@ -198,7 +198,7 @@ def _merged(task: ReduceTask, measured: Measured, statistic: Statistic, found: D
     for index, chunk in enumerate(chunks):
         key = cell_key(task.model.id, measured.state_names[statistic.name], chunk.id)
         content = store.get(key)
-        cell = decode_cell(content)
+        cell = decode_cell(content, key=key)
         if set(cell.states) != set(whole):
             raise StoreError(f"{key} holds other sites than the model has; delete it and run again")
         whole = _merge(statistic, sites, whole, cell.states)

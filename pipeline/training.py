@@ -13,7 +13,6 @@ from functools import partial
 
 import torch
 
-from pipeline.errors import StoreError
 from pipeline.fit.loop import Diverged, Saved, fit
 from pipeline.fit.recipe import Recipe
 from pipeline.fit.rows import Portion
@@ -111,12 +110,5 @@ def _resume(recipes: Sequence[Recipe], store: Store) -> tuple[int, list[Checkpoi
     for step in reversed(recipes[0].checkpoints):
         keys = [resume_key(recipe, step) for recipe in recipes]
         if all(key in found for key, found in zip(keys, stored, strict=True)):
-            return step, [_decoded(key, store) for key in keys]
+            return step, [decode_checkpoint(store.get(key), key=key) for key in keys]
     return None
-
-
-def _decoded(key: str, store: Store) -> Checkpoint:
-    try:
-        return decode_checkpoint(store.get(key))
-    except Exception as error:
-        raise StoreError(f"{key}: {error}; delete it and run again") from error

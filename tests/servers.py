@@ -267,6 +267,7 @@ class Prefect:
 
     server: Server
     port: int
+    home: Path
 
     @property
     def api(self) -> str:
@@ -277,7 +278,7 @@ def start_prefect(home: Path) -> Prefect:
     port = free_port()
     environment = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    return Prefect(Server(*command, environment=environment, log=home / "log"), port)
+    return Prefect(Server(*command, environment=environment, log=home / "log"), port, home)
 
 
 @pytest.fixture(scope="session")

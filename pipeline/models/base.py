@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.func import functional_call, vmap
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, StoreError
 from pipeline.names import UNNAMED, Names
 from pipeline.sites import InputSpace
 
@@ -168,11 +168,11 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     return save(tensors, metadata={"record": json.dumps(checkpoint.record, sort_keys=True)})
 
 
-def decode_checkpoint(content: bytes) -> Checkpoint:
-    """Read a checkpoint back; ModelError if it is damaged. Nothing is unpickled."""
+def decode_checkpoint(content: bytes, *, key: str = "a checkpoint") -> Checkpoint:
+    """Read a stored checkpoint back; StoreError if it is damaged: its model is not at fault. Nothing is unpickled."""
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         record = json.loads(header["__metadata__"]["record"])
         return Checkpoint(weights=load(content), record=record)
     except Exception as error:  # safetensors raises several kinds
-        raise ModelError(f"a checkpoint is damaged: {error}") from error
+        raise StoreError(f"{key} is damaged ({error}); delete it and run again") from error

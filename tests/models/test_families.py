@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, StoreError
 from pipeline.models.base import Checkpoint, Task, decode_checkpoint, encode_checkpoint
 from pipeline.registry import families
 from tests.models.build import EXAMPLES, build, forward_inputs, on_meta, parameters
@@ -72,8 +72,8 @@ def test_a_checkpoint_comes_back_bit_for_bit(name: str) -> None:
 def test_a_damaged_checkpoint_is_refused() -> None:
     content = encode_checkpoint(Checkpoint({"w": torch.ones(4)}, {}))
     for damaged in (content[:-1], content[:20], b""):
-        with pytest.raises(ModelError, match="damaged"):
-            decode_checkpoint(damaged)
+        with pytest.raises(StoreError, match=r"models/m is damaged .*delete it and run again"):
+            decode_checkpoint(damaged, key="models/m")
 
 
 @every_family
