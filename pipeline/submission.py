@@ -67,11 +67,13 @@ def _refuse_own_files(job: Job, url: str) -> None:
             f"store {url}: a directory of this machine; a cluster needs s3://bucket/prefix, or an absolute path that "
             "every node has"
         )
-    for name, spec in job.data.items():
-        if spec.url and "://" not in spec.url and not Path(spec.url).is_absolute():
+    named = {f"data.{name}.url": spec.url for name, spec in job.data.items()}
+    named |= {f"models[{index}].load.url": (spec.load or {}).get("url") for index, spec in enumerate(job.models)}
+    for key, location in named.items():
+        if location and "://" not in location and not Path(location).is_absolute():
             raise JobError(
-                f"{spec.place}: data.{name}.url = {spec.url!r} is relative to the job file, which is copied to the "
-                "cluster without it; give a URL (s3://…), or an absolute path that every node has"
+                f"{job.place}: {key} = {location!r} is relative to the job file, which is copied to the cluster alone; "
+                "give a URL (s3://…), or an absolute path that every node has"
             )
 
 

@@ -15,11 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 
 from pipeline.manifest import committed_runs
+from pipeline.models.base import Task
 from pipeline.store import open_store
 from tests.census import published, run_inline, small_job
 from tests.durability.schedules import tiny_job
+from tests.models.build import build
 from tests.servers import (
     BIN,
     Prefect,
@@ -166,32 +169,51 @@ def test_a_server_that_dies_keeps_nothing_from_being_measured(tmp_path: Path) ->
     assert len(committed_runs(open_store(str(tmp_path / "store")))) == 1
 
 
-UP = """
-import sys
-from flows.up import Nightly, up
-up(Nightly(*sys.argv[1:4], cron="* * * * *"), port=int(sys.argv[4]))
+LOADED = """
+[[models]]
+data = "tiny"
+load = { url = "checkpoints/*", family = "mlp", arguments = { widths = [4] } }
 """
 
 
+def put_checkpoint(directory: Path, seed: int) -> None:
+    state = build("mlp", Task((3,), 2), seed=seed, widths=(4,)).state_dict()
+    draft = directory / "draft"
+    safetensors.torch.save_file(state, draft)
+    (directory / "checkpoints").mkdir(exist_ok=True)
+    draft.rename(directory / "checkpoints" / f"{seed}.safetensors")
+
+
 @pytest.mark.slow
-def test_a_schedule_measures_new_rows_once_and_stops_when_told(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_a_schedule_measures_what_is_new_once_and_stops_when_told(tmp_path: Path) -> None:
     tiny_job(tmp_path)
+    with (tmp_path / "job.toml").open("a") as job:
+        job.write(LOADED)
+    put_checkpoint(tmp_path, 0)
     store = open_store(str(tmp_path / "store"))
-    command = [sys.executable, "-c", UP, str(tmp_path / "job.toml"), store.url, "none", str(free_port())]
+    command = [str(BIN / "neuron-census"), "up", str(tmp_path / "job.toml"), "--store", store.url, "--ray", "none"]
+    command += ["--cron", "* * * * *", "--port", str(free_port())]
     (tmp_path / "home").mkdir()
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    def committed(count: int) -> dict[str, Any]:
+        wait_until(lambda: len(committed_runs(store)) == count, timeout_s=240, every_s=1)
+        return store.modified("states/") | store.modified("models/")
+
     try:
-        wait_until(lambda: len(committed_runs(store)) == 1, timeout_s=240, every_s=1)
-        before = store.modified("states/")
+        before = committed(1)
+        put_checkpoint(tmp_path, 1)
+        more = committed(2)
+        assert {key: more[key] for key in before} == before, "nothing of the old ones again"
+        # its weights, and a cell on each of the three chunks
+        assert len(more) == len(before) + 4
         (tmp_path / "rows" / "1.parquet").write_bytes(more_rows())
-        wait_until(lambda: len(committed_runs(store)) == 2, timeout_s=240, every_s=1)
-        both = store.modified("states/")
-        # three new chunks in both models of the old recipe, and nothing of the old ones again
-        assert {key: both[key] for key in before} == before
+        both = committed(3)
         time.sleep(65)
-        assert len(committed_runs(store)) == 2
-        assert store.modified("states/") == both
+        assert committed(3) == both
+        assert {key: both[key] for key in more} == more
         family = children(process.pid)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
