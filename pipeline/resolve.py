@@ -297,8 +297,8 @@ def _loaded(job: Job, entry: _LoadEntry, source: Source, store: Store) -> list[M
         twin = controls.get(origin.architecture)
         named = name if spec.name is None else f"{spec.name}-{name}"
         models.append(Model(origin.id, named, spec.data, origin, None, twin.id if twin else None, None))
-    base = spec.name or load.family or load.timm or (load.builder or load.auto).rpartition(":")[2]
     for architecture, twin in controls.items():
+        base = spec.name or (architecture.label or "").rpartition(":")[2]
         several = "" if len(controls) == 1 else f"-{twin.id[:8]}"
         models.append(Model(twin.id, f"{base}{several}-init", spec.data, twin, 0, None, architecture.id))
     return models

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from pipeline.cli import cli
 from pipeline.errors import CensusError, DataError, JobError
+from pipeline.estimate import estimate
 from pipeline.executor import InlineExecutor
 from pipeline.gc import find_garbage
 from pipeline.hashing import sha256
@@ -153,7 +155,10 @@ def test_reading_planning_verifying_and_cleaning_know_loaded_models(mixed: Path)
     failed = CliRunner().invoke(cli, ["show", "wide/hidden0/3", "--store", store.url])
     assert failed.exit_code == 2
     assert "was not measured, it failed: wide.safetensors does not fit" in failed.output
-    plan = make_plan(resolve(load_job(job_of(mixed)), store), store, workers=2)
+    resolved = resolve(load_job(job_of(mixed)), store)
+    assert [len(one.models) for one in estimate(resolved, store).shapes] == [6]
+    plan = make_plan(resolved, store, workers=2)
+    assert pickle.loads(pickle.dumps(plan.load)) == plan.load
     assert (plan.loads, plan.missing_cells) == (6, 3 * 2)
     assert plan.state_bytes > 0
     assert outcome.reused_cells == 0

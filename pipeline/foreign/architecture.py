@@ -91,7 +91,7 @@ class Architecture:
     def label(self) -> str | None:
         """What the table of models calls it; None where only the file knows."""
         spec = self.spec
-        return spec.family or spec.builder or spec.timm or (None if self.config is None else spec.auto)
+        return spec.family or spec.builder or spec.timm or _model_type(self.config)
 
 
 def more_packages() -> tuple[str, ...]:
@@ -168,6 +168,14 @@ def auto_class(spec: LoadSpec) -> Any:
     if not hasattr(transformers, spec.auto):
         raise ModelError(f"load.auto = {spec.auto!r} is no class of transformers")
     return getattr(transformers, spec.auto)
+
+
+def _model_type(config: bytes | None) -> str | None:
+    try:
+        found = json.loads(config or b"{}").get("model_type")
+    except (ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _from_config(spec: LoadSpec, content: bytes) -> nn.Module:

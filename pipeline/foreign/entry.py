@@ -83,7 +83,7 @@ def _require_packages(spec: LoadSpec, models: Sequence[ModelFiles]) -> None:
         auto_class(spec)
     if any(name.endswith(".onnx") for model in models for name, _ in model.files):
         optional("onnx", extra="onnx")
-        optional("onnx2torch", extra="onnx")
+        optional("onnx2pytorch", extra="onnx")
 
 
 def _config(model: ModelFiles, digests: Mapping[str, str]) -> bytes | None:

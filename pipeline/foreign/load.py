@@ -6,7 +6,8 @@ architecture, the file. Nothing in the files is run or unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -83,11 +84,41 @@ def _program(name: str, content: bytes) -> nn.Module:
 
 
 def _from_onnx(name: str, content: bytes) -> nn.Module:
-    onnx, converter = optional("onnx", extra="onnx"), optional("onnx2torch", extra="onnx")
+    onnx, converter = optional("onnx", extra="onnx"), optional("onnx2pytorch", extra="onnx")
     try:
-        return converter.convert(onnx.load_from_string(content))  # type: ignore[no-any-return]
+        program = onnx.load_model_from_string(content)
+        # the converter would read whatever file of this machine they name
+        if _is_elsewhere(program):
+            raise ModelError(f"{name} has weights in other files: save it as one, with save_as_external_data=False")
+        return converter.ConvertModel(program)  # type: ignore[no-any-return]
+    except ModelError:
+        raise
     except Exception as error:  # protobuf's and the converter's errors
         raise ModelError(f"{name} cannot be converted: {type(error).__name__}: {error}") from error
+
+
+def _is_elsewhere(message: Any) -> bool:
+    """Whether a tensor of an ONNX message lies in another file."""
+    for field, value in message.ListFields():
+        if field.name == "data_location" and value != 0:
+            return True
+        if field.type == field.TYPE_MESSAGE and any(map(_is_elsewhere, value if field.is_repeated else [value])):
+            return True
+    return False
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Transformers reports on paper what is an error here, or no harm."""
+    logging = optional("transformers.utils.logging", extra="transformers")
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
 
 
 def _weights_of_directory(spec: LoadSpec, contents: Mapping[str, bytes]) -> State:
@@ -98,14 +129,15 @@ def _weights_of_directory(spec: LoadSpec, contents: Mapping[str, bytes]) -> Stat
         for name, content in contents.items():
             Path(directory, name).write_bytes(content)
         try:
-            module, found = maker.from_pretrained(
-                directory,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                **spec.arguments,
-            )
+            with _silent():
+                module, found = maker.from_pretrained(
+                    directory,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **spec.arguments,
+                )
         except Exception as error:  # transformers raises many kinds
             raise ModelError(f"transformers cannot load the directory: {type(error).__name__}: {error}") from error
     # what a task's head has besides the model asked for is unexpected, and no harm; what is missing would be random

@@ -6,6 +6,8 @@ Layer 2: pure; takes bytes.
 from __future__ import annotations
 
 import io
+import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -27,11 +29,22 @@ def read_state(name: str, content: bytes, *, key: str | None = None, prefix: str
 
     `key` is the entry that holds them ("state_dict", "model.ema"); `prefix` is removed from the names that have it.
     """
+    if _is_script(content):
+        raise ModelError(
+            f"{name} is a TorchScript program, and loading one runs code from the file: save the state_dict of its "
+            "module, or export the module with torch.export as .pt2"
+        )
     try:
         if PurePosixPath(name).suffix == ".safetensors":
             found: Any = safetensors.torch.load(content)
         else:
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # its own message advises to unpickle
+        raise ModelError(
+            f"{name} cannot be read: it is damaged, or holds more than tensors, which would have to be unpickled: save "
+            "model.state_dict(), or safetensors"
+        ) from error
     except Exception as error:  # damaged archives, refused pickles and bad headers have no common class
         raise ModelError(f"{name} cannot be read: {_first_line(error)}") from error
     found = _entry(name, found, key)
@@ -41,6 +54,14 @@ def read_state(name: str, content: bytes, *, key: str | None = None, prefix: str
         holds = f"holds {entries}" if kinds else f"holds a {type(found).__name__}"
         raise ModelError(f"{name} {holds}; expected tensors by name: set load.key to the entry that has them")
     return {one.removeprefix(prefix): value for one, value in found.items()}
+
+
+def _is_script(content: bytes) -> bool:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return any(entry.endswith("/constants.pkl") or "/code/" in entry for entry in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False
 
 
 def _entry(name: str, found: Any, key: str | None) -> Any:

@@ -8,15 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from torch.nn import functional
 
 from pipeline.errors import JobError, ModelError
 from pipeline.foreign.files import digests_of, find_models, read_model
 from pipeline.foreign.load import load_module
 from pipeline.foreign.spec import LoadSpec
+from pipeline.job import load_job
 from pipeline.models.base import Task
+from tests.census import run_inline
 from tests.models.build import build
 
 TASK = Task((6,), 3)
@@ -33,7 +38,7 @@ TASK = Task((6,), 3)
 def test_a_package_that_is_missing_is_named(
     name: str, content: bytes, spec: Mapping[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for package in ("onnx", "onnx2torch", "timm", "transformers"):
+    for package in ("onnx", "onnx2pytorch", "timm", "transformers"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(JobError, match=said):
         load_module(LoadSpec(url="x", **spec), {name: content}, TASK)
@@ -102,7 +107,7 @@ def test_a_timm_model() -> None:
 
 
 def test_an_onnx_program() -> None:
-    pytest.importorskip("onnx2torch")
+    pytest.importorskip("onnx2pytorch")
     onnx = pytest.importorskip("onnx")
     model = build("mlp", TASK, widths=(8,))
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
@@ -128,3 +133,53 @@ def test_an_onnx_program() -> None:
     torch.testing.assert_close(module(x), model(x))
     with pytest.raises(ModelError, match=r"m.onnx cannot be converted"):
         load_module(LoadSpec(url="x"), {"m.onnx": buffer.getvalue()[:100]}, TASK)
+    tensor = program.graph.initializer[0]
+    onnx.external_data_helper.set_external_data(tensor, location="/etc/hostname")
+    tensor.ClearField("raw_data")
+    with pytest.raises(ModelError, match=r"m.onnx has weights in other files"):
+        load_module(LoadSpec(url="x"), {"m.onnx": program.SerializeToString()}, TASK)
+
+
+JOB = """
+name = "texts"
+[data.texts]
+source = "tokens"
+url = "texts.parquet"
+classes = 3
+columns = { features = "tokens", label = "label", shape = [7] }
+options = { tokenizer = "ids", vocabulary = 30 }
+[[models]]
+data = "texts"
+load = { url = "bert", auto = "AutoModelForSequenceClassification" }
+[statistics.response]
+[statistics.importance]
+"""
+
+
+def test_a_classifier_of_texts_from_job_to_tables(bert: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig.from_pretrained(bert, num_labels=3)
+    torch.manual_seed(1)
+    model = transformers.BertForSequenceClassification(config).eval()
+    model.save_pretrained(bert)
+    lengths = [1, 7, 3, 5]
+    tokens = [torch.randint(1, 30, (length,)).tolist() for length in lengths]
+    label_N = torch.tensor([0, 1, 2, 0])
+    pq.write_table(pa.table({"tokens": tokens, "label": label_N.numpy()}), tmp_path / "texts.parquet")
+    (tmp_path / "job.toml").write_text(JOB)
+    outcome, store = run_inline(load_job(tmp_path / "job.toml"), str(tmp_path / "store"))
+    assert (outcome.loaded, outcome.failed) == (2, {})
+    rows = {
+        name: pq.read_table(io.BytesIO(store.get(f"runs/{outcome.run}/tables/{name}/part-00000.parquet")))
+        for name in ("models", "neurons", "scores")
+    }
+    models = rows["models"].to_pandas().set_index("name")
+    assert models.loc["bert", "control"] == models.loc["bert-init", "model"]
+    neurons = rows["neurons"].to_pandas().query("model == @models.model['bert']")
+    within = neurons[neurons["site"].str.contains("intermediate")]
+    # padding is no presentation
+    assert set(within["n"]) == {sum(lengths)}
+    assert within["importance_mean_ablation"].notna().all()
+    logits_NC = torch.cat([model(torch.tensor([one])).logits for one in tokens])
+    scores = rows["scores"].to_pandas().query("model == @models.model['bert']").set_index("metric")["value"]
+    assert scores["log_loss"] == pytest.approx(float(functional.cross_entropy(logits_NC, label_N)), rel=1e-5)

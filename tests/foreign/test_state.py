@@ -125,6 +125,14 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
         loaded("m.pt", whole_module, **SPEC)
 
 
+def test_torchscript_is_refused_with_what_to_use_instead() -> None:
+    buffer = io.BytesIO()
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        torch.jit.save(torch.jit.script(model()), buffer)
+    with pytest.raises(ModelError, match=r"m.pt is a TorchScript program, .*state_dict .*torch.export as .pt2"):
+        loaded("m.pt", buffer.getvalue(), **SPEC)
+
+
 @pytest.mark.parametrize(
     ("value", "key", "said"),
     [
