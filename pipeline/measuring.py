@@ -6,7 +6,7 @@ Layer 3. What a cell holds is a function of model, chunk, statistic and numerics
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from types import MappingProxyType
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.cells import CellState, Rows, cell_key, encode_cell
-from pipeline.cost import ModelCost, cost_of
+from pipeline.cost import ModelCost, clock, cost_beside
 from pipeline.devices import CPU, device_named, full_name, moved
 from pipeline.errors import DataError, ModelError
 from pipeline.job import Numerics, SiteSelection
@@ -25,6 +25,7 @@ from pipeline.numerics import in_force
 from pipeline.origins import objective_of, shape_of
 from pipeline.registry import sources
 from pipeline.resolve import Model
+from pipeline.rows.reading import prefetched
 from pipeline.scores import Sums, added, score
 from pipeline.sources.base import Chunk
 from pipeline.statistics.base import Statistic
@@ -131,7 +132,9 @@ class _Watched:
     cell: Missing
     loaded: Loaded
     running: Running
-    scores: list[Sums]
+    scores: list[Sums] = field(default_factory=list)
+    # of each batch, for the log
+    seconds: list[float] = field(default_factory=list)
 
 
 class _Done(NamedTuple):
@@ -151,29 +154,30 @@ def _measure_chunk(
         for cell in cells:
             try:
                 loaded = load(cell.model, task.probe, task.sites, store, device)
-                watched.append(
-                    _Watched(cell, loaded, Running(loaded.discovery, cell.statistics, task.classes, task.kernel), [])
-                )
+                running = Running(loaded.discovery, cell.statistics, task.classes, task.kernel)
+                watched.append(_Watched(cell, loaded, running))
             except ModelError as error:
                 failed[cell.model.id] = str(error)
     source = sources()[task.probe.spec.source](task.probe.data, task.probe.spec, store)
     dtype = getattr(torch, task.numerics.dtype)
     reading = source.read(chunk, task.numerics.batch_rows)
-    first: Batch | None = None
-    for batch in watch.over("reading", reading):
+    # a GPU is waited for on the first chunk only
+    is_first = chunk == task.probe.chunk
+    shown: Batch | None = None
+    for batch in watch.over("reading", prefetched(iter(reading))):
         with watch.on("measuring"):
             batch = moved(batch, device, dtype)
-            failed |= _show(batch, [one for one in watched if one.cell.model.id not in failed])
-        first = batch if first is None else first
+            failed |= _show(batch, [one for one in watched if one.cell.model.id not in failed], timed=is_first)
+        shown = batch if is_first and shown is None else shown
     rows = Rows(total=chunk.rows, read=reading.read, unreadable=reading.unreadable, excluded=reading.excluded)
     sound = [one for one in watched if one.cell.model.id not in failed]
     with watch.on("storing"):
         for one in sound:
             _store_cells(task, one, rows, store, full_name(device))
     costs: list[ModelCost] = []
-    if chunk == task.probe.chunk and first is not None:
+    if shown is not None:
         with watch.on("comparing with the bare forward"):
-            costs = _costs(task, sound, first)
+            costs = _costs(task, sound, shown)
     return _Done(failed, [remark for one in watched for remark in one.running.remarks()], costs)
 
 
@@ -184,27 +188,23 @@ def _costs(task: MeasureTask, watched: Sequence[_Watched], batch: Batch) -> list
         ModelCost(
             task.probe.data,
             one.cell.model.id,
-            cost_of(
-                one.loaded.module,
-                one.loaded.discovery,
-                one.cell.statistics,
-                one.loaded.shown(batch),
-                classes=task.classes,
-                kernel=task.kernel,
-            ),
+            cost_beside(one.loaded.module, one.loaded.shown(batch), one.seconds),
         )
         for one in reversed(shapes.values())
     ]
 
 
-def _show(batch: Batch, watched: Sequence[_Watched]) -> dict[str, str]:
+def _show(batch: Batch, watched: Sequence[_Watched], *, timed: bool) -> dict[str, str]:
     failed: dict[str, str] = {}
     for one in watched:
+        start = clock(batch) if timed else 0.0
         try:
             output = one.running.add(one.loaded.module, one.loaded.shown(batch))
             one.scores.append(score(output, batch, objective_of(one.cell.model.origin)))
         except ModelError as error:
             failed[one.cell.model.id] = str(error)
+        if timed:
+            one.seconds.append(clock(batch) - start)
     return failed
 
 
