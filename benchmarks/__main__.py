@@ -22,7 +22,6 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.overhead import Line, cases, measure_case
-from benchmarks.path import Figure, figures, start
 
 RESULTS = Path(__file__).parent / "results"
 # seconds of rounds for each model, and the fewest rounds
