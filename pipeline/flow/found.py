@@ -155,7 +155,7 @@ def _maker(
         if pair is None:
             spaces.know(one.node, plans)
         elif plans:
-            spaces.know(one.node, plans, output=pair.product)
+            spaces.know(one.node, plans, output=pair.product, where=pair.gate_end.shadow >= 0)
         return plans
 
     return make

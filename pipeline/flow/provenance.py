@@ -45,15 +45,23 @@ class Provenance:
     _starts: dict[Value, torch.Tensor] = field(default_factory=dict)
     _done: int = 0
 
-    def begin(self, value: Value, axes: tuple[int, ...], units: list[Unit | None]) -> None:
-        """Let a value's elements be the units of a site, along its axes; None for a unit that is in no site."""
+    def begin(
+        self, value: Value, axes: tuple[int, ...], units: list[Unit | None], where: torch.Tensor | None = None
+    ) -> None:
+        """Let a value's elements be the units of a site, along its axes; None for a unit that is in no site.
+
+        Only those in `where` if it is given: others have begun, or will begin, as another site's.
+        """
         numbers = []
         for unit in units:
             numbers.append(NOBODY if unit is None else len(self.units))
             self.units += [] if unit is None else [unit]
         shape = self.graph.shapes[value]
         sizes = [shape[axis] for axis in axes]
-        self._starts[value] = placed(torch.tensor(numbers, dtype=torch.int32).view(sizes), shape, axes)
+        here = placed(torch.tensor(numbers, dtype=torch.int32).view(sizes), shape, axes)
+        if where is not None and not bool(where.all()):
+            here = here.where(where, self._starts.get(value, _nobody(shape)))
+        self._starts[value] = here
 
     def of(self, value: Value) -> torch.Tensor | None:
         """The number of the unit behind each element (NOBODY where there is none); None if there is none at all."""

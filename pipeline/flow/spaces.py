@@ -49,8 +49,18 @@ class Spaces:
             return InputSpace("units", shape, upstream=sites, upstream_unit=units)
         return self._embeddings(affine, shape) or self._leaf(affine, shape) or InputSpace("features", shape)
 
-    def know(self, node: Node, plans: Sequence[SitePlan], *, output: Value | None = None) -> None:
-        """Let the units of a call's sites be known to what comes after; of a gated pair, at the product."""
+    def know(
+        self,
+        node: Node,
+        plans: Sequence[SitePlan],
+        *,
+        output: Value | None = None,
+        where: torch.Tensor | None = None,
+    ) -> None:
+        """Let the units of a call's sites be known to what comes after; of a gated pair, at the product.
+
+        `where` tells them in the output from those of other calls beside them.
+        """
         affine = node.affine
         if affine is None or not plans or (isinstance(affine.geometry, Phase) and len(plans) > 1):
             return
@@ -63,7 +73,7 @@ class Spaces:
                 units[unit] = Unit(plan.site.name, index)
         if output is not None:
             units = [Unit(plans[0].site.name, unit) for unit in range(plans[0].site.units)]
-        self._provenance.begin(value, affine.geometry.unit_axes, units)
+        self._provenance.begin(value, affine.geometry.unit_axes, units, where)
 
     def _upstream(self, x: Value, geometry: Geometry) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
         shadow = self._provenance.of(x)

@@ -61,6 +61,8 @@ def test_every_expert_is_a_site_with_the_tokens_sent_to_it(form):
         torch.testing.assert_close(shown.z[f"enter.{expert}"][:, 0], inner[:, :16])
         expected = functional.silu(inner[:, :16]) * inner[:, 16:]
         torch.testing.assert_close(shown.x[f"leave.{expert}"][:, 0, 0], expected)
+        space = shown.site(f"leave.{expert}").inputs
+        assert (space.upstream, space.upstream_unit) == ((f"enter.{expert}",), tuple((0, unit) for unit in range(16)))
     torch.testing.assert_close(shown.out, model(x))
     assert shown.discovery.unread == ()
 
