@@ -7,10 +7,10 @@ computed once for all statistics and added to the running state; nothing else is
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
@@ -37,6 +37,8 @@ from pipeline.statistics.base import Controls, Statistic, joined
 from pipeline.tables import arrow_table, table_columns
 
 SAMPLE_SEED = 0x5EED
+# batches to look for one in which every parameter acts
+PROBES = 4
 _log = logging.getLogger(__name__)
 # statistic name → site name → state
 States = dict[str, dict[str, State]]
@@ -192,14 +194,13 @@ def measure(
     if first is None:
         raise ValueError("measure() needs at least one batch")
     device = _device_of(model)
-    first = moved(first, device)
+    find = partial(discover, model, include=include, exclude=exclude, rows=rows)
     with _mode_kept(model, twin):
-        found = discover(model, first, include=include, exclude=exclude, rows=rows)
+        found, probe, seen = _probed(find, first, stream, device)
         _refuse_nothing(found, include, exclude)
         running = Running(found, chosen, classes, choose.name(device.type))
-        twin_sites = None if twin is None else discover(twin, moved(first, _device_of(twin)))
-        running.add(model, first)
-        for batch in stream:
+        twin_sites = None if twin is None else discover(twin, moved(probe, _device_of(twin)))
+        for batch in chain(seen, stream):
             running.add(model, moved(batch, device))
     for remark in [choose.remark(running.kernel, device.type), *running.remarks()]:
         _say_once(remark)
@@ -207,6 +208,20 @@ def measure(
     controls = controls_of(running.discovery, twin_sites)
     tables = arrow_tables(running.discovery, running.states(), chosen, keys=keys, controls=controls)
     return {**tables, "sites": site_table(running.discovery, run="", model=name, data=data)}
+
+
+def _probed(
+    find: Callable[[Batch], Discovery], first: Batch, stream: Iterator[Batch], device: torch.device
+) -> tuple[Discovery, Batch, list[Batch]]:
+    """The sites as the batch shows them in which most acts (a detector may find nothing at first), and those seen."""
+    probe, seen = first, [first]
+    found = find(moved(first, device))
+    while found.idle and len(seen) < PROBES and (batch := next(stream, None)) is not None:
+        seen.append(batch)
+        other = find(moved(batch, device))
+        if other.idle < found.idle:
+            found, probe = other, batch
+    return found, probe, seen
 
 
 @contextmanager

@@ -122,6 +122,7 @@ class Unread:
     name: str
     reason: str
     parameters: int
+    acts: bool = True
 
 
 class InputSums:

@@ -214,6 +214,27 @@ def test_arguments_in_a_pair_with_labels_and_masks_of_a_dictionary() -> None:
         measure(Joined(), [object()])
 
 
+def test_a_stage_that_the_first_batch_does_not_reach_is_measured_too() -> None:
+    class Cascade(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 1), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor | None:
+            hits = (self.first(x)[:, 0] > 0).nonzero()[:, 0]
+            return self.second(x[hits]) if len(hits) else None
+
+    cascade = Cascade()
+    with torch.no_grad():
+        cascade.first.weight.copy_(torch.tensor([[1.0, 0.0, 0.0]]))
+        cascade.first.bias.zero_()
+    below, above = -torch.rand(4, 3), torch.rand(5, 3)
+    measured = measure(cascade, [below, above, above, below], statistics=[statistics()["response"]])
+    assert column(measured, "first", "n").tolist() == [18]
+    assert column(measured, "second", "n").tolist() == [10, 10]
+    assert measured["sites"]["interpreted"].to_pylist() == [True, True]
+
+
 def test_no_batch_is_said_so(model) -> None:
     with pytest.raises(ValueError, match="at least one batch"):
         measure(model, [])

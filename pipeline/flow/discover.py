@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from types import MappingProxyType
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pipeline.batch import Batch
 from pipeline.errors import ModelError
@@ -44,6 +46,7 @@ def discover(
     mode, or is TorchScript.
     """
     _refuse_scripts(model)
+    _refuse_unmade(model)
     evaluate(model)
     _find_state(model, batch)
     with unchanged(model):
@@ -66,6 +69,12 @@ def _refuse_scripts(model: nn.Module) -> None:
             "a TorchScript program cannot be read (and loading one runs code from the file): give the nn.Module with "
             "its weights as safetensors or a state_dict, or a torch.export program's .module()"
         )
+
+
+def _refuse_unmade(model: nn.Module) -> None:
+    lazy = [name for name, held in chain(model.named_parameters(), model.named_buffers()) if is_lazy(held)]
+    if lazy:
+        raise ModelError(f"parameter {lazy[0]} has no shape yet: run the lazy model once, or load its weights, before")
 
 
 def _find_state(model: nn.Module, batch: Batch) -> None:

@@ -20,6 +20,8 @@ from pipeline.flow.values import Origin, Value
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
 _SUMS = words("add sub")
+_TRUTHS = words("gt ge lt le eq ne logical_and logical_or logical_not isnan isinf isfinite")
+_CONVERSIONS = words("to _to_copy type_as")
 # operations whose arguments decide which function they are
 _NAMED_BY_NUMBERS = words("clamp clamp_min clip hardtanh threshold maximum max minimum min where pow mul")
 # Elementwise maps by parameters that are a bias or a scale of the units.
@@ -49,7 +51,7 @@ def find_gate(
     nodes = _computed_from(graph, value)
     if nodes and _is_folded_later(graph, value, nodes[0]):
         return None
-    closed = _closed_prefix(graph, value, nodes) or _first_nonlinear(value, nodes)
+    closed = _with_numbers(graph, _closed_prefix(graph, value, nodes) or _first_nonlinear(value, nodes))
     gate = None if closed is None else _gate(graph, value, closed, per_unit)
     if closed is None or gate is None or _begins_norm(graph, value, gate):
         return None
@@ -134,6 +136,15 @@ def _closed_prefix(graph: Graph, value: Value, nodes: Sequence[Node]) -> list[No
             if any(_is_nonlinear(one) for one in needed):
                 return needed
     return None
+
+
+def _with_numbers(graph: Graph, nodes: list[Node] | None) -> list[Node] | None:
+    """The operations up to where truth values are numbers again; None where they only choose (a threshold, a mask)."""
+    if nodes is None or nodes[-1].op.name not in _TRUTHS:
+        return nodes
+    readers = graph.consumers(nodes[-1].outputs[0])
+    made = readers[0] if len(readers) == 1 and readers[0].op.name in _CONVERSIONS else None
+    return None if made is None or made.args[0] is not nodes[-1].outputs[0] else [*nodes, made]
 
 
 def _is_nonlinear(node: Node) -> bool:

@@ -108,6 +108,11 @@ class Discovery:
         """The parameters and buffers that the sites are made of."""
         return frozenset[str]().union(*[plan.names for plan in self.plans()])
 
+    @property
+    def idle(self) -> int:
+        """How many parameters never acted: another probe might show what they do."""
+        return sum(not unread.acts for unread in self.unread)
+
     def plans(self) -> set[SitePlan]:
         """Every plan, once."""
         return {plan for each in self.calls.values() for call in each for plan in call}

@@ -124,7 +124,8 @@ class Reading:
                 reason = self._refused.get(name)
                 if reason is None:
                     reason = CONSTANT if name in self.recorder.constant_maps else _reason(acting.get(name))
-                unread.append(Unread(name, reason, parameter.numel()))
+                acts = reason != _reason(None)
+                unread.append(Unread(name, reason, parameter.numel(), acts))
         return tuple(unread)
 
 

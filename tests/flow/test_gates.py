@@ -269,6 +269,19 @@ def test_a_number_before_the_gate_is_part_of_the_pattern(before, scale, shift, g
     torch.testing.assert_close(shown.a["l"][:, 0], shown.out)
 
 
+def test_a_comparison_that_only_chooses_is_no_gate():
+    model = Free(lambda self, x: x[self.l(x)[:, 0] > 0.2], l=linear(3, 1))
+    assert show(model, batch_of(numbers(8, 3))).site("l").gate == "identity"
+
+
+def test_a_step_is_a_gate_with_numbers():
+    model = Free(lambda self, x: self.h((self.l(x) > 0).to(x.dtype)), l=linear(3, 4), h=linear(4, 2))
+    x = numbers(8, 3)
+    shown = show(model, batch_of(x))
+    assert shown.site("l").gate == "gt"
+    torch.testing.assert_close(shown.a["l"][:, 0], (model.l(x) > 0).double())
+
+
 def test_a_number_without_a_gate_behind_it_is_left_alone():
     model = Free(lambda self, x: (self.q(x) * 0.5) @ self.k(x).T, q=linear(3, 4), k=linear(3, 4))
     shown = show(model, batch_of(numbers(5, 3)))

@@ -96,6 +96,11 @@ def test_whatever_a_forward_raises_is_the_model_s_error(model, x, message):
         discover(model, batch_of(x))
 
 
+def test_a_lazy_model_is_to_be_run_before():
+    with pytest.raises(ModelError, match=r"parameter 1\.weight has no shape yet"):
+        discover(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), batch_of(torch.randn(4, 3)))
+
+
 def test_later_inputs_that_do_not_fit_name_the_site_too():
     model = nn.Sequential(nn.Linear(3, 2))
     found = discover(model, batch_of(torch.randn(4, 3)))
