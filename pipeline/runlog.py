@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pipeline.kernels import choose
 from pipeline.resolve import Resolved
 from pipeline.stage import Stage
 from pipeline.store import Store
@@ -48,6 +49,12 @@ class RunLog:
         store.put_once(key, json.dumps(self.content(), indent=1, sort_keys=True).encode())
         return key
 
+    def _remarks(self) -> list[str]:
+        """What a person should know of how it was done, each once."""
+        own = choose.remark(self.resolved.kernel, self.resolved.device)
+        found = [remark for receipt in self.receipts for remark in receipt.remarks]
+        return list(dict.fromkeys([*([own] if own else []), *found]))
+
     def content(self) -> dict[str, Any]:
         """The log as JSON values: seconds are of the clock, each task's on its own worker."""
         names = {model.id: model.name for model in self.resolved.models}
@@ -72,6 +79,7 @@ class RunLog:
             "driver": {"host": socket.gethostname(), "process": os.getpid(), "torch": torch.__version__},
             "workers": self.workers,
             "kernel": self.resolved.kernel,
+            "remarks": self._remarks(),
             "device": self.resolved.device,
             "seconds": _seconds(self.receipts),
             "statistics": costs,

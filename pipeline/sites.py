@@ -49,6 +49,16 @@ class PatternScales(NamedTuple):
     centred_norm_U: torch.Tensor
 
 
+class UnitNumbers(NamedTuple):
+    """`PatternScales` on some device, and of each unit its bias (float64) and its group (int64)."""
+
+    norm_U: torch.Tensor
+    mean_U: torch.Tensor
+    centred_norm_U: torch.Tensor
+    bias_U: torch.Tensor
+    group_U: torch.Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Site:
     """One place where an affine map is applied to data: statistics.md calls its output channels *units*.
@@ -113,6 +123,17 @@ class Site:
         pattern_UD = self.pattern_UD.double()
         mean_U = pattern_UD.mean(1)
         return PatternScales(pattern_UD.norm(dim=1), mean_U, (pattern_UD - mean_U[:, None]).norm(dim=1))
+
+    def numbers_on(self, device: torch.device) -> UnitNumbers:
+        """What match needs of the units on a device, moved there once: each copy to a GPU waits for what it does."""
+        if device not in self._numbers:
+            numbers = (*self.scales, self.bias_U, self.group_U)
+            self._numbers[device] = UnitNumbers(*(one.to(device) for one in numbers))
+        return self._numbers[device]
+
+    @cached_property
+    def _numbers(self) -> dict[torch.device, UnitNumbers]:
+        return {}
 
 
 @dataclass(frozen=True)

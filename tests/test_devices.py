@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline import cost, loading, measuring, task
 from pipeline.batch import Batch
 from pipeline.devices import CPU, GPU, device_asked, device_named, moved
 from pipeline.errors import JobError
+from pipeline.flow.discover import discover
 from pipeline.job import Resources
+from pipeline.kernels import choose, native_build, triton_build
+from pipeline.measure import Running
+from pipeline.measuring import Measured, MeasureTask
+from pipeline.registry import statistics
 from pipeline.resolve import resolve
-from pipeline.store import open_store
-from tests.census import run_inline, small_job
+from pipeline.store import Store, open_store
+from tests.census import published, run_inline, small_job
+from tests.elsewhere import ELSEWHERE, elsewhere
+from tests.laws.laws import assert_same_bits
+from tests.models.build import EXAMPLES, build, disturbed, forward_inputs
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -56,3 +67,61 @@ def test_a_job_measures_in_its_precision(tmp_path: Path, dtype: str) -> None:
     job = job.model_copy(update={"numerics": job.numerics.model_copy(update={"dtype": dtype})})
     outcome, _ = run_inline(job, str(tmp_path / "census"))
     assert not outcome.failed
+
+
+def test_what_is_here_and_what_is_elsewhere_do_not_mix() -> None:
+    with elsewhere() as memory:
+        there = torch.ones(3, device=ELSEWHERE)
+        assert (there.device, there.mul(2)[1:].device) == (ELSEWHERE, ELSEWHERE)
+        assert torch.equal(there.cpu() + torch.ones(3), torch.full((3,), 2.0))
+        assert memory.moved == 1
+        with pytest.raises(AssertionError, match=r"elsewhere.*here"):
+            there + torch.ones(3)
+
+
+@pytest.mark.parametrize("family", ["cnn", "deepfm", "gcn", "transformer"])
+def test_a_model_is_measured_elsewhere_as_it_is_here(family: str) -> None:
+    example = EXAMPLES[family]
+    model = disturbed(build(family, example.task, **example.hyperparameters))
+    inputs = forward_inputs(family, rows=4)
+    rows = torch.arange(len(inputs[0]))
+    batch, chosen = Batch(inputs, rows, rows % 2), list(statistics().values())
+    here = Running(discover(model, batch), chosen, 2, choose.REFERENCE)
+    here.add(model, batch)
+    with elsewhere():
+        batch = moved(batch, ELSEWHERE)
+        there = Running(discover(model.to(ELSEWHERE), batch), chosen, 2, choose.REFERENCE)
+        there.add(model, batch)
+        found = there.states()
+    for name, states in here.states().items():
+        for site, state in states.items():
+            assert_same_bits(state, found[name][site])
+
+
+def test_a_job_measures_on_the_device_that_it_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_build, "library", lambda: "no compiler")
+    monkeypatch.setattr(triton_build, "lacking", lambda: "no Triton")
+    monkeypatch.setattr(cost, "PASSES", 1)
+    outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "here"))
+    job = small_job(tmp_path, more="[resources]\ngpus_per_worker = 1\n")
+    monkeypatch.setattr(measuring, "device_named", {GPU: ELSEWHERE}.__getitem__)
+    monkeypatch.setattr(task, "run_measure", measured_elsewhere)
+    other, there = run_inline(job, str(tmp_path / "there"))
+    assert (other.run, other.cells, other.failed) == (outcome.run, outcome.cells, {})
+    mine, yours = published(store, outcome.run), published(there, other.run)
+    differing = {key.split("/")[3] for key in mine if mine[key] != yours[key] and "/tables/" in key}
+    assert differing == {"receipts"}
+    assert devices(mine) == {"cpu"}
+    assert devices(yours) == {"meta"}
+
+
+def measured_elsewhere(one: MeasureTask, store: Store) -> Measured:
+    # a device that is there for one task alone does not keep models
+    loading._loaded.cache_clear()
+    with elsewhere():
+        return measuring.run_measure(one, store)
+
+
+def devices(tables: dict[str, bytes]) -> set[str]:
+    parts = [content for key, content in tables.items() if "/receipts/" in key]
+    return {name for part in parts for name in pq.read_table(io.BytesIO(part))["device"].to_pylist()}

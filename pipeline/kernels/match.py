@@ -30,10 +30,10 @@ def match(site: Site, form: Form, affine: torch.Tensor, sums: InputSums) -> Matc
 
     Undefined where x or w is 0, and for the correlation where either is constant or D < 3.
     """
-    norm_U, mean_U, centred_norm_U = (one_U.to(affine.device) for one_U in site.scales)
+    norm_U, mean_U, centred_norm_U, bias_U, _ = site.numbers_on(affine.device)
     square, spread = sums.square_LSG, sums.centred_LSG
     # adding the negative never gives −0, so that a value's sign bit says on which side of 0 it is
-    value = affine + (0.0 - site.bias_U.to(affine.device))
+    value = affine + (0.0 - bias_U)
     if form == "cosine":
         length, length_U = square.sqrt(), norm_U
         defined, defined_U = square > 0, norm_U > 0
@@ -55,7 +55,7 @@ def by_unit(site: Site, sums: InputSums) -> InputSums:
     """The sums of each unit's own group: (…, G) as (…, U), or as they are where one group serves all units."""
     if site.groups == 1:
         return sums
-    group_U = site.group_U.to(sums.sum_LSG.device)
+    group_U = site.numbers_on(sums.sum_LSG.device).group_U
     return InputSums(sums.sum_LSG[..., group_U], sums.square_LSG[..., group_U], sums.centred_LSG[..., group_U])
 
 

@@ -124,7 +124,7 @@ def _described(view: View, places: Places, row_KU: torch.Tensor) -> State:
     entry_KU, index_KU = places.entry_NU.gather(0, row_KU), places.index_NU.gather(0, row_KU)
     at = Places(row_KU, entry_KU, index_KU)
     affine_KU = at.of(view.z_LSU if view.affine_LSU is None else view.affine_LSU).double()
-    sums, group_U = view.input_sums(), view.site.group_U.to(row_KU.device)
+    sums, group_U = view.input_sums(), view.site.numbers_on(row_KU.device).group_U
     sums_KU = InputSums(
         *(one[entry_KU, index_KU, group_U] for one in (sums.sum_LSG, sums.square_LSG, sums.centred_LSG))
     )

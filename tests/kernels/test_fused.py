@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,7 +162,9 @@ def test_without_a_compiler_the_reference_takes_over_and_a_remark_says_so(monkey
 
 def test_a_run_says_once_that_the_reference_measures_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(native_build, "library", lambda: "no C++ compiler")
-    assert notes_of(small_job(tmp_path), tmp_path) == [f"{choose.SLOWER}: no C++ compiler"]
+    reason = f"{choose.SLOWER}: no C++ compiler"
+    assert notes_of(small_job(tmp_path), tmp_path) == [reason]
+    assert logged(tmp_path)["remarks"] == [reason]
 
 
 def test_a_run_says_once_that_its_precision_is_not_for_the_fused_kernel(tmp_path: Path) -> None:
@@ -184,6 +188,12 @@ class Notes(Silent):
 
     def note(self, text: str) -> None:
         self.texts.append(text)
+
+
+def logged(directory: Path) -> dict[str, Any]:
+    """The one log of the one run."""
+    (path,) = directory.glob("census/runs/*/log/*.json")
+    return json.loads(path.read_text())
 
 
 def notes_of(job: Job, directory: Path) -> list[str]:

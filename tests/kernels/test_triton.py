@@ -23,6 +23,7 @@ from pipeline.kernels.base import Primitive, State
 from pipeline.measure import Running, numbered
 from pipeline.registry import statistics
 from pipeline.sites import InputSums, Presentations
+from tests.elsewhere import ELSEWHERE, elsewhere
 from tests.kernels.fused import FUSED, INFINITE, LAYOUTS, assert_same, grown_by_both, laid_out, primitives_of, recipes
 from tests.laws.drawn import Recipe, draw, split
 from tests.laws.laws import LAWS
@@ -48,20 +49,22 @@ def few_programs() -> Iterator[None]:
         yield
 
 
-def there(shown: Presentations) -> Presentations:
-    """Presentations on the device, in the layout that they have."""
-    if DEVICE.type == "cpu":
-        return shown
+def on_device(shown: Presentations, device: torch.device) -> Presentations:
+    """Presentations on a device, in the layout that they have."""
     moved = {
-        field.name: value.to(DEVICE)
+        field.name: value.to(device)
         for field in fields(shown)
         if isinstance(value := getattr(shown, field.name), torch.Tensor)
     }
     if shown.a_LSU is shown.z_LSU:
         moved["a_LSU"] = moved["z_LSU"]
     sums = shown.input_sums()
-    on_device = InputSums(*(one.to(DEVICE) for one in (sums.sum_LSG, sums.square_LSG, sums.centred_LSG)))
-    return replace(shown, **moved, input_sums=lambda: on_device)
+    there = InputSums(*(one.to(device) for one in (sums.sum_LSG, sums.square_LSG, sums.centred_LSG)))
+    return replace(shown, **moved, input_sums=lambda: there)
+
+
+def there(shown: Presentations) -> Presentations:
+    return shown if DEVICE.type == "cpu" else on_device(shown, DEVICE)
 
 
 def both(*pieces: Presentations) -> Iterator[tuple[Primitive, State, State]]:
@@ -162,6 +165,23 @@ def test_a_model_is_measured_as_the_reference_measures_it() -> None:
         for site in found.sites:
             for key, value in left[name][site.name].items():
                 torch.testing.assert_close(value, right[name][site.name][key], rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="it runs on a GPU")
+def test_nothing_of_what_it_needs_stays_behind() -> None:
+    pieces = split(draw(Recipe(1, rows=6, masked=True, numbered=True)), torch.arange(6) % 2)
+    needed = fused(primitives_of(pieces[0].site))
+    with elsewhere() as memory:
+        there = [on_device(piece, ELSEWHERE) for piece in pieces]
+        kernel = Triton(pieces[0].site, needed)
+        kernel.add(there[0])
+        moved = memory.moved
+        kernel.add(there[1])
+        assert memory.moved == moved
+        states = {one: {name: value.cpu() for name, value in state.items()} for one, state in kernel.states().items()}
+    for primitive, mine, yours in both(*pieces):
+        assert_same(states[primitive], yours, primitive)
+        assert_same(mine, yours, primitive)
 
 
 def test_what_it_does_not_read_is_left_to_the_reference() -> None:
