@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import nn
 
+from pipeline.fit.recipe import Recipe as TrainingRecipe
+from pipeline.measure import measure
 from pipeline.registry import statistics
 from pipeline.sites import Presentations
 from pipeline.statistics.base import Controls
@@ -232,3 +235,49 @@ def test_identities_name_version_and_parameters(name: str) -> None:
         version = statistic.version + 1
 
     assert Next(**statistic.parameters).identity != statistic.identity
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_the_gate_is_the_model_s_own(approximate: str) -> None:
+    # flavours of GELU differ by up to 0.02 in common approximations, by 5e-4 in these two
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.GELU(approximate=approximate)).eval()
+    x = torch.randn(200, 4)
+    found = measure(model, [x], statistics=[RESPONSE])["neurons"]
+    with torch.no_grad():
+        assert found["a_max"].to_pylist() == model(x).double().amax(0).tolist()
+        other = nn.GELU("tanh" if approximate == "none" else "none")(model[0](x))
+    assert found["a_max"].to_pylist() != other.double().amax(0).tolist()
+
+
+def test_dropout_and_batch_statistics_are_those_of_evaluation() -> None:
+    # a model measured in training mode drops inputs and normalises by the batch
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU()).train()
+    x = torch.randn(50, 4) + 2
+    found = measure(model, [x[:40], x[40:]], statistics=[RESPONSE])["neurons"]
+    assert all(module.training for module in model)
+    assert torch.equal(model[2].running_mean, torch.zeros(3))
+    with torch.no_grad():
+        z = torch.cat([model.eval()[:3](part) for part in (x[:40], x[40:])]).double()
+    assert found["z_max"].to_pylist() == z.amax(0).tolist()
+
+
+def test_what_is_so_by_construction_is_null() -> None:
+    # without a gate S = Σw: undoing Σ finds w whatever the data, as the feature ansatz does in the last layer
+    template = statistics()["template"]
+    shown = draw(Recipe(6, rows=30, gate="identity"))
+    assert "template_cos_whitened" not in neurons(template, shown)
+    assert "template_cos_whitened" in neurons(template, draw(Recipe(6, rows=30, gate="relu")))
+
+
+def test_models_are_named_by_their_seed_their_data_and_the_version_of_their_family() -> None:
+    recipe = TrainingRecipe("mlp", 1, {"widths": [4]}, {"steps": 1}, 0, (4,), 3, ("chunk",), "float32", 1, True)
+    others = [
+        replace(recipe, seed=1),
+        replace(recipe, chunks=("another",)),
+        replace(recipe, family_version=2),
+        replace(recipe, training={"steps": 2}),
+        replace(recipe, threads=2),
+    ]
+    assert len({one.lineage for one in [recipe, *others]}) == 1 + len(others)

@@ -161,6 +161,25 @@ def test_a_run_of_a_convolutional_network(awkward: Awkward, name: str) -> None:
     check(raw, awkward.tables[name], "block0.conv")
 
 
+def test_no_row_counts_twice_and_none_is_lost(awkward: Awkward) -> None:
+    """Samplers that give each of 3 workers as many rows count 10 rows as 12, or drop the last batch."""
+    rows = sum(batch.rows for batch in awkward.batches)
+    neurons = awkward.tables["mlp-0"]["neurons"].to_pylist()
+    assert {row["n"] + row["n_nonfinite"] for row in neurons} == {rows}
+    assert {row["importance_rows"] for row in neurons} == {
+        sum(int((batch.label_N >= 0).sum()) for batch in awkward.batches)
+    }
+    exemplars = awkward.tables["mlp-0"]["exemplars"].to_pylist()
+    chosen = [(row["site"], row["unit"], row["kind"], row["uid"]) for row in exemplars]
+    assert len(set(chosen)) == len(chosen)
+    receipts = connect(awkward.store).sql("FROM receipts").to_arrow_table().to_pylist()
+    assert all(row["rows"] + row["unreadable"] + row["excluded"] == row["total"] for row in receipts)
+    read = {(row["model"], row["statistic"]): 0 for row in receipts}
+    for row in receipts:
+        read[row["model"], row["statistic"]] += row["rows"]
+    assert set(read.values()) == {rows}
+
+
 def test_standard_errors_are_those_of_leaving_chunks_out(awkward: Awkward) -> None:
     """Each chunk in turn left out of a whole new measurement, and Busing et al.'s formula with unequal chunks."""
     model = awkward.module("mlp-0")
