@@ -182,7 +182,7 @@ def draw(recipe: Recipe) -> Presentations:
     site = make_site(pattern_UD, bias_U, gate=recipe.gate, groups=recipe.groups)
     if recipe.paired:
         up_UD = torch.as_tensor(random.normal(size=pattern_UD.shape))
-        wired = tuple((0, (7 * channel) % 5) for channel in range(recipe.fan_in * recipe.groups))
+        wired = tuple((0, (7 * channel) % 8 // 2) for channel in range(recipe.fan_in * recipe.groups))
         inputs = replace(site.inputs, upstream=("before",), upstream_unit=wired)
         # a LayerNorm's gain turns patterns, a BatchNorm's may flip them
         raw_UD = site.pattern_UD * torch.arange(1.0, recipe.fan_in + 1) * (-1) ** torch.arange(units)[:, None]
