@@ -129,9 +129,9 @@ class Redundancy(Statistic):
         n = len(z_PU)
         varies = [bool(valid_PU[:, u].all() and n >= 3 and np.ptp(a_PU[:, u]) > 0) for u in range(site.units)]
         known = np.flatnonzero(varies)
-        compared = [
-            [k for k in references(site, self.largest).tolist() if k in known and k != u] for u in range(site.units)
-        ]
+        count = min(site.units, self.largest)
+        spread = [k * site.units // count for k in range(count)]
+        compared = [[k for k in spread if k in known and k != u] for u in range(site.units)]
         compared = [others if varies[u] else [] for u, others in enumerate(compared)]
         pairs = [_defined_pair(z_PU, a_PU, u, others) for u, others in enumerate(compared)]
         neurons: dict[str, Values] = {

@@ -176,7 +176,7 @@ class Template(Statistic):
         everything = Whole(whole, self.positions)
         seen = _by_definition(site, everything)
         values = [_defined_cosines(site, seen, unit) for unit in range(site.units)]
-        if self._whitened(site):
+        if site.fires and site.fan_in <= self.whitened_fan_in:
             sigmas = [_defined_sigma(everything.x_PGD[:, group]) for group in range(site.groups)]
             for one, cov, w, group in zip(values, seen.cov_UD, site.pattern_UD, site.group_U.tolist(), strict=True):
                 one["template_cos_whitened"] = _defined_whitened(cov.numpy(), sigmas[group], w.numpy())

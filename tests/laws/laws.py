@@ -310,9 +310,13 @@ def _undrawn(rows: Rows, left_out: set[str]) -> dict[str, dict[str, Any]]:
 
 
 def _pieces(shown: Presentations, random: np.random.Generator) -> list[Presentations]:
-    """An uneven split into up to four pieces, of which some may be empty."""
+    """An uneven split into two to four pieces with rows, and at least one without any."""
     weights = random.dirichlet([0.4] * 4)
     piece_N = torch.as_tensor(random.choice(4, shown.rows, p=weights))
+    if shown.rows > 1:
+        # a split that leaves all rows together would prove nothing
+        fixed = max(1, shown.rows // 4)
+        piece_N[:fixed], piece_N[-fixed:] = 0, 1
     return [*split(shown, piece_N), shown.select_rows(torch.zeros(shown.rows, dtype=torch.bool))]
 
 

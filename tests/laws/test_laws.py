@@ -64,8 +64,9 @@ NAMED = {
     "unlabelled": Recipe(15, rows=10, labelled=False),
     "far from zero": Recipe(16, rows=30, shift=1e4, dtype=torch.float64),
     "two inputs": Recipe(20, rows=20, fan_in=2),
-    "constant inputs": Recipe(21, rows=30, flat=True),
+    "constant inputs": Recipe(21, rows=30, fan_in=7, flat=True, dtype=torch.float64),
     "zeros of both signs": Recipe(22, rows=30, unbiased=True, tied=True, bad=(0.0, -0.0)),
+    "five units": Recipe(27, rows=20, units=5, masked=True),
     "every octave": Recipe(
         23, rows=200, bad=tuple(sign * 1.3 * 2.0**octave for sign in (1, -1) for octave in (-14, -8, -7, -6, 6, 7, 12))
     ),
