@@ -151,7 +151,7 @@ def _contraction(
     """A contraction, unless an axis is repeated, summed within one operand or broadcast."""
     if any(len(set(labels)) < len(labels) for labels in (x_labels, w_labels, out)):
         return None
-    narrow = _once_for_all_rows(weight, w_labels, x_labels, _value(call, x).rows)
+    narrow = _once(weight, w_labels, x_labels, out, _value(call, x).rows)
     x_labels, w_labels = _unbroadcast(x_labels, x.shape, w_labels, narrow.shape)
     sizes = {**dict(zip(x_labels, x.shape, strict=True)), **dict(zip(w_labels, narrow.shape, strict=True))}
     shared = [label for label in w_labels if label in x_labels]
@@ -169,15 +169,15 @@ def _contraction(
     return Affine(x, _value(call, x), narrow, _value(call, weight), bias_U, bias_value, geometry)
 
 
-def _once_for_all_rows(weight: torch.Tensor, w_labels: str, x_labels: str, rows: Rows | None) -> torch.Tensor:
-    """A weight that is repeated along the rows of the data, without its repetitions."""
-    label = x_labels[rows.axis] if rows is not None and rows.axis is not None else ""
-    if not label or label not in w_labels:
-        return weight
-    axis = w_labels.index(label)
-    one = weight.narrow(axis, 0, 1)
-    same = weight.stride(axis) == 0 or bool((weight == one).all())
-    return one if same else weight
+def _once(weight: torch.Tensor, w_labels: str, x_labels: str, out: str, rows: Rows | None) -> torch.Tensor:
+    """A weight that is repeated along rows or positions of the data, without its repetitions."""
+    of_rows = x_labels[rows.axis] if rows is not None and rows.axis is not None else ""
+    for axis, label in enumerate(w_labels):
+        if weight.shape[axis] > 1 and label in x_labels and label in out:
+            one = weight.narrow(axis, 0, 1)
+            if weight.stride(axis) == 0 or (label == of_rows and bool((weight == one).all())):
+                weight = one
+    return weight
 
 
 def _bias_of_units(bias: torch.Tensor, geometry: Contraction, sizes: Mapping[str, int]) -> torch.Tensor | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.flow.follow import JOINS
 from pipeline.flow.gates import PASSING
-from pipeline.flow.operators import CONVOLUTIONS, DATA_NORMS, DROPOUTS, ELEMENTWISE, words
+from pipeline.flow.operators import BATCH_NORMS, CONVOLUTIONS, DATA_NORMS, DROPOUTS, ELEMENTWISE, words
 from pipeline.flow.patches import Convolution
 from pipeline.flow.record import Graph, Node
 from pipeline.flow.row_joins import Source
@@ -22,7 +22,7 @@ _POOLS = words(
     "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
     "avg_pool1d avg_pool2d avg_pool3d"
 )
-_SAME = ELEMENTWISE | DATA_NORMS | DROPOUTS | PASSING | words("batch_norm")
+_SAME = ELEMENTWISE | DATA_NORMS | BATCH_NORMS | DROPOUTS | PASSING
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from pipeline.flow.aggregate import gathers, mixes, spread_shadow
 from pipeline.flow.gates import CHANNEL_MAPS, PASSING, Gate, find_gate
 from pipeline.flow.numbers import SCALAR_MAPS, ScalarMap, scalar_map
-from pipeline.flow.operators import DATA_NORMS, POOLS, words
+from pipeline.flow.operators import BATCH_NORMS, DATA_NORMS, POOLS, words
 from pipeline.flow.record import Graph, Node, fixed_in, fixed_names, rerun
 from pipeline.flow.values import Origin, Value
 
@@ -164,7 +164,7 @@ def _step(graph: Graph, path: Path, node: Node, biased: bool) -> list[Path]:
         if path.norm is not None or path.gathered:
             return [path.ended(name)]
         return _moved(graph, replace(path, trail=None, pooled=path.pooled or name in POOLS), node)[:1]
-    if name == "batch_norm":
+    if name in BATCH_NORMS:
         return [_batch_norm(path, node)]
     if name in SCALAR_MAPS and len(node.inputs) == 1 and (number := scalar_map(node)) is not None:
         return _scaled(graph, path, node, number, biased)
@@ -211,11 +211,12 @@ def _moved(graph: Graph, path: Path, node: Node) -> list[Path]:
 
 
 def _batch_norm(path: Path, node: Node) -> Path:
-    _, weight, bias, mean, var, training, _, eps, *_ = node.args
-    if training or mean is None:
+    given = dict(zip(node.op.arguments, node.args, strict=False))
+    weight, bias, mean = given["weight"], given["bias"], given["running_mean"]
+    if given.get("training", False) or mean is None:
         return replace(_normed(path, node), over_batch=True)
-    var_C = var.tensor.double().cpu()
-    scale_C = (var_C + eps).rsqrt() * (1 if weight is None else weight.tensor.detach().double().cpu())
+    var_C = given["running_var"].tensor.double().cpu()
+    scale_C = (var_C + given["eps"]).rsqrt() * (1 if weight is None else weight.tensor.detach().double().cpu())
     shift_C = (0 if bias is None else bias.tensor.detach().double().cpu()) - mean.tensor.double().cpu() * scale_C
     trailing = [1] * (path.shadow.dim() - 2)
     return _folded(path, node, scale_C.view(-1, *trailing), shift_C.view(-1, *trailing), names_it=True)

@@ -19,7 +19,7 @@ from pipeline.flow.patches import Contraction
 from pipeline.flow.record import Fixed, Graph, Node, fixed_names, rerun
 from pipeline.flow.values import Call, Origin, Value
 
-NORMS = frozenset(("layer_norm", "rms_norm"))
+NORMS = frozenset(("layer_norm", "native_layer_norm", "rms_norm"))
 # what may apply a gain or a bias: a norm's own operation, or a product and a sum where the norm is written out
 APPLYING = NORMS | {"mul", "add"}
 
@@ -60,7 +60,7 @@ def _of_norm(node: Node, features: int) -> Gain | None:
     shape, weight, bias = (*node.args[1:], None, None)[:3]
     if not isinstance(weight, Fixed) or tuple(shape) != (features,):
         return None
-    shift = bias if node.op.name == "layer_norm" and isinstance(bias, Fixed) else None
+    shift = bias if node.op.name != "rms_norm" and isinstance(bias, Fixed) else None
     return _gain([node], weight, shift)
 
 

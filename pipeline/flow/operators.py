@@ -65,6 +65,8 @@ POOLS = words(
 )
 # Norms whose statistics come from the data itself.
 DATA_NORMS = words("layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm _fused_rms_norm")
+# Norms by running statistics of each channel; those of decomposed programs return them too.
+BATCH_NORMS = words("batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training")
 # Composite operations that are followed piece by piece where a parameter takes part.
 COMPOSITE = words("tensordot inner linalg_multi_dot chain_matmul")
 CONVOLUTIONS = words("conv1d conv2d conv3d")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipeline.flow.follow import JOINS, once, placed
-from pipeline.flow.operators import DATA_NORMS, DROPOUTS, ELEMENTWISE, words
+from pipeline.flow.operators import BATCH_NORMS, DATA_NORMS, DROPOUTS, ELEMENTWISE, words
 from pipeline.flow.record import Graph, Node, fixed_in, rerun
 from pipeline.flow.values import Value
 
@@ -24,7 +24,7 @@ _POOLS = words(
     "constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d lp_pool2d"
 )
 _REDUCTIONS = words("mean sum amax amin max min")
-_SAME = ELEMENTWISE | DATA_NORMS | DROPOUTS | words("batch_norm to _to_copy contiguous clone detach type_as")
+_SAME = ELEMENTWISE | DATA_NORMS | BATCH_NORMS | DROPOUTS | words("to _to_copy contiguous clone detach type_as")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Provenance:
         if node.op.is_view or name in JOINS:
             return self._replayed(node)
         if name in _SAME and all(shape == shapes[0] for shape in map(self.graph.shapes.__getitem__, node.inputs)):
-            return [_common(known)]
+            return [_common(known), *[None] * (len(shapes) - 1)]
         first = known[0]
         if first is None or len(node.inputs) > 1:
             return None

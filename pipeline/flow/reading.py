@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline.flow.found import FoundCall, Trust, find_calls, key_of_node
 from pipeline.flow.holdings import held_tensors
+from pipeline.flow.operators import BATCH_NORMS, DATA_NORMS
 from pipeline.flow.plan import CallKey, Discovery, SitePlan
 from pipeline.flow.record import Node, Recorder, fixed_in
 from pipeline.flow.rows import Rows
@@ -156,7 +157,7 @@ _REASONS = {
     **dict.fromkeys(["add", "cat"], "added to or joined with data as it is: no pattern meets an input there"),
     "mul": "scales data as it is: a gain that no site could take in",
     **dict.fromkeys(
-        ["layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm"],
+        [*BATCH_NORMS, *DATA_NORMS],
         "gain or bias of a norm that no site could take in: what it feeds sees the norm's output",
     ),
 }

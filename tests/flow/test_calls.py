@@ -176,13 +176,15 @@ def small_network() -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("kind", ["export", "graph module", "compiled", "deep copy"])
+@pytest.mark.parametrize("kind", ["export", "decomposed", "graph module", "compiled", "deep copy"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_programs_are_read_like_the_modules_they_were(kind, randomised):
     model, x = randomised(small_network()).eval(), torch.randn(3, 2, 6, 6)
     whole = show(model, batch_of(x))
     if kind == "export":
         program = torch.export.export(model, (x,)).module()
+    elif kind == "decomposed":
+        program = torch.export.export(model, (x,)).run_decompositions().module()
     elif kind == "graph module":
         program = fx.symbolic_trace(model)
     elif kind == "compiled":
@@ -196,6 +198,19 @@ def test_programs_are_read_like_the_modules_they_were(kind, randomised):
         assert (other.gate, other.kind) == (site.gate, site.kind)
         torch.testing.assert_close(other.pattern_UD, site.pattern_UD)
         torch.testing.assert_close(shown.a[other.name], whole.a[site.name])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_decomposed_transformer_layer_has_its_norms_folded_and_its_projections_whole(randomised):
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True)
+    model, x = randomised(layer).eval(), torch.randn(3, 5, 8)
+    whole = show(model, batch_of(x))
+    shown = show(torch.export.export(model, (x,)).run_decompositions().module(), batch_of(x))
+    assert [site.name for site in shown.discovery.sites] == [site.name for site in whole.discovery.sites]
+    for site, other in zip(whole.discovery.sites, shown.discovery.sites, strict=True):
+        assert (other.gate, other.folded, other.groups) == (site.gate, site.folded, 1)
+        torch.testing.assert_close(other.pattern_UD, site.pattern_UD)
+    assert shown.discovery.unread == ()
 
 
 def test_functional_code_with_parameters_held_anywhere():
