@@ -121,23 +121,43 @@ def _check_before_start(job: str, url: str) -> None:
     store.probe()
 
 
+SPEED = "How many times as fast as here a GPU is at the forward and the statistics: measure it on one."
+
+
 @cli.command(short_help="Say what a job would do.")
 @click.argument("job", metavar="JOB.toml")
 @store_option
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Workers to group tasks for.")
 @click.option("--estimate", is_flag=True, help="Measure what it costs, on the first rows of each data set.")
-def plan(job: str, url: str, workers: int, estimate: bool) -> None:
+@click.option("--models", type=click.IntRange(min=1), help="Reckon for so many models of the job's shapes.")
+@click.option("--rows", type=click.IntRange(min=1), help="Reckon for so many rows, which every model is shown.")
+@click.option("--chunk-rows", type=click.IntRange(min=1), help="Reckon with chunks of so many rows.")
+@click.option("--gpus", type=click.IntRange(min=1), help="Reckon for so many GPUs, one for each worker.")
+@click.option("--speed", default=1.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help=SPEED)
+def plan(
+    job: str,
+    url: str,
+    workers: int,
+    estimate: bool,
+    models: int | None,
+    rows: int | None,
+    chunk_rows: int | None,
+    gpus: int | None,
+    speed: float,
+) -> None:
     """Say what a job would do: tasks, rows, bytes of state, and what the store holds already.
 
     \b
       neuron-census plan jobs/demo.toml
       neuron-census plan jobs/demo.toml --estimate --workers 8
+      neuron-census plan jobs/demo.toml --models 1000 --rows 100_000_000 --gpus 64
     """
     from pipeline.estimate import estimate as estimated
     from pipeline.job import load_job
     from pipeline.manifest import manifest_key
     from pipeline.plan import make_plan
-    from pipeline.report.plan import costs, planned
+    from pipeline.projection import overheads, project, target_of
+    from pipeline.report.plan import costs, planned, projected
     from pipeline.report.screen import screen
     from pipeline.resolve import resolve
     from pipeline.store import open_store
@@ -147,8 +167,14 @@ def plan(job: str, url: str, workers: int, estimate: bool) -> None:
     key = manifest_key(resolved.run)
     made = make_plan(resolved, store, workers=workers)
     screen().print(planned(made, committed=key in store.keys(key)))
-    if estimate:
-        screen().print(costs(estimated(resolved, store), made, workers=workers))
+    larger = {models, rows, chunk_rows, gpus} != {None}
+    if not estimate and not larger:
+        return
+    units = estimated(resolved, store)
+    screen().print(costs(units, made, workers=workers))
+    if larger:
+        target = target_of(made, models=models, rows=rows, chunk_rows=chunk_rows, workers=gpus or workers, speed=speed)
+        screen().print(projected(project(units, overheads(made, store), target)))
 
 
 @cli.command(short_help="Answer a question in SQL.")

@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from pipeline.batch import Batch
-from pipeline.cells import CellState, Rows, encode_cell
+from pipeline.cells import CellState, Rows, decode_cell, encode_cell
 from pipeline.cost import cost_of
-from pipeline.devices import device_named, moved
+from pipeline.devices import CPU, device_named, moved
 from pipeline.errors import DataError
-from pipeline.flow.discover import discover
+from pipeline.flow.discover import Discovery, discover
+from pipeline.kernels.base import State
 from pipeline.loading import Probe
-from pipeline.measure import Running
+from pipeline.measure import Running, States, arrow_tables, controls_of
 from pipeline.numerics import in_force
 from pipeline.origins import Origin, made, shape_of, shown
+from pipeline.parquet import parquet_bytes, read_parquet
 from pipeline.plan import Plan, probe_of
 from pipeline.registry import sources
 from pipeline.resolve import Resolved
+from pipeline.statistics.base import Statistic
 from pipeline.store import Store
 
 # seconds of reading that a rate is taken from, at most
@@ -58,6 +61,8 @@ class ShapeCost:
     start_s      seconds to build one and find its sites, once per worker that meets it
     store_s      seconds to encode the states of one chunk
     state_bytes  bytes of the states of one chunk
+    merge_s      seconds to read the states of one chunk back and merge them
+    finish_s     seconds to make the tables of one, and to write, read and pack them
     """
 
     data: str
@@ -69,6 +74,8 @@ class ShapeCost:
     start_s: float
     store_s: float
     state_bytes: int
+    merge_s: float
+    finish_s: float
 
     @property
     def ratio(self) -> float:
@@ -161,8 +168,14 @@ def _shape_cost(resolved: Resolved, data: str, same: tuple[Origin, str, tuple[st
     cost = cost_of(module, discovery, statistics, batch, classes=classes, kernel=resolved.kernel)
     running = Running(discovery, statistics, classes, resolved.kernel)
     running.add(module, batch)
+    statistic_of = {one.name: one for one in statistics}
     start = time.perf_counter()
     stored = _encoded(running, batch.rows)
+    encoded = time.perf_counter()
+    states = {name: _merged(statistic_of[name], discovery, content) for name, content in stored.items()}
+    merged = time.perf_counter()
+    _packed(discovery, states, statistics)
+    finished = time.perf_counter()
     return ShapeCost(
         data=data,
         model=name,
@@ -171,12 +184,29 @@ def _shape_cost(resolved: Resolved, data: str, same: tuple[Origin, str, tuple[st
         forward_s=cost.forward / batch.rows,
         statistics_s=cost.statistics / batch.rows,
         start_s=built,
-        store_s=time.perf_counter() - start,
-        state_bytes=stored,
+        store_s=encoded - start,
+        state_bytes=sum(len(content) for content in stored.values()),
+        merge_s=merged - encoded,
+        finish_s=finished - merged,
     )
 
 
-def _encoded(running: Running, rows: int) -> int:
+def _encoded(running: Running, rows: int) -> dict[str, bytes]:
+    """The state objects of one chunk, by statistic."""
     ledger = Rows(total=rows, read=rows)
-    cells = [CellState(states, ledger, {}, device="cpu") for states in running.states().values()]
-    return sum(len(encode_cell(cell)) for cell in cells)
+    return {name: encode_cell(CellState(states, ledger, {}, CPU)) for name, states in running.states().items()}
+
+
+def _merged(statistic: Statistic, found: Discovery, content: bytes) -> dict[str, State]:
+    """The states that an object gives, as the reduce task merges them."""
+    states = decode_cell(content).states
+    sites = {site.name: site for site in found.sites}
+    return {name: statistic.merge(sites[name], statistic.empty(sites[name]), state) for name, state in states.items()}
+
+
+def _packed(found: Discovery, states: States, statistics: Sequence[Statistic]) -> None:
+    """Make the tables of units, write them, and read and write them again as the pack task does."""
+    keys = dict.fromkeys(("run", "model", "data", "split"), "estimate")
+    tables = arrow_tables(found, states, statistics, keys=keys, controls=controls_of(found, None))
+    for table in tables.values():
+        parquet_bytes(read_parquet(parquet_bytes(table)))

@@ -121,6 +121,11 @@ def _train_tasks(resolved: Resolved, missing: Sequence[tuple[str, Recipe]], work
             )
 
 
+def all_measure_tasks(resolved: Resolved) -> Iterator[MeasureTask]:
+    """The tasks of one worker for every cell, stored or not."""
+    return _measure_tasks(resolved, set(), 1)
+
+
 def _measure_tasks(resolved: Resolved, stored: set[str], workers: int) -> Iterator[MeasureTask]:
     for split in resolved.splits:
         statistics = resolved.statistics_of(split)

@@ -24,7 +24,7 @@ def test_units_are_measured_for_each_shape_and_agree_with_the_plan(tmp_path: Pat
     assert [len(one.models) for one in found.shapes] == [4, 2]
     assert {model for one in found.shapes for model in one.models} == {model.id for model in resolved.models}
     for one in found.shapes:
-        assert min(one.forward_s, one.start_s, one.store_s) > 0 <= one.statistics_s
+        assert min(one.forward_s, one.start_s, one.store_s, one.merge_s, one.finish_s) > 0 <= one.statistics_s
     # the plan counts tensors, an object has a header as well
     planned = make_plan(resolved, store, workers=1).state_bytes
     chunks = sum(len(split.chunks) for split in resolved.splits)
@@ -39,7 +39,21 @@ def test_seconds_are_rows_and_chunks_times_units(tmp_path: Path) -> None:
     models = tuple(model.id for model in resolved.models)
     units = Estimate(
         (ReadingCost("digits", rows=128, s=1.0, bytes=272),),
-        (ShapeCost("digits", "mlp-0", models, 128, 10.0, 100.0, start_s=0.5, store_s=0.25, state_bytes=1),),
+        (
+            ShapeCost(
+                "digits",
+                "mlp-0",
+                models,
+                128,
+                10.0,
+                100.0,
+                start_s=0.5,
+                store_s=0.25,
+                state_bytes=1,
+                merge_s=0,
+                finish_s=0,
+            ),
+        ),
         resolved.kernel,
     )
     rows, chunks = 1797, 5

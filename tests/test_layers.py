@@ -50,6 +50,7 @@ LAYERS: dict[str, int] = {
             "resolve",
             "plan",
             "estimate",
+            "projection",
             "loading",
             "described",
             "origins",

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from pipeline.estimate import Estimate
 from pipeline.plan import Plan
+from pipeline.projection import Projection
 from pipeline.report.printing import fitted, lasting, size
 
 
@@ -54,4 +55,23 @@ def costs(estimate: Estimate, plan: Plan, *, workers: int) -> RenderableType:
         fitted(("data", "model", "models", "forward rows/s", "with statistics ×", "states /chunk"), shapes, width=80),
         Text(f"\nLeft to measure: {total} on {workers} such workers, training not included."),
         Text(f"Of all workers together: {parts}."),
+    )
+
+
+def projected(projection: Projection) -> RenderableType:
+    """What a larger census would take, part by part, and what it would wait for."""
+    target = projection.target
+    rows = [(name, lasting(spent)) for name, spent in projection.seconds.items()]
+    return Group(
+        Text(
+            f"\nReckoned from these, for {target.models:,} models × {target.rows:,} rows in chunks of "
+            f"{target.chunk_rows:,},\n"
+            f"on {target.workers:,} workers that are each {target.speed:g} × as fast as this one:"
+        ),
+        fitted(("part", "time that passes"), rows, width=80),
+        Text(
+            f"\n{lasting(projection.total_s)} in all, reading beside the rest; {target.tasks:,} tasks, "
+            f"{projection.requests:,} requests, states of {size(projection.state_bytes)}."
+        ),
+        Text(f"The bottleneck is {projection.bottleneck}."),
     )
