@@ -157,7 +157,7 @@ def answers(api: str) -> bool:
 
 def _census(job: str, store: str, ray: str, progress: Progress) -> Outcome:
     asked = load_job(job)
-    with executor_at(ray, asked.resources) as executor:
+    with executor_at(ray, asked.allotted) as executor:
         return run(asked, open_store(store), executor, progress)
 
 

@@ -99,7 +99,7 @@ def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
     _check_before_start(job, url)
     from pipeline.cluster import executor_at  # imports ray, which only this needs
 
-    with executor_at(ray, asked.resources) as executor:
+    with executor_at(ray, asked.allotted) as executor:
         return take_census(asked, store, executor, progress)
 
 

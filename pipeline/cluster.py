@@ -47,6 +47,12 @@ KNOCK_TIMEOUT_S = 5.0
 class _Worker:
     """A resident process: imports and loaded models stay warm between calls."""
 
+    def __init__(self, gpu_share: float) -> None:
+        if 0 < gpu_share < 1:
+            from pipeline.devices import limit_gpu  # torch, which a worker without tasks does not need
+
+            limit_gpu(gpu_share)
+
     def ready(self) -> None:
         """Answer as soon as the process runs."""
 
@@ -331,7 +337,7 @@ def _start(resources: Resources) -> Any:
     # never restarted by Ray: the pool starts another one, and knows when it is ready
     memory = {"memory": int(resources.memory_gib * 2**30)} if resources.memory_gib else {}
     options: dict[str, Any] = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker, **memory}
-    return ray.remote(max_restarts=0, max_task_retries=0, **options)(_Worker).remote()
+    return ray.remote(max_restarts=0, max_task_retries=0, **options)(_Worker).remote(resources.gpus_per_worker)
 
 
 def _size(resources: Resources) -> int:

@@ -38,6 +38,23 @@ def device_named(name: str) -> torch.device:
     return torch.device(name)
 
 
+def limit_gpu(share: float) -> None:
+    """Leave the rest of this process's GPU to those it is shared with: to Ray a fraction is bookkeeping only."""
+    if 0 < share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+
+
+def memory_bytes(resources: Resources) -> int | None:
+    """What one worker has on the device where it measures: its share of this machine's; None if that is not told."""
+    share = resources.gpus_per_worker
+    if share > 0:
+        return int(torch.cuda.mem_get_info()[1] * min(1.0, share)) if torch.cuda.is_available() else None
+    if resources.memory_gib:
+        return int(resources.memory_gib * 2**30)
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(whole * min(1.0, resources.cpus_per_worker / (os.cpu_count() or 1)))
+
+
 def full_name(device: torch.device) -> str:
     """What a device is called where results are recorded: of GPUs the model too, because their bits differ."""
     return f"{GPU}: {torch.cuda.get_device_name(device)}" if device.type == GPU else device.type

@@ -194,8 +194,8 @@ class Resources(_Section):
     """How a job is run: nothing here changes a byte of the result."""
 
     workers: int = Field(default=0, ge=0, description="processes; 0: as many as the CPUs allow")
-    cpus_per_worker: int = Field(default=1, ge=1)
-    gpus_per_worker: float = Field(default=0.0, ge=0)
+    cpus_per_worker: int = Field(default=1, ge=1, description="at least numerics.threads are given")
+    gpus_per_worker: float = Field(default=0.0, ge=0, description="0.25: four workers share a GPU and its memory")
     memory_gib: float | None = Field(default=None, gt=0, description="memory of a worker; None: not limited")
     max_state_gib: float = Field(default=64.0, gt=0, description="refuse a plan whose states take more")
     retries: int = Field(default=3, ge=0, description="how often a task is repeated whose worker died")
@@ -213,6 +213,12 @@ class Job(_Section):
     sites: SiteSelection = SiteSelection()
     resources: Resources = Resources()
     _places: Places = PrivateAttr(default=Places(""))
+
+    @property
+    def allotted(self) -> Resources:
+        """What workers are given: the resources, with a CPU for each of a task's threads at least."""
+        cpus = max(self.resources.cpus_per_worker, self.numerics.threads)
+        return self.resources.model_copy(update={"cpus_per_worker": cpus})
 
     @property
     def place(self) -> str:

@@ -5,8 +5,8 @@ Layer 3. Every task that needs a model goes through here: the same probe, so the
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import nn
@@ -26,8 +26,9 @@ from pipeline.store import Store
 
 # rows that a model is shown to find its sites and to check its patterns
 PROBE_ROWS = 16
-# models that a process keeps; the sizes of groups are the plan's business
+# beyond either of these a process lets go of models that are not of its task; how many one task holds the plan decides
 KEPT_MODELS = 16
+KEPT_BYTES = 2 << 30
 ON_CPU = torch.device(CPU)
 
 
@@ -57,11 +58,28 @@ class Probe:
 
 def load(model: Model, probe: Probe, sites: SiteSelection, store: Store, device: torch.device = ON_CPU) -> Loaded:
     """The model with its weights on a device, in eval mode, and its sites. ModelError where it cannot be."""
-    return _loaded(model.id, _Call(model, probe, sites, store, device))
+    call = _Call(model, probe, sites, store, device)
+    if call not in _KEPT:
+        _KEPT[call] = _loaded(call)
+    return _KEPT[call]
+
+
+def keep_only(models: Collection[str]) -> None:
+    """Let go of every model but those that a task is about, once a process holds many, or large ones."""
+    held = sum(weight_bytes(loaded.module) for loaded in _KEPT.values())
+    ids = {call.arguments[0].id for call in _KEPT} | set(models)
+    if len(ids) > KEPT_MODELS or held > KEPT_BYTES:
+        for call in [call for call in _KEPT if call.arguments[0].id not in models]:
+            del _KEPT[call]
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers."""
+    return sum(one.numel() * one.element_size() for one in (*module.parameters(), *module.buffers()))
 
 
 class _Call:
-    """Arguments of `load` that the model id stands for in the cache."""
+    """Arguments of `load`, by what tells a loaded model from another."""
 
     def __init__(self, model: Model, probe: Probe, sites: SiteSelection, store: Store, device: torch.device) -> None:
         self.arguments = (model, probe, sites, store, device)
@@ -75,8 +93,11 @@ class _Call:
         return hash(self._key)
 
 
-@lru_cache(maxsize=KEPT_MODELS)
-def _loaded(_: str, call: _Call) -> Loaded:
+# resident: a worker that takes another task of the same models has them already
+_KEPT: dict[_Call, Loaded] = {}
+
+
+def _loaded(call: _Call) -> Loaded:
     model, probe, sites, store, device = call.arguments
     key = checkpoint_key(model.id)
     content = store.get(key)

@@ -19,7 +19,7 @@ from pipeline.cost import ModelCost, clock, cost_beside
 from pipeline.devices import CPU, device_named, full_name, moved
 from pipeline.errors import DataError, ModelError
 from pipeline.job import Numerics, SiteSelection
-from pipeline.loading import Loaded, Probe, load
+from pipeline.loading import Loaded, Probe, keep_only, load
 from pipeline.measure import Running
 from pipeline.numerics import in_force
 from pipeline.origins import objective_of, shape_of
@@ -106,6 +106,7 @@ class Measured(NamedTuple):
 def run_measure(task: MeasureTask, store: Store) -> Measured:
     """Store the states of the task's cells; a chunk that cannot be read costs no other one."""
     device = device_named(task.device)
+    keep_only(task.models)
     units = 0
     failed: dict[str, str] = {}
     unread: dict[str, str] = {}

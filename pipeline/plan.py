@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from math import ceil
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pipeline.cells import cell_key
 from pipeline.errors import DataError, JobError, ModelError
 from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
-from pipeline.loading import PROBE_ROWS, Probe
+from pipeline.grouping import groups
+from pipeline.loading import PROBE_ROWS, Probe, weight_bytes
 from pipeline.measuring import MeasureTask, Missing
 from pipeline.models.base import checkpoint_key
 from pipeline.origins import Origin, made, made_up, shape_of, task_of
@@ -62,8 +63,11 @@ class Plan:
         return sum(chunk.rows for task in self.measure for chunk in {cell.chunk for cell in task.cells})
 
 
-def make_plan(resolved: Resolved, store: Store, *, workers: int) -> Plan:
-    """Plan the trainings and cells that the store does not hold. JobError where the states outgrow the job's limit."""
+def make_plan(resolved: Resolved, store: Store, *, workers: int, memory_bytes: int | None = None) -> Plan:
+    """Plan the trainings and cells that the store does not hold. JobError where the states outgrow the job's limit.
+
+    `memory_bytes` is what one worker has on the device where it measures.
+    """
     checkpoints = set(store.keys("models/"))
     trainings = {recipe.lineage: (model.data, recipe) for model, recipe in trained(resolved)}
     missing = [
@@ -75,7 +79,8 @@ def make_plan(resolved: Resolved, store: Store, *, workers: int) -> Plan:
     with ThreadPoolExecutor(LISTINGS) as pool:
         listings = pool.map(store.keys, [f"states/{model.id}/" for model in resolved.models])
         stored = {key for listing in listings for key in listing}
-    state_bytes = _state_bytes(resolved)
+    sizes = _sizes(resolved)
+    state_bytes = _state_bytes(resolved, sizes)
     limit = resolved.job.resources.max_state_gib
     if state_bytes > limit * 2**30:
         raise JobError(
@@ -86,7 +91,7 @@ def make_plan(resolved: Resolved, store: Store, *, workers: int) -> Plan:
         resolved=resolved,
         train=tuple(_train_tasks(resolved, missing, workers)),
         load=tuple(_load_tasks(resolved, [one for one in loads if checkpoint_key(one.id) not in checkpoints], workers)),
-        measure=tuple(_measure_tasks(resolved, stored, workers)),
+        measure=tuple(_measure_tasks(resolved, stored, workers, sizes, memory_bytes)),
         trainings=len(trainings),
         loads=len(loads),
         cells=resolved.cells,
@@ -123,16 +128,19 @@ def _train_tasks(resolved: Resolved, missing: Sequence[tuple[str, Recipe]], work
 
 def all_measure_tasks(resolved: Resolved) -> Iterator[MeasureTask]:
     """The tasks of one worker for every cell, stored or not."""
-    return _measure_tasks(resolved, set(), 1)
+    return _measure_tasks(resolved, set(), 1, _sizes(resolved), None)
 
 
-def _measure_tasks(resolved: Resolved, stored: set[str], workers: int) -> Iterator[MeasureTask]:
+def _measure_tasks(
+    resolved: Resolved, stored: set[str], workers: int, sizes: Mapping[str, _Size], memory_bytes: int | None
+) -> Iterator[MeasureTask]:
     for split in resolved.splits:
         statistics = resolved.statistics_of(split)
         names = {one.name: resolved.state_name(one) for one in statistics}
         models = [model for model in resolved.models if model.data == split.data]
         size = min(GROUP_MODELS, max(1, ceil(len(models) / workers)))
-        for group in _cut(models, size):
+        held = [sizes[shape_of(model.origin)].held for model in models]
+        for group in groups(models, held, most=size, memory_bytes=memory_bytes):
             cells = []
             for chunk in split.chunks:
                 for model in group:
@@ -200,29 +208,44 @@ def probe_of(resolved: Resolved, data: str) -> Probe:
     return Probe(data, resolved.job.data[data], chunks[0])
 
 
-def _state_bytes(resolved: Resolved) -> int:
-    """Bytes of every cell of the run, from untrained models of each shape on made-up rows."""
-    per_shape: dict[str, int] = {}
-    total = 0
-    for model in resolved.models:
-        shape = shape_of(model.origin)
-        if shape not in per_shape:
-            per_shape[shape] = _bytes_per_chunk(resolved, model.origin)
-        total += per_shape[shape] * sum(len(split.chunks) for split in resolved.splits_of(model))
-    return total
+class _Size(NamedTuple):
+    """Bytes of one model's weights, and of its states of one chunk."""
+
+    model: int = 0
+    states: int = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes on a worker that measures it."""
+        return self.model + self.states
 
 
-def _bytes_per_chunk(resolved: Resolved, origin: Origin) -> int:
+def _sizes(resolved: Resolved) -> dict[str, _Size]:
+    """The size of each shape of model, from untrained ones on made-up rows."""
+    origins = {shape_of(model.origin): model.origin for model in resolved.models}
+    return {shape: _size(resolved, origin) for shape, origin in origins.items()}
+
+
+def _state_bytes(resolved: Resolved, sizes: Mapping[str, _Size]) -> int:
+    """Bytes of every cell of the run."""
+    return sum(
+        sizes[shape_of(model.origin)].states * sum(len(split.chunks) for split in resolved.splits_of(model))
+        for model in resolved.models
+    )
+
+
+def _size(resolved: Resolved, origin: Origin) -> _Size:
     sites = resolved.job.sites
     try:
         model, rows = made(origin), made_up(origin, PROBE_ROWS)
         found = discover(model, rows, include=sites.include, exclude=sites.exclude, rows=sites.rows)
     except (ModelError, DataError):
         # it will be said of every such model, and stops none of the others
-        return 0
-    return sum(
+        return _Size()
+    states = sum(
         statistic.state_bytes(site, task_of(origin).outputs)
         for site in found.sites
         for statistic in resolved.statistics
         if statistic.applies(site)
     )
+    return _Size(weight_bytes(model), states)

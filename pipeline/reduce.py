@@ -23,7 +23,7 @@ from pipeline.hashing import sha256
 from pipeline.jackknife import Block, block_of, standard_errors
 from pipeline.job import Numerics, SiteSelection
 from pipeline.kernels.base import State
-from pipeline.loading import Loaded, Probe, load
+from pipeline.loading import Loaded, Probe, keep_only, load
 from pipeline.measure import arrow_tables, controls_of, site_table
 from pipeline.numerics import in_force
 from pipeline.origins import columns_of
@@ -94,6 +94,7 @@ def run_reduce(task: ReduceTask, store: Store) -> None:
 
 
 def _rows(task: ReduceTask, store: Store) -> tuple[dict[str, list[pa.Table]], dict[str, dict[str, int]]]:
+    keep_only([task.model.id, *([task.twin.id] if task.twin else [])])
     loaded = load(task.model, task.probe, task.sites, store)
     twin = load(task.twin, task.probe, task.sites, store).discovery if task.twin is not None else None
     record = loaded.checkpoint.record

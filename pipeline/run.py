@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any
 
 from pipeline.claims import Claims, write_claims
+from pipeline.devices import memory_bytes
 from pipeline.errors import DataError, Unfinished
-from pipeline.executor import Executor
+from pipeline.executor import Executor, Lost
 from pipeline.job import Job, job_identity
 from pipeline.kernels import choose
 from pipeline.manifest import Coverage, Failed, Manifest, decode, encode, manifest_key, versions
@@ -59,7 +60,7 @@ def run(job: Job, store: Store, executor: Executor, progress: Progress | None = 
     write_claims(store, resolved.run, _claims(resolved))
     if remark := choose.remark(resolved.kernel, resolved.device):
         show.note(remark)
-    plan = make_plan(resolved, store, workers=executor.workers)
+    plan = make_plan(resolved, store, workers=executor.workers, memory_bytes=_memory_bytes(job, executor))
     log = RunLog(resolved, executor.workers)
     do = partial(_stage, store=store, executor=executor, progress=show, log=log)
     done = do("train", plan.train, total=plan.trainings)
@@ -79,6 +80,13 @@ def run(job: Job, store: Store, executor: Executor, progress: Progress | None = 
     manifest = _manifest(resolved, records, done)
     store.put_once(manifest_key(resolved.run), encode(manifest))
     return _outcome(manifest, plan, done)
+
+
+def _memory_bytes(job: Job, executor: Executor) -> int | None:
+    """What a worker has for models, as one of them tells."""
+    for _, told in executor.map(memory_bytes, [job.allotted]):
+        return None if isinstance(told, Lost) else told
+    return None
 
 
 def _claims(resolved: Resolved) -> Claims:

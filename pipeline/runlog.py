@@ -99,4 +99,6 @@ def _seconds(receipts: list[Receipt]) -> dict[str, dict[str, float]]:
 
 def _task(receipt: Receipt) -> dict[str, Any]:
     named = {"kind": receipt.kind, "units": receipt.units, "host": receipt.host, "device": receipt.device}
-    return {**named, "seconds": receipt.seconds, "spent": receipt.spent, "remarks": list(receipt.remarks)}
+    reasons = {name: value for name in ("failed", "unread", "lost") if (value := getattr(receipt, name))}
+    spent = {"seconds": receipt.seconds, "spent": receipt.spent, "remarks": list(receipt.remarks)}
+    return {**named, **spent, **reasons}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.executor import Executor, Lost
 from pipeline.progress import Progress
-from pipeline.task import Receipt, Task
+from pipeline.task import Receipt, Task, kind_of
 
 # where a task stands in the plan; a part of one stands behind the number of the whole
 Place = tuple[int, ...]
@@ -49,7 +49,6 @@ class Stage:
 def run_stage(do: Callable[[Task], Receipt], tasks: Iterable[Task], *, executor: Executor, progress: Progress) -> Stage:
     """Run tasks, and the parts of those that are lost, until nothing smaller is left to try."""
     receipts: list[tuple[Place, Receipt]] = []
-    lost: dict[str, str] = {}
     said: set[str] = set()
     waiting: list[tuple[Place, Task]] = [((number,), task) for number, task in enumerate(tasks)]
     while waiting:
@@ -66,16 +65,17 @@ def run_stage(do: Callable[[Task], Receipt], tasks: Iterable[Task], *, executor:
             elif smaller:
                 parts += [((*place, index), part) for index, part in enumerate(smaller)]
             else:
-                lost |= dict.fromkeys(task.models, outcome.reason)
+                receipts.append((place, Receipt(kind_of(task), 0, lost=dict.fromkeys(task.models, outcome.reason))))
                 progress.note(f"lost: {outcome.reason}")
         waiting = parts
-    return _stage([receipt for _, receipt in sorted(receipts, key=lambda one: one[0])], lost)
+    return _stage([receipt for _, receipt in sorted(receipts, key=lambda one: one[0])])
 
 
-def _stage(receipts: Sequence[Receipt], lost: Mapping[str, str]) -> Stage:
+def _stage(receipts: Sequence[Receipt]) -> Stage:
     # of several reasons the first in plan order, which neither the number of workers nor a resumption can change
     failed: dict[str, str] = {}
     unread: dict[str, str] = {}
+    lost: dict[str, str] = {}
     for receipt in receipts:
         failed = {**receipt.failed, **failed}
         unread = {**receipt.unread, **unread}

@@ -53,23 +53,23 @@ def run_task(task: Task, store: Store) -> Receipt:
     try:
         receipt = _run(task, store)
     except DataError as error:
-        receipt = Receipt(_kind(task), 0, unread=dict.fromkeys(task.models, str(error)))
+        receipt = Receipt(kind_of(task), 0, unread=dict.fromkeys(task.models, str(error)))
     except MissingObject as error:
-        receipt = Receipt(_kind(task), 0, lost=dict.fromkeys(task.models, str(error)))
+        receipt = Receipt(kind_of(task), 0, lost=dict.fromkeys(task.models, str(error)))
     return replace(receipt, seconds=time.perf_counter() - start, host=socket.gethostname())
 
 
 def _run(task: Task, store: Store) -> Receipt:
     match task:
         case TrainTask():
-            return Receipt(_kind(task), task.units, failed=run_train(task, store))
+            return Receipt(kind_of(task), task.units, failed=run_train(task, store))
         case LoadTask():
             staged = run_load(task, store)
-            return Receipt(_kind(task), staged.units, staged.failed, staged.unread)
+            return Receipt(kind_of(task), staged.units, staged.failed, staged.unread)
         case MeasureTask():
             measured = run_measure(task, store)
             return Receipt(
-                _kind(task),
+                kind_of(task),
                 measured.units,
                 measured.failed,
                 measured.unread,
@@ -79,9 +79,9 @@ def _run(task: Task, store: Store) -> Receipt:
                 device=task.device,
             )
         case ReduceTask():
-            return Receipt(_kind(task), task.units, _reduce(task, store))
+            return Receipt(kind_of(task), task.units, _reduce(task, store))
         case PackTask():
-            return Receipt(_kind(task), task.units, file=run_pack(task, store))
+            return Receipt(kind_of(task), task.units, file=run_pack(task, store))
 
 
 def _reduce(task: ReduceTask, store: Store) -> dict[str, str]:
@@ -93,5 +93,6 @@ def _reduce(task: ReduceTask, store: Store) -> dict[str, str]:
     return {}
 
 
-def _kind(task: Task) -> str:
+def kind_of(task: Task) -> str:
+    """What a task is called on its receipt."""
     return type(task).__name__.removesuffix("Task").lower()

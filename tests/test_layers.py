@@ -52,6 +52,7 @@ LAYERS: dict[str, int] = {
             "estimate",
             "projection",
             "loading",
+            "grouping",
             "described",
             "origins",
             "staging",

@@ -160,7 +160,7 @@ def test_a_table_edited_by_hand(tmp_path: Path) -> None:
 
 def open_again(store: Path) -> None:
     """Take the run back to where its cells are there and its rows are not, and nothing is loaded."""
-    pipeline.loading._loaded.cache_clear()
+    pipeline.loading._KEPT.clear()
     for path in [*store.glob("runs/*/reduced/*/*"), *store.glob("runs/*/_manifest.json")]:
         path.unlink()
 
