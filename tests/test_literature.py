@@ -10,21 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
+from jobs.literature import Pair, agreement, ansatz, class_means, features, pairs, report, training_rows
 from pipeline.executor import InlineExecutor
-from pipeline.hashing import splitmix64
 from pipeline.job import load_job
-from pipeline.models.base import checkpoint_key, decode_checkpoint
 from pipeline.query import connect
 from pipeline.report.questions import QUESTIONS
-from pipeline.resolve import Model, resolve
 from pipeline.run import run
-from pipeline.sources.digits import GREATEST, TEST_BELOW
 from pipeline.store import Store, open_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -40,17 +35,9 @@ def census(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def models(census: Store) -> list[tuple[nn.Module, nn.Module]]:
+def models(census: Store) -> list[Pair]:
     """The trained networks, each with its untrained twin."""
-    found = {model.id: model for model in resolve(load_job(JOB), census).models}
-    trained = [model for model in found.values() if model.control]
-    return [(module_of(model, census), module_of(found[model.control], census)) for model in trained]
-
-
-def module_of(model: Model, store: Store) -> nn.Module:
-    module = model.origin.build()
-    module.load_state_dict(decode_checkpoint(store.get(checkpoint_key(model.id))).weights)
-    return module.eval()
+    return pairs(census)
 
 
 def asked(census: Store, sql: str) -> list[dict[str, Any]]:
@@ -60,20 +47,7 @@ def asked(census: Store, sql: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def rows() -> tuple[torch.Tensor, torch.Tensor]:
     """The training rows as the source gives them."""
-    image_NP, label_N = load_digits(return_X_y=True)
-    train = [uid for uid in range(len(label_N)) if splitmix64(uid) >= TEST_BELOW]
-    x = torch.from_numpy((image_NP[train] / GREATEST).astype(np.float32)).reshape(-1, 1, 8, 8)
-    return x, torch.from_numpy(label_N[train])
-
-
-def features(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Input of the classifier."""
-    with torch.no_grad():
-        return model[:-1](x)
-
-
-def class_means(h_ND: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
-    return torch.stack([h_ND[label_N == one].mean(0) for one in range(10)])
+    return training_rows()
 
 
 def test_training_aligns_patterns_with_what_drives_them(census: Store) -> None:
@@ -128,13 +102,9 @@ def test_collapse_from_tables_is_collapse_from_raw_activations(census: Store, mo
 
 
 def test_the_classifier_decides_as_the_nearest_class_mean_does(models, rows) -> None:
-    x, label_N = rows
     for trained, twin in models:
-        for model, expected in ((trained, (0.99, 1.0)), (twin, (0.0, 0.4))):
-            h_ND = features(model, x)
-            nearest_N = torch.cdist(h_ND, class_means(h_ND, label_N)).argmin(1)
-            agreement = float((nearest_N == model.classifier(h_ND).argmax(1)).double().mean())
-            assert expected[0] <= agreement <= expected[1]
+        assert agreement(trained, *rows) > 0.99
+        assert agreement(twin, *rows) < 0.4
 
 
 def test_the_feature_ansatz_holds_and_is_empty_in_the_last_layer(models, rows) -> None:
@@ -147,12 +117,14 @@ def test_the_feature_ansatz_holds_and_is_empty_in_the_last_layer(models, rows) -
         assert ansatz(twin, 5, x) == pytest.approx(1, abs=1e-5)
 
 
-def ansatz(model: nn.Module, start: int, x: torch.Tensor) -> float:
-    """Correlation of WᵀW with the average gradient outer product of the layer's input (Radhakrishnan et al. 2024)."""
-    with torch.no_grad():
-        h_ND = model[:start](x)
-    jacobian_NCD = torch.func.vmap(torch.func.jacrev(lambda h: model[start:](h[None])[0]))(h_ND).detach()
-    agop_DD = torch.einsum("ncd,nce->de", jacobian_NCD, jacobian_NCD)
-    weight_UD = model[start].weight.detach()
-    gram_DD = weight_UD.T @ weight_UD
-    return float((agop_DD * gram_DD).sum() / agop_DD.norm() / gram_DD.norm())
+def test_the_report_sets_every_finding_beside_its_control(census: Store) -> None:
+    lines = {line.measure.split(",")[0]: line for line in report(census)}
+    assert len(report(census)) == 11
+    found, again = lines["NC3"], lines["NC3 again"]
+    assert found.trained == pytest.approx(again.trained, abs=1e-4)
+    assert found.untrained == pytest.approx(again.untrained, abs=1e-4)
+    assert again.chance is not None
+    assert again.chance < 0.35
+    assert lines["NC4"].untrained < 0.4 < 0.99 < lines["NC4"].trained
+    assert lines["NC1"].trained < 0.35 < 1 < lines["NC1"].untrained
+    assert lines["dead units"].trained < 0.15

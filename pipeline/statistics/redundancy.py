@@ -29,11 +29,11 @@ _BAD = "NaN where a of the unit does not vary or is not finite somewhere, in few
 class Redundancy(Statistic):
     """Correlation and joint firing of the units of a site.
 
-    largest   how many units each is compared with at most; the state of a unit has 16 bytes for each
+    largest   how many units each is compared with at most; the state of a unit has 16 bytes for each, 8 kB in all
     """
 
     sample_rows: int | None = 20_000
-    largest: int = 512
+    largest: int = 508
 
     name: ClassVar[str] = "redundancy"
     version: ClassVar[int] = 2

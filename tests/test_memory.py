@@ -1,0 +1,46 @@
+"""What measuring holds: a state per unit that the plan knows to the byte, and a peak that rows do not raise."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.memory import BATCH_ROWS, CLASSES, bytes_per_unit, network, peaks, rows_of
+from pipeline.flow.discover import discover
+from pipeline.measure import Running
+from pipeline.registry import statistics
+from tests.laws.drawn import make_site
+
+LIMIT = 8 * 1024
+
+
+def test_the_state_of_a_unit_is_below_8_kilobytes_beside_its_vectors_and_exemplars() -> None:
+    found = bytes_per_unit()
+    assert found.keys() == statistics().keys()
+    for name, counted in found.items():
+        assert name == "exemplars" or counted <= LIMIT, (name, counted)
+    # of everything that has a fixed size
+    assert sum(found[name] for name in found.keys() - {"exemplars", "redundancy"}) <= LIMIT
+
+
+def test_a_wide_site_takes_no_more() -> None:
+    site = make_site([[1.0, 2.0]] * 5000)
+    assert statistics()["redundancy"].state_bytes(site) / site.units <= LIMIT
+
+
+def test_the_plan_knows_the_bytes_of_every_state() -> None:
+    model = network().eval()
+    running = Running(discover(model, next(rows_of(BATCH_ROWS))), list(statistics().values()), CLASSES)
+    for batch in rows_of(2 * BATCH_ROWS):
+        running.add(model, batch)
+    states = running.states()
+    for name, statistic in statistics().items():
+        for site in running.discovery.sites:
+            if statistic.applies(site):
+                held = sum(value.numel() * value.element_size() for value in states[name][site.name].values())
+                assert held == statistic.state_bytes(site, CLASSES), (name, site.name)
+
+
+@pytest.mark.slow
+def test_ten_times_the_rows_take_no_more_memory() -> None:
+    few, many = peaks()
+    assert many <= 1.02 * few
