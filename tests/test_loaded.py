@@ -152,6 +152,7 @@ def test_reading_planning_verifying_and_cleaning_know_loaded_models(mixed: Path)
     shown = CliRunner().invoke(cli, ["show", "b/hidden0/3", "--store", store.url])
     assert shown.exit_code == 0, shown.output
     assert "untrained" in shown.output
+    assert "mlp, loaded from models/b.pt; model" in shown.output
     failed = CliRunner().invoke(cli, ["show", "wide/hidden0/3", "--store", store.url])
     assert failed.exit_code == 2
     assert "was not measured, it failed: wide.safetensors does not fit" in failed.output

@@ -41,7 +41,7 @@ def loaded_models(spec: LoadSpec, place: Place, task: Task, *, dtype: str, store
     for model, hashed in zip(models, digests, strict=True):
         if hashed.get(CONFIG) not in architectures:
             architectures[hashed.get(CONFIG)] = Architecture(spec, task, _config(model, hashed))
-        named = tuple(place.named(file.url) for _, file in model.files[:1])
+        named = (_as_named(place, model),)
         loaded = Loaded(architectures[hashed.get(CONFIG)], model, hashed, named, dtype)
         name, first = found.setdefault(loaded.id, (model.name, loaded))
         if first is not loaded:
@@ -76,6 +76,12 @@ def twins(
             dtype = next(iter(models.values())).dtype
             found[architecture] = Untrained(architecture, seed, data, chunk, dtype)
     return found
+
+
+def _as_named(place: Place, model: ModelFiles) -> str:
+    """The file, or the directory, as the job would name it."""
+    named = place.named(model.files[0][1].url)
+    return named.rpartition("/")[0] if model.config else named
 
 
 def _require_packages(spec: LoadSpec, models: Sequence[ModelFiles]) -> None:

@@ -98,7 +98,7 @@ def _heading(neuron: Neuron) -> Text:
     lines = [
         f"{site['kind']}, gate {site['gate']}, unit {numbers['unit']} of {site['units']}, {site['fan_in']} inputs: "
         f"{site['input_kind']} {shape}",
-        f"{model['family']}, seed {model['seed']}, {model['step']} steps; model {model['model']}",
+        f"{model['family'] or 'program'}, {_history(model)}; model {model['model']}",
         f"measured on {numbers['data']}/{numbers['split']} by run {numbers['run']}",
     ]
     if neuron.also_measured_on:
@@ -106,6 +106,13 @@ def _heading(neuron: Neuron) -> Text:
     if numbers.get("dead"):
         lines.append("dead: it fired for none of these rows")
     return text.append("\n".join(lines), style="not bold")
+
+
+def _history(model: Row) -> str:
+    # runs of earlier versions have no such column
+    if origin := model.get("loaded_from"):
+        return f"loaded from {origin}"
+    return f"seed {model['seed']}, {model['step']} steps"
 
 
 def _numbers(neuron: Neuron) -> RenderableType:
