@@ -154,6 +154,19 @@ _CURVES = _of(
     ("value", "float64", "its value"),
 )
 
+_UNREADABLE = _of(
+    "unreadable",
+    ("run", "string", "id of the run that wrote the row"),
+    ("model", "string", "id of the model that was not shown these rows"),
+    ("data", "string", "name of the data set in the job"),
+    ("split", "string", "split of the data set that was measured"),
+    ("chunk", "string", "id of the chunk that they are part of"),
+    ("file", "string", "file that they are in, as the job names it"),
+    ("row", "int64", "number in the file of the first of them, from 0; of a folder of images its place in the chunk"),
+    ("rows", "int64", "how many there are"),
+    ("reason", "string", "why they could not be read; of an image in a folder also its path"),
+)
+
 # which of a unit's several rows it is, for the tables that have several
 _HISTOGRAM_KEYS = _of(
     "histograms",
@@ -182,4 +195,5 @@ BASE: dict[str, tuple[Column, ...]] = {
     "scores": _SCORES,
     "curves": _CURVES,
     "receipts": _RECEIPTS,
+    "unreadable": _UNREADABLE,
 }

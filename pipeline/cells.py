@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load, save
@@ -20,6 +21,8 @@ from pipeline.kernels.base import State
 _SEPARATOR = "|"
 # of the encoding; another version of what is stored in it is another key
 FORMAT = 1
+# stretches of rows that could not be read of which a cell says where; the ledger counts all
+DAMAGE_KEPT = 100
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,26 @@ class Rows:
         return self.read + self.unreadable + self.excluded == self.total
 
 
+class Damaged(NamedTuple):
+    """A stretch of rows that could not be read: the number in the file of the first, how many, and why."""
+
+    row: int
+    rows: int
+    reason: str
+
+
 @dataclass(frozen=True, eq=False)
 class CellState:
-    """The decoded content of a state object: a state per site, the chunk's ledger, and sums of the model's scores."""
+    """The decoded content of a state object: a state per site, the chunk's ledger, and sums of the model's scores.
+
+    `damage` says where rows were that could not be read, the first DAMAGE_KEPT stretches of them.
+    """
 
     states: Mapping[str, State]
     rows: Rows
     scores: Mapping[str, float]
     device: str
+    damage: tuple[Damaged, ...] = ()
 
 
 def cell_key(model: str, statistic: str, chunk: str) -> str:
@@ -65,6 +80,7 @@ def encode_cell(cell: CellState) -> bytes:
         "scores": dict(cell.scores),
         "device": cell.device,
         "sites": sorted(cell.states),
+        "damage": [list(one) for one in cell.damage[:DAMAGE_KEPT]],
     }
     # an object without any tensor is refused by some readers of the format
     tensors.setdefault(_SEPARATOR, torch.zeros(1, dtype=torch.int64))
@@ -87,7 +103,8 @@ def decode_cell(content: bytes, *, key: str = "a state object") -> CellState:
             if name != _SEPARATOR:
                 site, part = name.rsplit(_SEPARATOR, 1)
                 states[site][part] = value
-        return CellState(states, Rows(**record["rows"]), record["scores"], record["device"])
+        damage = tuple(Damaged(*one) for one in record.get("damage", []))
+        return CellState(states, Rows(**record["rows"]), record["scores"], record["device"], damage)
     except StoreError:
         raise
     except Exception as error:  # safetensors raises several kinds

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from pipeline.batch import Batch
-from pipeline.cells import CellState, Rows, cell_key, encode_cell
+from pipeline.cells import CellState, Damaged, Rows, cell_key, encode_cell
 from pipeline.cost import ModelCost, clock, cost_beside
 from pipeline.devices import CPU, device_named, full_name, moved
 from pipeline.errors import DataError, ModelError
@@ -171,10 +171,11 @@ def _measure_chunk(
             failed |= _show(batch, [one for one in watched if one.cell.model.id not in failed], timed=is_first)
         shown = batch if is_first and shown is None else shown
     rows = Rows(total=chunk.rows, read=reading.read, unreadable=reading.unreadable, excluded=reading.excluded)
+    damage = tuple(Damaged(one.first_row, one.rows, one.reason) for one in reading.damage)
     sound = [one for one in watched if one.cell.model.id not in failed]
     with watch.on("storing"):
         for one in sound:
-            _store_cells(task, one, rows, store, full_name(device))
+            _store_cells(task, one, CellState({}, rows, {}, full_name(device), damage), store)
     costs: list[ModelCost] = []
     if shown is not None:
         with watch.on("comparing with the bare forward"):
@@ -209,8 +210,8 @@ def _show(batch: Batch, watched: Sequence[_Watched], *, timed: bool) -> dict[str
     return failed
 
 
-def _store_cells(task: MeasureTask, one: _Watched, rows: Rows, store: Store, device: str) -> None:
+def _store_cells(task: MeasureTask, one: _Watched, seen: CellState, store: Store) -> None:
     scores = added(one.scores)
     for name, states in one.running.states().items():
         key = cell_key(one.cell.model.id, task.state_names[name], one.cell.chunk.id)
-        store.put_once(key, encode_cell(CellState(states, rows, scores, device)))
+        store.put_once(key, encode_cell(replace(seen, states=states, scores=scores)))

@@ -136,12 +136,13 @@ def _split_tables(
     errors: dict[str, dict[str, torch.Tensor]] = {}
     receipts: list[dict[str, Any]] = []
     scores: Sums = {}
+    damage: list[dict[str, Any]] = []
     controls = controls_of(loaded.discovery, twin)
     for statistic in measured.statistics:
         merged = _merged(task, measured, statistic, loaded.discovery, store)
         states[statistic.name] = merged.states
         receipts += merged.receipts
-        scores = merged.scores
+        scores, damage = merged.scores, merged.damage
         for site in _sites(statistic, loaded.discovery):
             blocks = [Block(of_sites[site.name], rows) for of_sites, rows in merged.blocks]
             found = standard_errors(statistic, site, blocks, merged.states[site.name], controls[site.name])
@@ -149,12 +150,17 @@ def _split_tables(
     tables = arrow_tables(loaded.discovery, states, measured.statistics, keys=keys, controls=controls, errors=errors)
     if "exemplars" in tables:
         tables["exemplars"] = located(tables["exemplars"], measured.split.chunks)
-    columns = {name: [receipt[name] for receipt in receipts] for name in receipts[0]} if receipts else {}
-    tables["receipts"] = arrow_table("receipts", BASE["receipts"], {**keys, **columns})
+    tables["receipts"] = arrow_table("receipts", BASE["receipts"], {**keys, **_by_column(receipts)})
+    tables["unreadable"] = arrow_table("unreadable", BASE["unreadable"], {**keys, **_by_column(damage)})
     values = means(scores)
     rows = {"metric": list(values), "value": list(values.values()), "rows": int(scores.get("labelled", 0))}
     tables["scores"] = arrow_table("scores", BASE["scores"], {**keys, **rows})
     return tables, _ledger(task, measured, receipts)
+
+
+def _by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    names = rows[0] if rows else ("chunk",)
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def located(exemplars: pa.Table, chunks: Sequence[Chunk]) -> pa.Table:
@@ -176,12 +182,13 @@ def located(exemplars: pa.Table, chunks: Sequence[Chunk]) -> pa.Table:
 
 @dataclass(frozen=True, eq=False)
 class _Merged:
-    """A statistic's cells of one split in plan order: merged whole, merged in blocks, their receipts and scores."""
+    """A statistic's cells of one split in plan order: merged whole and in blocks, receipts, scores, damage."""
 
     states: dict[str, State]
     scores: Sums
     blocks: list[tuple[dict[str, State], int]]
     receipts: list[dict[str, Any]]
+    damage: list[dict[str, Any]]
 
 
 def _sites(statistic: Statistic, found: Discovery) -> list[Site]:
@@ -194,6 +201,7 @@ def _merged(task: ReduceTask, measured: Measured, statistic: Statistic, found: D
     whole = {site.name: statistic.empty(site) for site in sites}
     blocks: list[tuple[dict[str, State], int]] = []
     receipts = []
+    damage: list[dict[str, Any]] = []
     scores: list[Sums] = []
     chunks = measured.split.chunks
     for index, chunk in enumerate(chunks):
@@ -210,7 +218,8 @@ def _merged(task: ReduceTask, measured: Measured, statistic: Statistic, found: D
             blocks[-1] = (_merge(statistic, sites, states, cell.states), rows + cell.rows.read)
         scores.append(dict(cell.scores))
         receipts.append(_receipt(statistic, chunk, cell, key=key, content=content))
-    return _Merged(whole, added(scores), blocks, receipts)
+        damage += [{"chunk": chunk.id, "file": chunk.url, **one._asdict()} for one in cell.damage]
+    return _Merged(whole, added(scores), blocks, receipts, damage)
 
 
 def _merge(

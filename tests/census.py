@@ -83,7 +83,7 @@ def parquet_job(directory: Path, *, more: str = "") -> Job:
     return load_job(path)
 
 
-def digits_file(path: Path, *, rows: range, split: str) -> None:
+def digits_file(path: Path, *, rows: range, split: str, group_rows: int | None = None) -> None:
     """Some of scikit-learn's digits as one Parquet file."""
     digits = load_digits()
     path.parent.mkdir(exist_ok=True)
@@ -92,7 +92,7 @@ def digits_file(path: Path, *, rows: range, split: str) -> None:
         "label": digits.target[list(rows)],
         "split": [split] * len(rows),
     }
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(columns), path, row_group_size=group_rows, use_dictionary=False)
 
 
 def run_inline(job: Job, url: str) -> tuple[Outcome, Store]:

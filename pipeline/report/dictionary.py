@@ -29,6 +29,7 @@ _ROWS = {
     "scores": "one row for each model, split and metric: accuracy, log-loss, AUC, perplexity",
     "curves": "one row for each point of a training curve: loss, learning rate, held-out loss",
     "receipts": "one row for each cell (model, chunk, statistic): what was read, and the hash of what was stored",
+    "unreadable": "one row for each stretch of rows that a model was not shown, with file, row and reason",
 }
 
 _HINT = (

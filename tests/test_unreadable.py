@@ -1,0 +1,51 @@
+"""Rows that cannot be read in a whole run: below the job's limit they are a table, above it the run fails."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.query import ask, connect
+from pipeline.store import open_store
+from tests.census import digits_file, parquet_job, run_inline
+from tests.test_sources import corrupt_group
+
+ROWS = 100
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A file to train on, and one to measure on of whose five row groups the third is corrupt."""
+    digits_file(tmp_path / "data" / "train.parquet", rows=range(200), split="train")
+    digits_file(tmp_path / "data" / "test.parquet", rows=range(200, 200 + ROWS), split="test", group_rows=20)
+    corrupt_group(tmp_path / "data" / "test.parquet", 2)
+    return tmp_path
+
+
+def job(folder: Path, limit: float):
+    found = parquet_job(folder)
+    spec = found.data["digits"].model_copy(update={"max_unreadable": limit})
+    spec._directory, spec._place = found.data["digits"]._directory, found.data["digits"]._place
+    return found.model_copy(update={"data": {"digits": spec}})
+
+
+def test_below_the_limit_file_and_row_are_in_the_ledger(damaged: Path):
+    _, store = run_inline(job(damaged, 0.2), str(damaged / "store"))
+    with closing(connect(store)) as con:
+        rows = list(ask(con, "SELECT name, file, row, rows, u.reason FROM unreadable u JOIN models USING (model)").rows)
+        counted = list(ask(con, "SELECT DISTINCT rows, unreadable, excluded, total FROM receipts").rows)
+    assert [row[:4] for row in sorted(rows)] == [
+        (name, "data/test.parquet", 40, 20) for name in ("mlp-0", "mlp-0-init")
+    ]
+    assert all("row group 2 is corrupt" in row[4] for row in rows)
+    assert counted == [(ROWS - 20, 20, 0, ROWS)]
+
+
+def test_above_it_the_run_fails_and_nothing_is_published(damaged: Path):
+    with pytest.raises(DataError, match=r"test\.parquet, row 40: row group 2 is corrupt: .*; 20 of 100 rows"):
+        run_inline(job(damaged, 0.1), str(damaged / "store"))
+    store = open_store(str(damaged / "store"))
+    assert not [key for key in store.keys("runs/") if "tables" in key or "_manifest" in key]
