@@ -5,7 +5,7 @@ Layer 3. Pure but for one LIST per model. How cells are grouped into tasks is sc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 # models of one measure task: they share one reading of its chunks
 GROUP_MODELS = 8
+# any worker has room for this
+SMALL_GROUP_BYTES = 256 << 20
 # models of one load task: a worker's death costs no more
 GROUP_LOADS = 16
 # tasks per worker and split, so that a slow one does not hold up the rest
@@ -63,10 +65,12 @@ class Plan:
         return sum(chunk.rows for task in self.measure for chunk in {cell.chunk for cell in task.cells})
 
 
-def make_plan(resolved: Resolved, store: Store, *, workers: int, memory_bytes: int | None = None) -> Plan:
+def make_plan(
+    resolved: Resolved, store: Store, *, workers: int, memory_bytes: Callable[[], int | None] = lambda: None
+) -> Plan:
     """Plan the trainings and cells that the store does not hold. JobError where the states outgrow the job's limit.
 
-    `memory_bytes` is what one worker has on the device where it measures.
+    `memory_bytes` says what one worker has on the device where it measures; asked only where models are large.
     """
     checkpoints = set(store.keys("models/"))
     trainings = {recipe.lineage: (model.data, recipe) for model, recipe in trained(resolved)}
@@ -80,6 +84,8 @@ def make_plan(resolved: Resolved, store: Store, *, workers: int, memory_bytes: i
         listings = pool.map(store.keys, [f"states/{model.id}/" for model in resolved.models])
         stored = {key for listing in listings for key in listing}
     sizes = _sizes(resolved)
+    is_large = GROUP_MODELS * max((size.held for size in sizes.values()), default=0) > SMALL_GROUP_BYTES
+    memory = memory_bytes() if is_large else None
     state_bytes = _state_bytes(resolved, sizes)
     limit = resolved.job.resources.max_state_gib
     if state_bytes > limit * 2**30:
@@ -91,7 +97,7 @@ def make_plan(resolved: Resolved, store: Store, *, workers: int, memory_bytes: i
         resolved=resolved,
         train=tuple(_train_tasks(resolved, missing, workers)),
         load=tuple(_load_tasks(resolved, [one for one in loads if checkpoint_key(one.id) not in checkpoints], workers)),
-        measure=tuple(_measure_tasks(resolved, stored, workers, sizes, memory_bytes)),
+        measure=tuple(_measure_tasks(resolved, stored, workers, sizes, memory)),
         trainings=len(trainings),
         loads=len(loads),
         cells=resolved.cells,

@@ -60,7 +60,7 @@ def run(job: Job, store: Store, executor: Executor, progress: Progress | None = 
     write_claims(store, resolved.run, _claims(resolved))
     if remark := choose.remark(resolved.kernel, resolved.device):
         show.note(remark)
-    plan = make_plan(resolved, store, workers=executor.workers, memory_bytes=_memory_bytes(job, executor))
+    plan = make_plan(resolved, store, workers=executor.workers, memory_bytes=partial(_memory_bytes, job, executor))
     log = RunLog(resolved, executor.workers)
     do = partial(_stage, store=store, executor=executor, progress=show, log=log)
     done = do("train", plan.train, total=plan.trainings)

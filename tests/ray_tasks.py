@@ -14,6 +14,10 @@ def square(number: int) -> int:
     return number * number
 
 
+def echo(content: bytes) -> bytes:
+    return content
+
+
 def pid(_: int) -> int:
     time.sleep(0.05)
     return os.getpid()

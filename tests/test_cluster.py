@@ -84,6 +84,24 @@ def test_a_straggler_is_done_by_another_worker(
     both_workers(executor)
 
 
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.slow
+def test_ten_thousand_tasks_leave_nothing_in_the_driver(executor: RayExecutor) -> None:
+    both_workers(executor)
+    seen: dict[int, float] = {}
+    tasks = [bytes(1000) + str(number).encode() for number in range(10_000)]
+    for count, (number, receipt) in enumerate(executor.map(ray_tasks.echo, tasks), start=1):
+        assert receipt == tasks[number]
+        if count in (2_000, 10_000):
+            seen[count] = resident_mib()
+    print(f"driver: {seen[2_000]:.0f} MiB after 2,000 tasks, {seen[10_000]:.0f} MiB after 10,000")
+    # 8 MB went out and came back; what is kept for each task is a few numbers
+    assert seen[10_000] - seen[2_000] < 16
+
+
 class Cancelled(BaseException):
     """Raised by a signal, as a cancelled flow is."""
 

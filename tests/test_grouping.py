@@ -42,8 +42,9 @@ def test_less_memory_makes_smaller_groups_and_the_same_bytes(tmp_path: Path, mon
     job = small_job(tmp_path, seeds="0, 1, 2")
     resolved, store = resolve(job, open_store(str(tmp_path / "a"))), open_store(str(tmp_path / "a"))
     sizes = {}
+    monkeypatch.setattr("pipeline.plan.SMALL_GROUP_BYTES", 0)
     for memory in (1, 2**40):
-        plan = make_plan(resolved, store, workers=1, memory_bytes=memory)
+        plan = make_plan(resolved, store, workers=1, memory_bytes=lambda: memory)  # noqa: B023
         sizes[memory] = {len(task.models) for task in plan.measure}
     assert sizes == {1: {1}, 2**40: {6}}
     large = run(job, store, InlineExecutor())
