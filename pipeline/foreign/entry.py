@@ -14,8 +14,9 @@ from pipeline.foreign.digests import known_digests
 from pipeline.foreign.files import CONFIG, ModelFiles, find_models, read_model, sha256_of
 from pipeline.foreign.origin import Loaded, Untrained
 from pipeline.foreign.spec import LoadSpec
-from pipeline.foreign.untrained import running_norms, untrained
+from pipeline.foreign.untrained import untrained
 from pipeline.models.base import Task
+from pipeline.models.norms import running_norms
 from pipeline.sources.base import Chunk
 from pipeline.store import Store
 

@@ -22,7 +22,7 @@ from pipeline.models.base import Checkpoint
 from pipeline.sources.base import Chunk
 
 # raised whenever the same architecture and seed would give another untrained twin
-UNTRAINED_VERSION = 1
+UNTRAINED_VERSION = 2
 
 
 @dataclass(frozen=True)

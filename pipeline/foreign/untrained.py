@@ -6,13 +6,13 @@ Layer 2: pure torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice
 
 import torch
 from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.hashing import splitmix64
+from pipeline.models.norms import reestimated
 
 # rows that running statistics are taken from
 ROWS = 4096
@@ -34,30 +34,4 @@ def untrained(build: Callable[[], nn.Module], seed: int, rows: Iterable[Batch] =
         torch.set_deterministic_debug_mode(mode)
     if any(bool(value.isnan().any()) for value in module.state_dict().values() if value.is_floating_point()):
         return None
-    return reestimated(module, rows)
-
-
-def running_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """The norms whose statistics are of the data that they have seen."""
-    norms = (one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm))
-    return [norm for norm in norms if norm.track_running_stats]
-
-
-def reestimated(module: nn.Module, rows: Iterable[Batch]) -> nn.Module:
-    """The module in eval mode with the running statistics of the first ROWS rows, each norm behind the others'."""
-    module.eval()
-    norms = running_norms(module)
-    if not norms:
-        return module
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    seen = 0
-    with torch.no_grad():
-        for batch in islice(rows, ROWS):
-            batch.forward(module)
-            seen += batch.rows
-            if seen >= ROWS:
-                break
-    return module.eval()
+    return reestimated(module, rows, rows=ROWS)
