@@ -22,6 +22,10 @@ _POOLS = words(
     "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
     "avg_pool1d avg_pool2d avg_pool3d"
 )
+PADS = words(
+    "pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
+    "replication_pad3d"
+)
 _SAME = ELEMENTWISE | DATA_NORMS | BATCH_NORMS | DROPOUTS | PASSING
 
 
@@ -84,6 +88,10 @@ class Fields:
             return {}
         if name in _POOLS:
             return self._pooled(node)
+        if name in PADS:
+            return self._padded(node)
+        if name == "slice":
+            return self._sliced(node)
         if node.op.is_view or (node.affine is not None and name == "linear"):
             return self._viewed(node, part)
         if name in _SAME or name in JOINS:
@@ -108,6 +116,28 @@ class Fields:
         padding, dilation = _each(given.get("padding", 0), dims), _each(given.get("dilation", 1), dims)
         pads = tuple((pad, pad) for pad in padding)
         return self._windowed(self._known(node.inputs[0]), node, Convolution(kernel, stride, pads, dilation, 1))
+
+    def _padded(self, node: Node) -> Axes:
+        given = dict(zip(node.op.arguments, node.args, strict=False)) | node.kwargs
+        sizes, dims = given["pad" if "pad" in given else "padding"], len(self.graph.shapes[node.outputs[0]])
+        made = dict(self._known(node.inputs[0]))
+        for i in range(0, len(sizes), 2):
+            axis = dims - 1 - i // 2
+            if given.get("mode") == "circular" and any(sizes[i : i + 2]):
+                made.pop(axis, None)  # the other end is seen too
+            elif axis in made:
+                made[axis] = made[axis].through(1, 1, sizes[i])
+        return made
+
+    def _sliced(self, node: Node) -> Axes:
+        given = dict(zip(node.op.arguments, node.args, strict=False)) | node.kwargs
+        made = dict(self._known(node.inputs[0]))
+        size = self.graph.shapes[node.inputs[0]]
+        axis = given.get("dim", 0) % len(size)
+        start, _, step = slice(given.get("start"), None, given.get("step", 1)).indices(size[axis])
+        if axis in made:
+            made[axis] = made[axis].through(1, step, -start)
+        return made
 
     def _viewed(self, node: Node, part: int) -> Axes:
         source = node.inputs[0]

@@ -90,6 +90,8 @@ class Provenance:
         if name in _SAME and all(shape == shapes[0] for shape in map(self.graph.shapes.__getitem__, node.inputs)):
             return [_common(known), *[None] * (len(shapes) - 1)]
         first = known[0]
+        if name == "masked_fill" and first is not None and first.shape == shapes[0]:
+            return [first]
         if first is None or len(node.inputs) > 1:
             return None
         if name in _POOLS and len(shapes[0]) == first.dim():

@@ -73,6 +73,36 @@ def _assert_field(site, model, x) -> None:
         assert int(reached.max()) == min(first + size - 1, x.shape[axis + 2] - 1)
 
 
+def test_fields_are_followed_through_padding_and_cropping():
+    """A causal stack that pads on both sides and crops what looks ahead, then pads by itself on one side."""
+
+    def forward(self, x):
+        h = functional.gelu(self.a(x)[..., :-4])
+        h = functional.pad(self.b(functional.pad(h, (3, 0))), (1, 1), mode="reflect")[..., 2::2]
+        return self.c(h)
+
+    a = nn.Conv1d(1, 2, 3, dilation=2, padding=4, dtype=torch.float64)
+    b, c = (nn.Conv1d(2, 2, size, dtype=torch.float64) for size in (4, 2))
+    model = Free(forward, a=a, b=b, c=c)
+    x = numbers(2, 1, 40).requires_grad_()
+    shown = show(model, batch_of(x.detach()))
+    assert shown.site("b").inputs.field == ((8, 1, -7),)
+    ((size, stride, offset),) = shown.site("c").inputs.field
+    model(x)[0, 0, 8].backward()
+    reached = x.grad[0, 0].nonzero()[:, 0]
+    assert (int(reached.min()), int(reached.max())) == (8 * stride + offset, 8 * stride + offset + size - 1)
+
+
+def test_units_are_known_through_a_mask_of_padding():
+    def forward(self, x, lengths):
+        padding = torch.arange(x.shape[2]) >= lengths[:, None]
+        return self.b(self.a(x).relu().masked_fill(padding[:, None], 0.0))
+
+    model = Free(forward, a=nn.Conv1d(3, 4, 1), b=nn.Conv1d(4, 2, 3))
+    shown = show(model, batch_of(torch.randn(3, 3, 6), torch.tensor([6, 4, 2])))
+    assert upstream_of(shown, "b") == [("a", unit) for unit in range(4)]
+
+
 def upstream_of(shown, name: str) -> list[tuple[str, int]]:
     space = shown.site(name).inputs
     return [(space.upstream[site], unit) for site, unit in space.upstream_unit]
