@@ -16,6 +16,11 @@ def follow(name: str, given: Arguments, sources: Sources, new: Shape, part: int 
     known = [(source.rows, source.shape) for source in sources if source.rows is not None]
     if not known:
         return None
+    if name == "copy" and sources[-1].tensor is given.get("src"):
+        # what was there before is gone
+        sources, known = sources[-1:], known[-1:] if sources[-1].rows is not None else []
+        if not known:
+            return None
     if all(rows.axis is None for rows, _ in known) and name not in JOINS and name != "stack":
         # whatever is computed from one row alone belongs to it
         return agreed([rows for rows, _ in known])

@@ -23,7 +23,7 @@ from pipeline.flow.operators import COMPOSITE, FRESH, LAYERS, LIKES, REPEATS, op
 from pipeline.flow.row_joins import SCATTERS, Source
 from pipeline.flow.row_rules import follow
 from pipeline.flow.rows import Rows, of_leaf, whole
-from pipeline.flow.values import Call, Origin, Value, tensors_in
+from pipeline.flow.values import Call, Origin, Storage, Value, tensors_in
 
 _ATTRIBUTE = "_census_value"
 
@@ -114,7 +114,7 @@ class Tracker(TorchDispatchMode):
             self.forward,
             storage.origin,
             key=hash((value.key, storage.key, storage.writes)),
-            rows=value.rows or of_leaf(tensor.shape, self.rows),
+            rows=value.rows or self._rows_written(tensor.shape, storage),
             learned=value.learned or storage.learned,
             storage=storage,
         )
@@ -122,6 +122,11 @@ class Tracker(TorchDispatchMode):
         self.attach(tensor, fresh)
         self.on_rewritten(tensor, value, fresh)
         return fresh
+
+    def _rows_written(self, shape: torch.Size, storage: Storage) -> Rows | None:
+        written, alike = storage.rows_of(shape), of_leaf(shape, self.rows)
+        # one row written into memory that may hold them all
+        return alike if written is None or (written.axis is None and alike is not None) else written
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -211,7 +216,7 @@ class Tracker(TorchDispatchMode):
             before = call.values[[result is tensor for tensor in call.tensors].index(True)]
             value.storage = before.storage
             if not call.op.is_view:
-                value.storage.write(value)
+                value.storage.write(value, result.shape)
         elif source is not None and call.op.is_view and _shares_memory(source, result):
             value.storage = call.values[0].storage
         value.writes = value.storage.writes
@@ -237,7 +242,8 @@ class Tracker(TorchDispatchMode):
             return error
         if self._failure is None or self._failure[0] is not error:
             inside = f" in module {module}" if module else ""
-            return ModelError(f"the forward failed{inside}: {type(error).__name__}: {error}")
+            hint = "; gradients cannot be followed, call it without" if "does not require grad" in str(error) else ""
+            return ModelError(f"the forward failed{inside}: {type(error).__name__}: {error}{hint}")
         call = self._failure[1]
         held = [(shape.numel(), sorted(value.names)) for shape, value in zip(call.shapes, call.values, strict=True)]
         weights = max([(size, names) for size, names in held if names], default=(0, []))[1]

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.flow.lookups import Lookup
 from pipeline.flow.operators import Operator
-from pipeline.flow.rows import Rows
+from pipeline.flow.rows import Rows, agreed
 
 
 class Origin(Enum):
@@ -26,20 +26,44 @@ class Origin(Enum):
 
 
 class Storage:
-    """The memory that a tensor shares with its views: how often it was written in place, and what was written last."""
+    """The memory that a tensor shares with its views: how often it was written in place, and what was written last.
 
-    __slots__ = ("fed", "key", "learned", "origin", "writes")
+    rows, size  the rows of all that was written, and how many entries carried them; None where they differ
+    """
+
+    __slots__ = ("key", "learned", "origin", "rows", "size", "writes")
 
     def __init__(self) -> None:
         self.writes = 0
         self.origin = Origin.CONSTANT
         self.key = 0
         self.learned = False
+        self.rows: Rows | None = None
+        self.size: tuple[int, int] | None = None
 
-    def write(self, value: Value) -> None:
-        """Remember that a value was written into it."""
+    def write(self, value: Value, shape: torch.Size) -> None:
+        """Remember that a value was written into it, through a view of some shape; numbers are of no row."""
+        if value.origin is Origin.DATA:
+            self._write_rows(value.rows, shape)
         self.writes += 1
         self.origin, self.key, self.learned = value.origin, value.key, value.learned
+
+    def _write_rows(self, rows: Rows | None, shape: torch.Size) -> None:
+        size = None if rows is None or rows.axis is None else (len(shape), shape[rows.axis])
+        if self.origin is not Origin.DATA:
+            self.rows, self.size = rows, size
+        elif rows is None or self.rows is None or size != self.size:
+            self.rows = None
+        else:
+            self.rows = agreed([self.rows, rows])
+
+    def rows_of(self, shape: torch.Size) -> Rows | None:
+        """The rows of a tensor of this memory by what was written into it; None where that does not tell."""
+        rows = self.rows
+        if rows is None or rows.axis is None:
+            return rows
+        same = rows.axis < len(shape) and (len(shape), shape[rows.axis]) == self.size
+        return rows if same else None
 
 
 class Value:

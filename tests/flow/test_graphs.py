@@ -216,3 +216,41 @@ def test_sparse_inputs_are_read_as_the_numbers_they_hold(layout):
     torch.testing.assert_close(shown.x["w"][:, 0, 0], x)
     torch.testing.assert_close(shown.z["w"][:, 0], x @ model.w + model.b)
     assert shown.site("w").gate == "relu"
+
+
+def test_features_written_into_memory_of_one_graph_are_that_graph_s():
+    """Each graph's angles are expanded into a table made for it, part by part; then all are joined."""
+
+    def forward(self, graphs):
+        parts = []
+        for angle in graphs:
+            table = angle.new_zeros(len(angle), 5)
+            table[:, 0] = 1.0
+            table[:, 1:3] = torch.sin(torch.outer(angle, self.f))
+            table[:, 3:] = torch.cos(torch.outer(angle, self.f))
+            parts.append(table)
+        return self.l(torch.cat(parts)).relu()
+
+    model = Free(forward, f=weight(2), l=linear(5, 4))
+    shown = show(model, batch_of([numbers(4), numbers(2), numbers(7)], rows=3))
+    assert shown.last["l"].row_L.tolist() == [0] * 4 + [1] * 2 + [2] * 7
+    model = Free(lambda self, x: self.l(self.fill(x)), l=linear(5, 4))
+
+    def fill(x):
+        table = x.new_zeros(len(x), 5)
+        table[:, 1:] = x
+        return table
+
+    model.fill = fill
+    assert show(model, batch_of(numbers(6, 4))).last["l"].row_L is None
+
+
+def test_rows_written_one_by_one_are_all_of_them():
+    def forward(self, x):
+        table = x.new_zeros(len(x), 4)
+        for number, row in enumerate(x):
+            table[number] = self.a(row)
+        return self.l(table)
+
+    shown = show(Free(forward, a=linear(3, 4), l=linear(4, 2)), batch_of(numbers(3, 3)))
+    assert shown.last["l"].row_L is None

@@ -88,6 +88,11 @@ def test_inputs_that_do_not_fit_name_the_site(model, x, place):
     [
         (nn.Embedding(5, 3), torch.full((4, 2), 7), "site weight: embedding of shapes"),
         (Free(lambda self, x, y: x), torch.randn(4, 3), "the forward failed: TypeError: .*missing"),
+        (
+            Free(lambda self, x: torch.autograd.grad(self.l(x.clone().requires_grad_()).sum(), x), l=nn.Linear(3, 2)),
+            torch.randn(4, 3),
+            "gradients cannot be followed, call it without",
+        ),
         (nn.Sequential(nn.LSTM(3, 2)), torch.randn(4, 3, 2, 1), r"the forward failed in module 0: \w*Error: LSTM"),
     ],
 )
