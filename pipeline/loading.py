@@ -49,11 +49,15 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Probe:
-    """Where the rows come from that a model is shown to find its sites: the first ones of a chunk."""
+    """Where the rows come from that a model is shown to find its sites: the first ones of a chunk.
+
+    `others` are looked into in order where that has none: what a footer says of a split may be wrong.
+    """
 
     data: str
     spec: DataSpec
     chunk: Chunk
+    others: tuple[Chunk, ...] = ()
 
 
 def load(model: Model, probe: Probe, sites: SiteSelection, store: Store, device: torch.device = ON_CPU) -> Loaded:
@@ -109,10 +113,10 @@ def _loaded(call: _Call) -> Loaded:
 
 
 def probe_batch(probe: Probe, store: Store) -> Batch:
-    """The first rows of the probe's chunk."""
+    """The first rows of the first of the probe's chunks that has any. DataError where none has."""
     source = sources()[probe.spec.source](probe.data, probe.spec, store)
-    batch = next(iter(source.read(probe.chunk, PROBE_ROWS)), None)
-    if batch is None:
-        chunk = probe.chunk
-        raise DataError(f"data {probe.data}: {chunk.url} has no rows of split {chunk.split!r} to begin with")
-    return batch  # type: ignore[no-any-return]
+    for chunk in (probe.chunk, *probe.others):
+        for batch in source.read(chunk, PROBE_ROWS):
+            return batch  # type: ignore[no-any-return]
+    chunk = probe.chunk
+    raise DataError(f"data {probe.data}: {chunk.url} has no rows of split {chunk.split!r} to begin with")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from math import ceil
 from typing import NamedTuple, TypeVar
 
@@ -29,6 +29,8 @@ from pipeline.training import TrainTask, grouped
 
 T = TypeVar("T")
 
+# chunks to look into for the first rows of a data set
+PROBE_CHUNKS = 8
 # models of one measure task: they share one reading of its chunks
 GROUP_MODELS = 8
 # any worker has room for this
@@ -209,9 +211,10 @@ def _measured(resolved: Resolved, split: Split) -> Measured:
 
 
 def probe_of(resolved: Resolved, data: str) -> Probe:
-    """The first chunk that models of a data set are measured on."""
-    chunks = [chunk for split in resolved.splits if split.data == data for chunk in split.chunks]
-    return Probe(data, resolved.job.data[data], chunks[0])
+    """The first chunk that models of a data set are measured on, and some more where that turns out to be empty."""
+    every = (chunk for split in resolved.splits if split.data == data for chunk in split.chunks)
+    first, *others = islice(every, PROBE_CHUNKS)
+    return Probe(data, resolved.job.data[data], first, tuple(others))
 
 
 class _Size(NamedTuple):

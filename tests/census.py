@@ -83,14 +83,14 @@ def parquet_job(directory: Path, *, more: str = "") -> Job:
     return load_job(path)
 
 
-def digits_file(path: Path, *, rows: range, split: str, group_rows: int | None = None) -> None:
-    """Some of scikit-learn's digits as one Parquet file."""
+def digits_file(path: Path, *, rows: range, split: str, also: str = "", group_rows: int | None = None) -> None:
+    """Some of scikit-learn's digits as one Parquet file, of two splits in turn if `also` names another."""
     digits = load_digits()
     path.parent.mkdir(exist_ok=True)
     columns = {
         "image": list((digits.images[list(rows)].reshape(-1, 64) / 16).astype("float32")),
         "label": digits.target[list(rows)],
-        "split": [split] * len(rows),
+        "split": [(split, also or split)[row % 2] for row in rows],
     }
     pq.write_table(pa.table(columns), path, row_group_size=group_rows, use_dictionary=False)
 

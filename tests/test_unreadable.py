@@ -49,3 +49,15 @@ def test_above_it_the_run_fails_and_nothing_is_published(damaged: Path):
         run_inline(job(damaged, 0.1), str(damaged / "store"))
     store = open_store(str(damaged / "store"))
     assert not [key for key in store.keys("runs/") if "tables" in key or "_manifest" in key]
+
+
+def test_chunks_without_a_row_of_their_split_are_measured_as_empty(tmp_path: Path):
+    # between "alpha" and "zulu" a footer cannot exclude "test", and this file comes first
+    for name, splits in (("a", ["alpha", "zulu"]), ("b", ["test"]), ("c", ["train"])):
+        digits_file(tmp_path / "data" / f"{name}.parquet", rows=range(60), split=splits[0], also=splits[-1])
+    _, store = run_inline(parquet_job(tmp_path), str(tmp_path / "store"))
+    with closing(connect(store)) as con:
+        counted = list(ask(con, "SELECT DISTINCT file, rows, excluded, total FROM receipts").rows)
+        scored = list(ask(con, "SELECT DISTINCT rows FROM scores").rows)
+    assert sorted(counted) == [("data/a.parquet", 0, 60, 60), ("data/b.parquet", 60, 0, 60)]
+    assert scored == [(60,)]
