@@ -12,10 +12,11 @@ import torch
 
 from pipeline.flow.affine import Affine
 from pipeline.flow.aggregate import from_neighbours
-from pipeline.flow.follow import Path, follow, plain_of, unit_axis
+from pipeline.flow.follow import follow
 from pipeline.flow.gains import Gain, gain_of
 from pipeline.flow.parts import Pair, Part, divide
 from pipeline.flow.patches import Geometry
+from pipeline.flow.path import Path, plain_of, unit_axis
 from pipeline.flow.plan import Branch, CallKey, Scaling, SitePlan
 from pipeline.flow.record import Graph, Node, fixed_names
 from pipeline.flow.spaces import Spaces

@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.flow.follow import JOINS
 from pipeline.flow.gates import PASSING
-from pipeline.flow.operators import BATCH_NORMS, CONVOLUTIONS, DATA_NORMS, DROPOUTS, ELEMENTWISE, words
+from pipeline.flow.operators import BATCH_NORMS, CONVOLUTIONS, DATA_NORMS, DROPOUTS, ELEMENTWISE, JOINS, words
 from pipeline.flow.patches import Convolution
 from pipeline.flow.record import Graph, Node
 from pipeline.flow.row_joins import Source

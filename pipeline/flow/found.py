@@ -12,7 +12,6 @@ from torch import nn
 
 from pipeline.flow.assemble import Named, ends_of, key_of, plain_plans, plans_of
 from pipeline.flow.cells import cell_plans, key_of_cells, rows_of_cells
-from pipeline.flow.follow import Path
 from pipeline.flow.machines import (
     Machine,
     carries_rows,
@@ -23,6 +22,7 @@ from pipeline.flow.machines import (
 )
 from pipeline.flow.naming import path_of, slice_label
 from pipeline.flow.parts import Pair, find_pair
+from pipeline.flow.path import Path
 from pipeline.flow.plan import CallKey, SitePlan
 from pipeline.flow.record import Node, Recorder
 from pipeline.flow.recurrent import SINGLE, weights_of

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.flow.affine import Affine
-from pipeline.flow.follow import owner_of
+from pipeline.flow.folds import owner_of
 from pipeline.flow.gates import PASSING
 from pipeline.flow.patches import Contraction
 from pipeline.flow.record import Fixed, Graph, Node, fixed_names, rerun

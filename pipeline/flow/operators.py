@@ -57,6 +57,8 @@ LIKES = words(
 )
 # Make a tensor larger without anything new in it.
 REPEATS = words("expand expand_as broadcast_to repeat stack")
+# Put tensors one after another.
+JOINS = words("cat concat concatenate stack")
 # How a tensor made of Python numbers enters.
 FRESH = words("lift_fresh lift detach")
 POOLS = words(

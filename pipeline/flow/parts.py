@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.flow.follow import Path, plain_of
 from pipeline.flow.gates import PASSING, Gate
 from pipeline.flow.naming import projection_labels
+from pipeline.flow.path import Path, plain_of
 from pipeline.flow.record import Graph, Node
 from pipeline.flow.values import Value
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipeline.flow.follow import JOINS, once, placed
-from pipeline.flow.operators import BATCH_NORMS, DATA_NORMS, DROPOUTS, ELEMENTWISE, words
+from pipeline.flow.operators import BATCH_NORMS, DATA_NORMS, DROPOUTS, ELEMENTWISE, JOINS, words
+from pipeline.flow.path import once, placed
 from pipeline.flow.record import Graph, Node, fixed_in, rerun
 from pipeline.flow.values import Value
 
