@@ -29,7 +29,8 @@ class Column:
 
     `meaning` is one sentence for a person; `unit` what it is counted in ("1" for a pure number); `range` the values it
     can take; `null` when it is null (not computed) or NaN (undefined); `formula` how it is computed; `source` the paper
-    or theory; `se` asks for a delete-one-chunk jackknife standard error beside it, in a column named `_se` behind it.
+    or theory, empty for a plain definition; `se` asks for a delete-one-chunk jackknife standard error beside it, in a
+    column named `_se` behind it.
     `version` is raised whenever the formula changes.
     """
 
@@ -37,7 +38,7 @@ class Column:
     dtype: DType
     meaning: str
     unit: str = "1"
-    range: str = ""
+    range: str = "any"
     null: str = "never"
     formula: str = ""
     source: str = ""

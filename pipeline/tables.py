@@ -67,7 +67,7 @@ def _standard_error(column: Column) -> list[Column]:
             meaning=f"Standard error of {column.name}: jackknife that leaves out chunks.",
             unit=column.unit,
             range="≥ 0",
-            null="null with fewer than 2 chunks",
+            null="null with fewer than 2 chunks; NaN where the number is undefined with some chunks left out",
             formula="√(1/K · Σ_k (θ̃_k − Σ_j θ̃_j/h_j)²/(h_k − 1)), θ̃_k = h_k·θ − (h_k − 1)·θ₋ₖ, h_k = rows / rows of k; "
             "K ≤ 10 blocks of chunks",
             source="Busing, Meijer & van der Leeden 1999",

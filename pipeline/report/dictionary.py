@@ -84,7 +84,7 @@ def _meaning(entry: Mapping[str, str]) -> Text:
     facts = []
     if entry["unit"] not in ("", "1"):
         facts.append(f"in {entry['unit']}")
-    if entry["range"]:
+    if entry["range"] != "any":
         facts.append(entry["range"])
     if entry["null"] not in ("", "never"):
         facts.append(entry["null"])

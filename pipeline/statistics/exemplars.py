@@ -32,13 +32,16 @@ COLUMNS = (
            table="exemplars"),
     Column("rank", "int32", "Place within unit and kind, from 0; octaves follow each other by rising z.", "index",
            "≥ 0", table="exemplars"),
-    Column("uid", "int64", "The row.", "row uid", "≥ 0", table="exemplars"),
+    Column("uid", "int64", "The row.", "row uid", "≥ 0",
+           formula="least −z, z, −match, or splitmix64(splitmix64(splitmix64(seed) + unit) ^ uid); then uid",
+           table="exemplars"),
     Column("position", "int64", "Which position of the row: where z is greatest (smallest, or the match best).",
-           "index", "≥ 0", table="exemplars"),
-    Column("z", "float64", "The gate's input there.", "z", table="exemplars"),
-    Column("a", "float64", "The gate's output there.", "a", table="exemplars"),
+           "index", "≥ 0", formula="argmax over positions of z (−z, match), the least of equals", table="exemplars"),
+    Column("z", "float64", "The gate's input there.", "z", formula="z(uid, position)", table="exemplars"),
+    Column("a", "float64", "The gate's output there.", "a", formula="a(uid, position)", table="exemplars"),
     Column("match", "float64", "Correlation of input and pattern there.", "1", "[−1, 1]",
-           "NaN where undefined: x or w constant, or fewer than 3 inputs", table="exemplars"),
+           "NaN where undefined: x or w constant, or fewer than 3 inputs",
+           "(z − b − w̄·Σx)/(‖x − x̄‖·‖w − w̄‖)", table="exemplars"),
 )  # fmt: skip
 
 

@@ -42,6 +42,7 @@ class Importance(Statistic):
             "Rows with a loss that the importance columns rest on (of the sample).",
             unit="rows",
             range="≥ 0",
+            formula="#(rows with 0 ≤ label < C)",
         ),
         Column(
             "importance_mean_ablation",

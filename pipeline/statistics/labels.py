@@ -71,15 +71,16 @@ COLUMNS = (
            "nat", "≥ 0", f"{_FIRING}; NaN without rows", "(C − 1)/2N, C: classes with rows", "Miller 1955"),
     *_columns_of("_null", ", for labels drawn by a hash of the row: the control"),
     Column("class", "int32", "Class id.", "class", "[0, C)", table="classes"),
-    Column("n", "int64", "Rows of the class with a presentation that counts.", "rows", "≥ 0", table="classes"),
+    Column("n", "int64", "Rows of the class with a presentation that counts.", "rows", "≥ 0", formula="n_c",
+           table="classes"),
     Column("fired", "int64", "Rows of the class in which the unit fires at some position.", "rows", "[0, n]",
-           "null where the gate is no nonlinearity", table="classes"),
+           "null where the gate is no nonlinearity", "f_c = #(rows with z > 0 anywhere)", table="classes"),
     Column("fire_rate", "float64", "Share of the class's rows in which the unit fires.", "1", "[0, 1]",
            "null where the gate is no nonlinearity; NaN where n = 0", "fired/n", table="classes"),
     Column("a_mean", "float64", "Mean over the class's rows of the greatest a of the row.", "a",
-           null="NaN where n = 0", table="classes"),
+           null="NaN where n = 0", formula="ā = Σ_rows max_positions a / n", table="classes"),
     Column("a_std", "float64", "Standard deviation over the class's rows of the greatest a of the row.", "a", "≥ 0",
-           "NaN where n = 0", table="classes"),
+           "NaN where n = 0", "√(Σ_rows (max_positions a − ā)² / n)", table="classes"),
 )  # fmt: skip
 
 

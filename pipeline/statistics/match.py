@@ -45,9 +45,9 @@ def _columns_of(form: Form) -> tuple[Column, ...]:
     name, formula, none = _NAMES[form], f"m = {_FORMULAS[form]}", "NaN where it is defined nowhere"
     return (
         Column(f"{form}_n", "int64", f"Presentations at which the {name} of input and pattern is defined.",
-               "presentations", "≥ 0"),
+               "presentations", "≥ 0", formula=f"n − {form}_undefined"),
         Column(f"{form}_undefined", "int64", f"Presentations at which the {name} is undefined: {_UNDEFINED[form]}.",
-               "presentations", "≥ 0"),
+               "presentations", "≥ 0", formula=f"#({_UNDEFINED[form]})"),
         Column(f"{form}_mean", "float64", f"Mean {name} of input and pattern.", "1", "[−1, 1]", none, formula, se=True),
         Column(f"{form}_std", "float64", f"Standard deviation of the {name} of input and pattern.", "1", "[0, 1]", none,
                f"√(Σ(m−m̄)²/n), {formula}"),
@@ -71,19 +71,24 @@ def _columns_of(form: Form) -> tuple[Column, ...]:
     )  # fmt: skip
 
 
+# the same words in every statistic that writes histograms
+EDGES = (
+    "2^e·(1 + k/4) of z, in the 14 octaves below the largest |z|; 2^e·(1 + k/8) of a match, from 2⁻¹² to 1; what is "
+    "smaller is one bin of each sign"
+)
 COLUMNS = (
     *(column for form in FORMS for column in _columns_of(form)),
-    Column("tau", "float64", "The cosine at which z crosses 0 for an input of mean length.", "1", "",
+    Column("tau", "float64", "The cosine at which z crosses 0 for an input of mean length.", "1", "any",
            "NaN where w = 0, n = 0 or every x is 0", "−b/(‖w‖·mean ‖x‖)"),
     Column("quantity", "string", "What is counted: z, pearson or cosine.", "name", table="histograms"),
     Column("bin", "int32", "Number of the bin, the same for the same edges; its sign is that of the values.", "index",
            table="histograms"),
-    Column("low", "float64", "Lower edge of the bin.", "quantity", table="histograms"),
-    Column("high", "float64", "Upper edge of the bin.", "quantity", table="histograms"),
+    Column("low", "float64", "Lower edge of the bin.", "quantity", formula=EDGES, table="histograms"),
+    Column("high", "float64", "Upper edge of the bin.", "quantity", formula=EDGES, table="histograms"),
     Column("count", "int64", "Presentations in the bin; bins without any are left out.", "presentations", "> 0",
-           table="histograms"),
+           formula="#(low ≤ |value| < high by magnitude)", table="histograms"),
     Column("fired", "int64", "Presentations in the bin at which the unit fires.", "presentations", "[0, count]",
-           "null where the gate is no nonlinearity", table="histograms"),
+           "null where the gate is no nonlinearity", "#(z > 0 in the bin)", table="histograms"),
 )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ class Redundancy(Statistic):
             "Presentations that the redundancy columns rest on (of the sample; unmasked; finite of some unit).",
             unit="presentations",
             range="≥ 0",
+            formula="#(z and a of some unit finite)",
         ),
         Column(
             "redundancy_compared",

@@ -57,21 +57,27 @@ def _quantile_column(name: str, at: float) -> Column:
     )
 
 
+# the same words in every statistic that writes histograms
+EDGES = (
+    "2^e·(1 + k/4) of z, in the 14 octaves below the largest |z|; 2^e·(1 + k/8) of a match, from 2⁻¹² to 1; what is "
+    "smaller is one bin of each sign"
+)
 COLUMNS = (
-    Column("n", "int64", "Presentations that count: not masked, z and a finite.", "presentations", "≥ 0"),
+    Column("n", "int64", "Presentations that count: not masked, z and a finite.", "presentations", "≥ 0",
+           formula="#(z and a finite)"),
     Column("n_fired", "int64", "Presentations at which the unit fires.", "presentations", "[0, n]",
            "null where the gate is no nonlinearity", "#(z > 0)"),
     Column("n_zero", "int64", "Presentations at which z is exactly 0.", "presentations", "[0, n]", formula="#(z = 0)"),
     Column("n_nonfinite", "int64", "Unmasked presentations left out because z or a is NaN or infinite.",
-           "presentations", "≥ 0"),
+           "presentations", "≥ 0", formula="#(z or a not finite)"),
     Column("z_mean", "float64", "Mean of z.", "z", null=_NO_DATA, formula="Σz/n", se=True),
     Column("z_std", "float64", "Standard deviation of z.", "z", "≥ 0", _NO_DATA, "√(Σ(z−z̄)²/n)", se=True),
     Column("z_skewness", "float64", "Skewness of z: 0 for a symmetric distribution.", null=_CONSTANT,
            formula="√n·M3/M2^1.5, M_p = Σ(z−z̄)^p", source="Pébay 2008"),
     Column("z_kurtosis", "float64", "Excess kurtosis of z: 0 for a Gaussian.", range="≥ −2", null=_CONSTANT,
            formula="n·M4/M2² − 3", source="Pébay 2008"),
-    Column("z_min", "float64", "Smallest z.", "z", null=_NO_DATA),
-    Column("z_max", "float64", "Greatest z.", "z", null=_NO_DATA),
+    Column("z_min", "float64", "Smallest z.", "z", null=_NO_DATA, formula="min z"),
+    Column("z_max", "float64", "Greatest z.", "z", null=_NO_DATA, formula="max z"),
     *(_quantile_column(name, at) for name, at in QUANTILES.items()),
     Column("fire_rate", "float64", "Share of presentations at which the unit fires.", "1", "[0, 1]", _FIRING,
            "n_fired/n", se=True),
@@ -79,27 +85,28 @@ COLUMNS = (
            _FIRING, "#(rows with z > 0 anywhere)/#(rows with n > 0)", se=True),
     Column("a_mean", "float64", "Mean of the gate's output.", "a", null=_NO_DATA, formula="Σa/n", se=True),
     Column("a_std", "float64", "Standard deviation of the gate's output.", "a", "≥ 0", _NO_DATA, "√(Σ(a−ā)²/n)"),
-    Column("a_min", "float64", "Smallest output of the gate.", "a", null=_NO_DATA),
-    Column("a_max", "float64", "Greatest output of the gate.", "a", null=_NO_DATA),
+    Column("a_min", "float64", "Smallest output of the gate.", "a", null=_NO_DATA, formula="min a"),
+    Column("a_max", "float64", "Greatest output of the gate.", "a", null=_NO_DATA, formula="max a"),
     Column("a_hoyer", "float64", "Hoyer sparsity of the output over presentations: 0 all equal, 1 a single one.", "1",
            "[0, 1]", "NaN where n < 2 or every a is 0", "(√n − Σ|a|/√Σa²)/(√n − 1)", "Hoyer 2004", se=True),
     Column("a_treves_rolls", "float64", "Treves–Rolls sparseness of the output: 1 dense, near 0 sparse.", "1", "[0, 1]",
            "NaN where every a is 0", "(Σ|a|/n)²/(Σa²/n)", _TREVES),
-    Column("always_on", "bool", "Whether the unit fired at every presentation.",
+    Column("always_on", "bool", "Whether the unit fired at every presentation.", range="true, false",
            null="null where n = 0 or the gate is no nonlinearity", formula="n_fired = n"),
-    Column("dead", "bool", "Whether the unit never fired.", null="null where n = 0 or the gate is no nonlinearity",
+    Column("dead", "bool", "Whether the unit never fired.", range="true, false",
+           null="null where n = 0 or the gate is no nonlinearity",
            formula="n_fired = 0"),
     Column("dead_bound", "float64", "Of a dead unit, the rate of firing that n silent presentations rule out at 95 %.",
            "1", "> 0", "null unless dead", "3/n", "Hanley & Lippman-Hand 1983"),
     Column("quantity", "string", "What is counted: z, pearson or cosine.", "name", table="histograms"),
     Column("bin", "int32", "Number of the bin, the same for the same edges; its sign is that of the values.", "index",
            table="histograms"),
-    Column("low", "float64", "Lower edge of the bin.", "quantity", table="histograms"),
-    Column("high", "float64", "Upper edge of the bin.", "quantity", table="histograms"),
+    Column("low", "float64", "Lower edge of the bin.", "quantity", formula=EDGES, table="histograms"),
+    Column("high", "float64", "Upper edge of the bin.", "quantity", formula=EDGES, table="histograms"),
     Column("count", "int64", "Presentations in the bin; bins without any are left out.", "presentations", "> 0",
-           table="histograms"),
+           formula="#(low ≤ |value| < high by magnitude)", table="histograms"),
     Column("fired", "int64", "Presentations in the bin at which the unit fires.", "presentations", "[0, count]",
-           "null where the gate is no nonlinearity", table="histograms"),
+           "null where the gate is no nonlinearity", "#(z > 0 in the bin)", table="histograms"),
 )  # fmt: skip
 
 

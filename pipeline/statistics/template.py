@@ -42,7 +42,7 @@ def _absolute(name: str, meaning: str, formula: str, null: str) -> Column:
 
 
 def _pattern(name: str, meaning: str, formula: str, null: str = "never") -> Column:
-    return Column(name, "list<float32>", meaning, unit="of x", formula=formula, null=null, table="patterns")
+    return Column(name, "list<float32>", meaning, unit="x", formula=formula, null=null, table="patterns")
 
 
 _UNRESOLVED = "NaN where a or x does not vary, or S is below float32's resolution, or w = 0"
@@ -70,6 +70,7 @@ class Template(Statistic):
             "Presentations that the template columns rest on (of the sample of rows; finite and unmasked).",
             unit="presentations",
             range="≥ 0",
+            formula="#(x, z and a finite)",
         ),
         _column(
             "template_cos",
@@ -125,7 +126,7 @@ class Template(Statistic):
             source="Stein's lemma: S = E[φ′]Σw for Gaussian x",
         ),
         _pattern("weight", "The unit's pattern w, norms folded in; reshape by the site's input_shape.", "w"),
-        Column("bias", "float64", "The unit's effective bias.", unit="of z", formula="b", table="patterns"),
+        Column("bias", "float64", "The unit's effective bias.", unit="z", formula="b", table="patterns"),
         _pattern(
             "raw_weight", "The weights before a norm was folded in.", "w before folding", "where nothing is folded"
         ),

@@ -19,7 +19,9 @@ from pipeline.sites import Presentations, Site
 from pipeline.statistics.base import Controls, Nullable, Rows, Statistic, Values
 
 
-def _column(name: str, meaning: str, formula: str, *, unit: str = "1", range: str = "", null: str = "never") -> Column:
+def _column(
+    name: str, meaning: str, formula: str, *, unit: str = "1", range: str = "any", null: str = "never"
+) -> Column:
     return Column(name, "float64", meaning, unit=unit, range=range, null=null, formula=formula)
 
 
@@ -35,7 +37,7 @@ class Weights(Statistic):
     version: ClassVar[int] = 1
     COLUMNS: ClassVar[tuple[Column, ...]] = (
         _column("weight_norm", "Length of the unit's pattern, norms folded in.", "‖w‖", unit="z per x", range="≥ 0"),
-        _column("bias", "The unit's effective bias.", "b", unit="of z"),
+        _column("bias", "The unit's effective bias.", "b", unit="z"),
         _column("weight_mean", "Mean of the pattern's entries.", "μ = Σw_i/D", unit="z per x"),
         _column(
             "weight_std",

@@ -131,3 +131,16 @@ def test_every_declared_column_is_given_somewhere(name: str) -> None:
                 (table, column) for table, columns in rows.items() for column in columns if not is_key(table, column)
             }
     assert {(column.table, column.name) for column in statistic.COLUMNS} == given
+
+
+@pytest.mark.parametrize("name", sorted(statistics()))
+def test_every_column_says_what_it_is(name: str) -> None:
+    """Meaning, unit, range, when it is null, and a formula; of numbers also the type that they are stored in."""
+    for column in statistics()[name].COLUMNS:
+        where = f"{column.table}.{column.name}"
+        assert column.meaning.endswith("."), where
+        assert column.unit, where
+        assert column.null, where
+        assert column.range, where
+        words = column.dtype == "string" or column.name in ("kind", "rank", "quantity", "bin", "class", "meaning")
+        assert column.formula or words, where
