@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from pipeline.kernels import bins
-from pipeline.kernels.triton_pass import BIN_ROOM, ZERO
+from pipeline.kernels.triton_tile import BIN_ROOM, ZERO
 
 BIN_COUNT = tl.constexpr(bins.BINS)
 
@@ -132,6 +132,6 @@ def fold_bins(top_U, count_UB, top_RU, count_RUB, new_top_U, new_count_UB, units
     count = tl.load(count_UB + u * BIN_COUNT + place, mask=known, other=0)
     tl.atomic_add(new + _raised(place, top - before), count, mask=known & (count > 0), sem="relaxed")
     for run in range(runs):
-        count = tl.load(count_RUB + (run * units + u) * BIN_ROOM + place, mask=known, other=0)
+        of_run = tl.load(count_RUB + (run * units + u) * BIN_ROOM + place, mask=known, other=0).to(tl.int64)
         rise = top - tl.load(top_RU + run * units + u)
-        tl.atomic_add(new + _raised(place, rise), count.to(tl.int64), mask=known & (count > 0), sem="relaxed")
+        tl.atomic_add(new + _raised(place, rise), of_run, mask=known & (of_run > 0), sem="relaxed")

@@ -26,8 +26,9 @@ from pipeline.kernels.matchbins import MatchBins
 from pipeline.kernels.moments import Moments
 from pipeline.kernels.ranked import Ranked
 from pipeline.kernels.triton_fold import fold, fold_bins
-from pipeline.kernels.triton_pass import SAME, observe
-from pipeline.kernels.triton_show import Extremes, Shown, parts_of
+from pipeline.kernels.triton_pass import Parts, observe
+from pipeline.kernels.triton_show import Cut, found_in, known_of, parts_of
+from pipeline.kernels.triton_tile import SAME, Patterns
 from pipeline.kernels.view import View
 from pipeline.sites import Presentations, Site
 
@@ -83,7 +84,7 @@ class Triton(Accumulator):
         """Begin with nothing, on a device."""
         units = self._site.units
         self._device = device
-        self._patterns = [one.to(device) for one in patterns_of(self._site)]
+        self._patterns = Patterns(*(one.to(device) for one in patterns_of(self._site)))
         self._count_4U = torch.zeros(len(COUNTED), units, dtype=torch.int64, device=device)
         self._rows_2U = torch.zeros(2, units, dtype=torch.int64, device=device)
         self._z_7U = torch.zeros(len(MOMENTS), units, dtype=torch.float64, device=device)
@@ -103,40 +104,39 @@ class Triton(Accumulator):
         known: dict[str, Any] = {}
         if z_LSU.numel():
             with torch.cuda.device_of(z_LSU):
-                known = self._pass(Shown(presentations))
+                known = self._pass(Cut(presentations))
         view = View.of(presentations).knowing(**known)
         self._rows_2U = self._rows_2U + torch.stack([view.greatest.found_NU.sum(0), view.row_fired_NU.sum(0)])
         self._by_rows = {one: one.merge(state, one.observe(view)) for one, state in self._by_rows.items()}
 
-    def _pass(self, shown: Shown) -> dict[str, Any]:
+    def _pass(self, cut: Cut) -> dict[str, Any]:
         """Add the batch to all but what is counted by rows; returns what a `View` would find of those."""
         wanted = self._wanted
         matches = wanted["PEARSON"] or wanted["COSINE"] or wanted["BEST"]
-        parts, extremes = parts_of(shown, wanted), Extremes(shown, wanted)
-        grid = (shown.runs, triton.cdiv(shown.units, shown.tile[2]))
-        arguments = shown.arguments(self._patterns, matches=matches) | parts | extremes.arguments
+        parts, found = parts_of(cut, wanted), found_in(cut, wanted)
+        arguments = cut.arguments(self._patterns, matches=matches) | {"parts": parts, "found": found}
         # contracted, a product and a sum round once: another match, and another bin
-        observe[grid](**arguments, **wanted, enable_fp_fusion=False)
-        self._fold(shown, parts)
-        return extremes.known()
+        observe[cut.grid](**arguments, **wanted, enable_fp_fusion=False)
+        self._fold(cut, parts)
+        return known_of(cut, found, wanted)
 
-    def _fold(self, shown: Shown, parts: Mapping[str, torch.Tensor]) -> None:
+    def _fold(self, cut: Cut, parts: Parts) -> None:
         """Add what the runs came to."""
-        units, runs = shown.units, shown.runs
+        units, runs = cut.units, cut.runs
         room = {"units": units, "runs": runs, "BR": triton.next_power_of_2(runs), "enable_fp_fusion": False}
-        a_R7U = parts["z_R7U" if shown.a_is == SAME else "a_R7U"]
+        of_a = parts.z if cut.a_is == SAME else parts.a
         near = max(1, FOLDED // room["BR"])
         fold[(triton.cdiv(units, near),)](
             self._count_4U, self._z_7U, self._a_7U, self._match_F6U,
-            parts["count_R4U"], parts["z_R7U"], a_R7U, parts["match_RF6U"],
+            parts.count, parts.z, of_a, parts.match,
             PEARSON=self._wanted["PEARSON"], COSINE=self._wanted["COSINE"], BU=near, **room,
         )  # fmt: skip
         if self._wanted["BINS"]:
             top_U, bin_UB = torch.empty_like(self._top_U), torch.zeros_like(self._bin_UB)
-            fold_bins[(units,)](self._top_U, self._bin_UB, parts["top_RU"], parts["bin_RUB"], top_U, bin_UB, **room)
+            fold_bins[(units,)](self._top_U, self._bin_UB, parts.top, parts.bins, top_U, bin_UB, **room)
             self._top_U, self._bin_UB = top_U, bin_UB
         if self._wanted["PEARSON"] or self._wanted["COSINE"]:
-            self._match_bin_FUB = self._match_bin_FUB + parts["match_bin_RFUB"].sum(0)
+            self._match_bin_FUB = self._match_bin_FUB + parts.match_bins.sum(0)
 
     def states(self) -> Mapping[Primitive, State]:
         """See `Accumulator`."""

@@ -7,7 +7,7 @@ Shapes: L entries, S positions, U units, G groups, R runs of entries, F forms of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ import triton
 
 from pipeline.kernels.match import lengths_of
 from pipeline.kernels.matchbins import BINS as MATCH_BINS
-from pipeline.kernels.places import by_row, places_of
-from pipeline.kernels.triton_pass import BIN_ROOM, GIVEN, RECTIFIED, SAME
+from pipeline.kernels.places import Places, by_row, places_of
+from pipeline.kernels.triton_pass import Found, Parts
+from pipeline.kernels.triton_tile import BIN_ROOM, GIVEN, RECTIFIED, SAME, Lengths, Patterns, Shown
 from pipeline.sites import Presentations
 
 # numbers that are counted of a unit's presentations, moments of a value, and of matches
@@ -24,13 +25,13 @@ COUNTS, MOMENTS, MATCH_MOMENTS, FORMS = 4, 7, 6, 2
 # runs times units: more programs than any GPU has room for, and at most 60 MB of bins of their own
 RUN_UNITS = 1 << 14
 MOST_RUNS = 128
-# presentations times units that a program has in hand; units read together where they are neighbours in memory, and
-# where positions are
-TILE = 1024
+# presentations times units that a program has in hand: with twice as many, four warps run out of registers
+TILE = 512
+# units read together where they are neighbours in memory, and where positions are
 NEIGHBOURS, STRANGERS = 32, 4
 
 
-class Shown:
+class Cut:
     """A batch and how it is cut: tiles of (entries, positions, units), runs of `blocks` tiles of entries."""
 
     def __init__(self, presentations: Presentations) -> None:
@@ -48,6 +49,11 @@ class Shown:
         self.runs = triton.cdiv(tiles, self.blocks)
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Programs: runs, and tiles of units."""
+        return self.runs, triton.cdiv(self.units, self.tile[2])
+
+    @property
     def a_is(self) -> int:
         """Whether a is z, max(z, 0), or must be read."""
         site, presentations = self.presentations.site, self.presentations
@@ -55,82 +61,82 @@ class Shown:
             return int(SAME)
         return int(RECTIFIED if site.gate == "relu" and site.up_UD is None else GIVEN)
 
-    def arguments(self, patterns: Sequence[torch.Tensor], *, matches: bool) -> dict[str, Any]:
+    def arguments(self, patterns: Patterns, *, matches: bool) -> dict[str, Any]:
         """What the pass reads; where something is not there it is given z, and does not look."""
-        shown = self.presentations
-        z_LSU, number_LS = shown.z_LSU, shown.position_LS
-        y_LSU = z_LSU if shown.affine_LSU is None else shown.affine_LSU
+        shown, z_LSU = self.presentations, self.presentations.z_LSU
         mask_LS = None if shown.mask_LS is None else shown.mask_LS.view(torch.uint8)
-        sums = [one.contiguous() for one in lengths_of(shown)] if matches else [z_LSU] * 3
-        named = {"z": z_LSU, "a": shown.a_LSU, "y": y_LSU, "mask": mask_LS, "number": number_LS}
-        tensors = {name: z_LSU if one is None else one for name, one in named.items()}
-        strides = {f"{name}_by": one.stride() for name, one in tensors.items()}
-        per_x = dict(zip(("sum_LSG", "pearson_LSG", "cosine_LSG"), sums, strict=True))
-        per_unit = dict(zip(("bias_U", "mean_U", "pearson_U", "cosine_U"), patterns, strict=True))
-        sizes = {"entries": self.entries, "positions": self.positions, "units": self.units, "blocks": self.blocks}
-        groups = {"groups": shown.site.groups, "per_group": self.units // shown.site.groups}
-        flags = {
+        there = (z_LSU, shown.a_LSU, shown.affine_LSU, mask_LS, shown.position_LS)
+        memory = Shown(*(z_LSU if one is None else one for one in there))
+        lengths = [one.contiguous() for one in lengths_of(shown)] if matches else [z_LSU] * 3
+        return {
+            "memory": memory,
+            "by": Shown(*(one.stride() for one in memory)),
+            "lengths": Lengths(*lengths),
+            "patterns": patterns,
+            "entries": self.entries,
+            "positions": self.positions,
+            "units": self.units,
+            "per_group": self.units // shown.site.groups,
+            "groups": shown.site.groups,
+            "blocks": self.blocks,
             "A_IS": self.a_is,
             "HAS_Y": shown.affine_LSU is not None,
             "HAS_MASK": mask_LS is not None,
-            "HAS_NUMBER": number_LS is not None,
+            "HAS_NUMBER": shown.position_LS is not None,
+            **dict(zip(("BL", "BS", "BU"), self.tile, strict=True)),
         }
-        tile = dict(zip(("BL", "BS", "BU"), self.tile, strict=True))
-        return tensors | strides | per_x | per_unit | sizes | groups | flags | tile
 
 
-def parts_of(shown: Shown, wanted: Mapping[str, bool]) -> dict[str, torch.Tensor]:
+def parts_of(cut: Cut, wanted: Mapping[str, bool]) -> Parts:
     """Room for what each run comes to; bins begin at 0."""
-    device, runs, units = shown.presentations.z_LSU.device, shown.runs, shown.units
+    device, runs, units = cut.presentations.z_LSU.device, cut.runs, cut.units
     forms = FORMS if wanted["PEARSON"] or wanted["COSINE"] else 0
     bins = BIN_ROOM.value if wanted["BINS"] else 0
 
     def room(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         return torch.empty(runs, *shape, dtype=dtype, device=device)
 
-    return {
-        "count_R4U": room(COUNTS, units, dtype=torch.int32),
-        "z_R7U": room(MOMENTS, units),
-        "a_R7U": room(MOMENTS, units),
-        "top_RU": room(units, dtype=torch.int32),
-        "bin_RUB": room(units, bins, dtype=torch.int32).zero_(),
-        "match_bin_RFUB": room(forms, units, 2 * MATCH_BINS, dtype=torch.int32).zero_(),
-        "match_RF6U": room(forms, MATCH_MOMENTS, units),
-    }
+    return Parts(
+        count=room(COUNTS, units, dtype=torch.int32),
+        z=room(MOMENTS, units),
+        a=room(MOMENTS, units),
+        top=room(units, dtype=torch.int32),
+        bins=room(units, bins, dtype=torch.int32).zero_(),
+        match_bins=room(forms, units, 2 * MATCH_BINS, dtype=torch.int32).zero_(),
+        match=room(forms, MATCH_MOMENTS, units),
+    )
 
 
-class Extremes:
-    """Of every entry the greatest of some values and where they stand: room for them, and what they say of rows."""
+def found_in(cut: Cut, wanted: Mapping[str, bool]) -> Found:
+    """Room for the extremes of each entry."""
+    device = cut.presentations.z_LSU.device
 
-    def __init__(self, shown: Shown, wanted: Mapping[str, bool]) -> None:
-        self._presentations = shown.presentations
-        self._wanted = wanted
-        device, shape = shown.presentations.z_LSU.device, (shown.entries, shown.units)
+    def room(dtype: torch.dtype, *, is_wanted: bool = True) -> torch.Tensor:
+        return torch.empty((cut.entries, cut.units) if is_wanted else 0, dtype=dtype, device=device)
 
-        def room(name: str, dtype: torch.dtype) -> torch.Tensor:
-            return torch.empty(shape if wanted.get(name, True) else 0, dtype=dtype, device=device)
+    return Found(
+        greatest=room(torch.float32),
+        greatest_at=room(torch.int32),
+        least=room(torch.float32, is_wanted=wanted["LEAST"]),
+        least_at=room(torch.int32, is_wanted=wanted["LEAST"]),
+        best=room(torch.float64, is_wanted=wanted["BEST"]),
+        best_at=room(torch.int32, is_wanted=wanted["BEST"]),
+        output=room(torch.float32, is_wanted=wanted["OUTPUT"]),
+    )
 
-        self.arguments = {
-            "greatest_LU": room("GREATEST", torch.float32),
-            "greatest_at_LU": room("GREATEST", torch.int32),
-            "least_LU": room("LEAST", torch.float32),
-            "least_at_LU": room("LEAST", torch.int32),
-            "best_LU": room("BEST", torch.float64),
-            "best_at_LU": room("BEST", torch.int32),
-            "output_LU": room("OUTPUT", torch.float32),
-        }
 
-    def known(self) -> dict[str, Any]:
-        """Properties of a `View` of the batch."""
-        presentations, found = self._presentations, self.arguments
-        names = {"greatest": "GREATEST", "least": "LEAST", "best": "BEST"}
-        places = {
-            name: places_of(presentations, found[f"{name}_LU"].double(), found[f"{name}_at_LU"].long())
-            for name, flag in names.items()
-            if self._wanted.get(flag, True)
-        }
-        called = {"greatest": "greatest", "least": "smallest", "best": "best_match"}
-        known: dict[str, Any] = {called[name]: place for name, place in places.items()}
-        if self._wanted["OUTPUT"]:
-            known["row_a_NU"] = by_row(presentations, found["output_LU"].double())
-        return known
+def known_of(cut: Cut, found: Found, wanted: Mapping[str, bool]) -> dict[str, Any]:
+    """What the extremes say of rows: properties of a `View` of the batch."""
+    shown = cut.presentations
+
+    def places(value_LU: torch.Tensor, index_LU: torch.Tensor) -> Places:
+        return places_of(shown, value_LU.double(), index_LU.long())
+
+    known: dict[str, Any] = {"greatest": places(found.greatest, found.greatest_at)}
+    if wanted["LEAST"]:
+        known["smallest"] = places(found.least, found.least_at)
+    if wanted["BEST"]:
+        known["best_match"] = places(found.best, found.best_at)
+    if wanted["OUTPUT"]:
+        known["row_a_NU"] = by_row(shown, found.output.double())
+    return known

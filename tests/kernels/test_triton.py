@@ -5,8 +5,14 @@ It runs in Triton's interpreter on the CPU unless TRITON_INTERPRET=0 is set wher
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,7 +123,7 @@ def test_tiles_and_runs_change_nothing_but_the_rounding(layout: str, monkeypatch
     monkeypatch.setattr(triton_show, "STRANGERS", 2)
     monkeypatch.setattr(triton_show, "RUN_UNITS", 6)
     shown = laid_out(draw(Recipe(3, rows=7, positions=5, units=3, gate="gelu", masked=True, numbered=True)), layout)
-    cut = triton_show.Shown(shown)
+    cut = triton_show.Cut(shown)
     assert cut.runs == 2
     assert cut.blocks > 1
     assert cut.units > cut.tile[2]
@@ -199,3 +205,22 @@ def test_it_is_the_kernel_of_runs_on_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     assert choose.remark(choose.REFERENCE, GPU) == f"{choose.SLOWER}: Triton is not installed"
     with pytest.raises(JobError, match="'triton-1', which this machine does not have: Triton is not installed"):
         choose.accumulator(choose.TRITON, draw(Recipe(1)).site, [])
+
+
+def compiled_ones(directory: Path, *kernels: str) -> list[dict[str, Any]]:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(directory)}
+    command = [sys.executable, "-m", "tests.kernels.compiled", *kernels]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_what_the_interpreter_lets_pass_compiles_for_gpus(tmp_path: Path) -> None:
+    assert len(compiled_ones(tmp_path, "fold_bins", "fold", "observe bf16")) == 3
+
+
+@pytest.mark.slow
+def test_compiled_for_gpus_no_product_is_contracted_and_no_small_number_flushed(tmp_path: Path) -> None:
+    found = compiled_ones(tmp_path)
+    assert len(found) == 10
+    assert all((one["contracted"], one["flushed"]) == (0, 0) for one in found)
