@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for a GPU without one, as batches would launch them, and counts what must not be in them.
 
-TRITON_INTERPRET=0 python -m tests.kernels.compiled [CAPABILITY [BATCH]] prints a JSON line for each kernel of each batch.
+`TRITON_INTERPRET=0 python -m tests.kernels.compiled [CAPABILITY [BATCH]]` prints a JSON line for each kernel and batch.
 """
 
 from __future__ import annotations
