@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import JobError
+from pipeline.executor import InlineExecutor
 from pipeline.fit.settings import Training
 from pipeline.grid import label, points
 from pipeline.job import Job, job_identity, load_job
+from pipeline.query import ask, connect
 from pipeline.registry import families
 from pipeline.resolve import Resolved, resolve
+from pipeline.run import run
 from pipeline.store import open_store
 
 ENTRY = """
@@ -111,3 +115,18 @@ def test_a_grid_without_values_sets_nothing():
     assert points([]) == ({},)
     assert label({}) == ""
     assert label({"checkpoints": (), "bias": True}) == "checkpoints=none,bias=true"
+
+
+def test_of_a_grid_what_diverges_is_recorded_and_the_rest_is_measured(tmp_path: Path):
+    grid = "hyperparameters = { widths = [16] }\ngrid = { learning_rate = [0.05, 1e30] }\ntraining = { steps = 20 }"
+    store = open_store(str(tmp_path / "store"))
+    outcome = run(job(tmp_path, grid + "\n[statistics.weights]"), store, InlineExecutor())
+    diverged = "mlp-learning_rate=1e+30-0"
+    assert set(outcome.failed) == {diverged}
+    assert "diverged: " in outcome.failed[diverged]
+    with closing(connect(store, tables={"models", "neurons"})) as con:
+        status = dict(ask(con, "SELECT name, status FROM models").rows)
+        measured = {name for (name,) in ask(con, "SELECT DISTINCT name FROM neurons JOIN models USING (model)").rows}
+    good = {"mlp-learning_rate=0.05-0", "mlp-learning_rate=0.05-0-init", f"{diverged}-init"}
+    assert status == {**dict.fromkeys(good, "ok"), diverged: "failed"}
+    assert measured == good
