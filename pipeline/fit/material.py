@@ -26,6 +26,8 @@ from pipeline.models.base import Family
 # rows that a checkpoint's scores, the held-out loss and an untrained twin's BatchNorm statistics are taken from
 SCORED_ROWS = 4096
 SCORED_BATCH_ROWS = 256
+# rows to draw from: 65,536 images of 224 × 224 pixels would be 39 GB
+SHUFFLE_BYTES = 1 << 30
 # the order of the rows must not follow from the numbers that a model's weights are drawn with
 ORDER_SEED = 0x0DE5
 
@@ -51,7 +53,17 @@ class Material:
         self.seeds = [seed ^ ORDER_SEED for seed in seeds]
         self.portions = [replace(one, read=partial(self._read, one)) for one in portions]
         self.scored = self._sample(held_out=False)
+        self.settings = settings.model_copy(update={"shuffle_rows": self._rows_to_shuffle()})
         self.held_out = self._sample(held_out=True) if settings.patience else []
+
+    def _rows_to_shuffle(self) -> int:
+        """As many rows as the job says, or as SHUFFLE_BYTES hold of rows as they are."""
+        if self.family.whole:
+            return self.settings.shuffle_rows
+        first = self.scored[0]
+        values = [*first.inputs, *first.kwargs.values()]
+        row_bytes = max(1, sum(value.nbytes for value in values if isinstance(value, torch.Tensor)) // first.rows)
+        return min(self.settings.shuffle_rows, max(self.settings.batch_rows, SHUFFLE_BYTES // row_bytes))
 
     def draws(self, start: int) -> Iterator[tuple[Batch, torch.Tensor | None]]:
         """What each step behind `start` learns from."""

@@ -38,7 +38,7 @@ class Training(BaseModel):
     neighbours: tuple[int, ...] = Field(
         default=(), strict=False, description="of graphs: neighbours drawn of a node at each step away; none: all"
     )
-    shuffle_rows: int = Field(default=65_536, ge=1, description="rows held in memory to draw from")
+    shuffle_rows: int = Field(default=65_536, ge=1, description="rows held in memory to draw from, 1 GiB at most")
     held_out: float = Field(default=0.0, ge=0, lt=1, description="share of the training rows to stop early by")
     evaluate_steps: int = Field(default=100, ge=1, description="steps between two looks at the held-out rows")
     patience: int | None = Field(

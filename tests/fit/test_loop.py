@@ -12,6 +12,7 @@ from pipeline.batch import Batch
 from pipeline.errors import DataError, ModelError
 from pipeline.fit.course import CURVE_POINTS
 from pipeline.fit.loop import Diverged, Saved, fit
+from pipeline.fit.material import Material
 from pipeline.fit.recipe import Recipe
 from pipeline.fit.rows import Portion, is_held_out
 from pipeline.models.base import Checkpoint, decode_checkpoint, encode_checkpoint
@@ -68,6 +69,20 @@ def test_a_group_changes_no_byte_of_a_checkpoint() -> None:
             (at, step): content for at, number in enumerate(numbers) for (_, step), content in alone[number].items()
         }
         assert together == expected
+
+
+def test_large_rows_are_held_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(**settings: int) -> int:
+        one = recipe(**settings)
+        return Material(
+            one.kind, one.settings, portions(), seeds=[0], device=torch.device("cpu"), dtype=torch.float32
+        ).settings.shuffle_rows
+
+    assert held() == 65_536
+    monkeypatch.setattr("pipeline.fit.material.SHUFFLE_BYTES", 40 * 16 * 4)  # rows of 4 × 4 float32
+    assert held() == 40
+    assert held(shuffle_rows=30) == 30
+    assert held(batch_rows=64) == 64
 
 
 def test_how_chunks_are_read_in_batches_changes_no_weight() -> None:
