@@ -123,14 +123,16 @@ def estimate(resolved: Resolved, store: Store) -> Estimate:
 def _reading_cost(resolved: Resolved, data: str, store: Store) -> tuple[ReadingCost, Batch]:
     """The cost of the first chunk's rows, and its first batch."""
     probe = probe_of(resolved, data)
-    batches = _batches(probe, resolved.numerics.batch_rows, store)
-    start = time.perf_counter()
-    first = next(batches, None)
+    # whatever reads is imported by the first batch, once for each worker: that is no cost of a row
+    first = next(_batches(probe, resolved.numerics.batch_rows, store), None)
     if first is None:
         raise DataError(f"data {data}: {probe.chunk.url} has no rows of split {probe.chunk.split!r} to begin with")
-    rows = first.rows
-    while time.perf_counter() - start < READ_S and (batch := next(batches, None)) is not None:
+    start = time.perf_counter()
+    rows = 0
+    for batch in _batches(probe, resolved.numerics.batch_rows, store):
         rows += batch.rows
+        if time.perf_counter() - start > READ_S:
+            break
     seconds = time.perf_counter() - start
     return ReadingCost(data, rows, seconds / rows, _bytes(first) / first.rows), first
 
