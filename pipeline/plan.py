@@ -189,6 +189,7 @@ def reduce_tasks(
     `open` are models whose cells are not all there: they have none, and neither has a model they are the control of.
     """
     by_id = {model.id: model for model in resolved.models if model.id not in failed}
+    left_open = frozenset(open)
     return [
         ReduceTask(
             run=resolved.run,
@@ -201,7 +202,7 @@ def reduce_tasks(
             sites=resolved.job.sites,
         )
         for model in resolved.models
-        if reduced_key(resolved.run, model.id, DONE) not in stored and not {model.id, model.control} & set(open)
+        if reduced_key(resolved.run, model.id, DONE) not in stored and not {model.id, model.control} & left_open
     ]
 
 

@@ -325,6 +325,8 @@ def _trained(job: Job, entry: _Entry, source: Source) -> list[Model]:
     chunks = source.chunks(job.data[data].train)
     if not chunks:
         raise JobError(f"{job.place}: data.{data} has no rows of split {job.data[data].train!r} to train on")
+    # one tuple for all: a task of eight models carries it once
+    trained_on = tuple(chunk.id for chunk in chunks)
     recipes = [
         Recipe(
             family=entry.family.name,
@@ -336,7 +338,7 @@ def _trained(job: Job, entry: _Entry, source: Source) -> list[Model]:
             outputs=source.classes,
             categories=tuple(source.categories),
             vocabulary=source.vocabulary,
-            chunks=tuple(chunk.id for chunk in chunks),
+            chunks=trained_on,
             dtype=job.numerics.dtype,
             threads=job.numerics.threads,
             deterministic=job.numerics.deterministic,

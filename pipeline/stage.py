@@ -73,11 +73,8 @@ def run_stage(do: Callable[[Task], Receipt], tasks: Iterable[Task], *, executor:
 
 def _stage(receipts: Sequence[Receipt]) -> Stage:
     # of several reasons the first in plan order, which neither the number of workers nor a resumption can change
-    failed: dict[str, str] = {}
-    unread: dict[str, str] = {}
-    lost: dict[str, str] = {}
-    for receipt in receipts:
-        failed = {**receipt.failed, **failed}
-        unread = {**receipt.unread, **unread}
-        lost = {**receipt.lost, **lost}
+    last_first = receipts[::-1]
+    failed = {model: reason for receipt in last_first for model, reason in receipt.failed.items()}
+    unread = {model: reason for receipt in last_first for model, reason in receipt.unread.items()}
+    lost = {model: reason for receipt in last_first for model, reason in receipt.lost.items()}
     return Stage(tuple(receipts), failed, unread, lost)
