@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+_HOLDING = (torch.Tensor, nn.Module, Mapping, list, tuple)
 # what torch itself keeps on a module
 _OWN = frozenset(vars(nn.Module())) - {"_parameters", "_buffers"}
 
@@ -49,4 +50,6 @@ def _within(path: str, value: Any, above: set[int]) -> Iterator[tuple[str, torch
     elif isinstance(value, Mapping | list | tuple) and id(value) not in above:
         parts = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, part in parts:
-            yield from _within(f"{path}.{name}", part, {*above, id(value)})
+            # a vocabulary may have very many entries
+            if isinstance(part, _HOLDING):
+                yield from _within(f"{path}.{name}", part, {*above, id(value)})
