@@ -191,7 +191,10 @@ class SiteSelection(_Section):
 
 
 class Resources(_Section):
-    """How a job is run: nothing here changes a byte of the result."""
+    """How a job is run: nothing here changes a byte of the result.
+
+    But for GPUs: their float sums differ in the last bits, and a run that asks for them has states of its own.
+    """
 
     workers: int = Field(default=0, ge=0, description="processes; 0: as many as the CPUs allow")
     cpus_per_worker: int = Field(default=1, ge=1, description="at least numerics.threads are given")
