@@ -5,8 +5,9 @@ Layer 3. Every task that needs a model goes through here: the same probe, so the
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -26,6 +27,8 @@ from pipeline.store import Store
 
 # rows that a model is shown to find its sites and to check its patterns
 PROBE_ROWS = 16
+# and where some of its parameters do not act on those
+WIDE_PROBE_ROWS = 64
 # beyond either of these a process lets go of models that are not of its task; how many one task holds the plan decides
 KEPT_MODELS = 16
 KEPT_BYTES = 2 << 30
@@ -107,16 +110,30 @@ def _loaded(call: _Call) -> Loaded:
     content = store.get(key)
     checkpoint = decode_checkpoint(content, key=key)
     module = module_of(model.origin, checkpoint).to(device)
-    batch = shown(model.origin, moved(probe_batch(probe, store), device, getattr(torch, model.origin.dtype)))
-    found = discover(module, batch, include=sites.include, exclude=sites.exclude, rows=sites.rows)
-    return Loaded(model.origin, module, found, checkpoint, sha256(content))
+
+    def first(rows: int) -> Batch:
+        batch = moved(probe_batch(probe, store, rows), device, getattr(torch, model.origin.dtype))
+        return shown(model.origin, batch)
+
+    return Loaded(model.origin, module, find_sites(module, first, sites), checkpoint, sha256(content))
 
 
-def probe_batch(probe: Probe, store: Store) -> Batch:
+def find_sites(module: nn.Module, first: Callable[[int], Batch], sites: SiteSelection) -> Discovery:
+    """The sites of a module as the first few rows show them, or more where those leave parameters idle."""
+    find = partial(discover, module, include=sites.include, exclude=sites.exclude, rows=sites.rows)
+    found = find(first(PROBE_ROWS))
+    if not found.idle:
+        return found
+    # a detector may find nothing in the first rows
+    wide = find(first(WIDE_PROBE_ROWS))
+    return wide if wide.idle < found.idle else found
+
+
+def probe_batch(probe: Probe, store: Store, rows: int = PROBE_ROWS) -> Batch:
     """The first rows of the first of the probe's chunks that has any. DataError where none has."""
     source = sources()[probe.spec.source](probe.data, probe.spec, store)
     for chunk in (probe.chunk, *probe.others):
-        for batch in source.read(chunk, PROBE_ROWS):
+        for batch in source.read(chunk, rows):
             return batch  # type: ignore[no-any-return]
     chunk = probe.chunk
     raise DataError(f"data {probe.data}: {chunk.url} has no rows of split {chunk.split!r} to begin with")

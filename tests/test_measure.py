@@ -13,6 +13,8 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.errors import ModelError
 from pipeline.hashing import row_hash
+from pipeline.job import SiteSelection
+from pipeline.loading import find_sites
 from pipeline.measure import SAMPLE_SEED, measure
 from pipeline.registry import statistics
 
@@ -214,25 +216,37 @@ def test_arguments_in_a_pair_with_labels_and_masks_of_a_dictionary() -> None:
         measure(Joined(), [object()])
 
 
+class Cascade(nn.Module):
+    """A detector: its second stage sees what its first has found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 1), nn.Linear(3, 2)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([[1.0, 0.0, 0.0]]))
+            self.first.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | None:
+        hits = (self.first(x)[:, 0] > 0).nonzero()[:, 0]
+        return self.second(x[hits]) if len(hits) else None
+
+
 def test_a_stage_that_the_first_batch_does_not_reach_is_measured_too() -> None:
-    class Cascade(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(3, 1), nn.Linear(3, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor | None:
-            hits = (self.first(x)[:, 0] > 0).nonzero()[:, 0]
-            return self.second(x[hits]) if len(hits) else None
-
-    cascade = Cascade()
-    with torch.no_grad():
-        cascade.first.weight.copy_(torch.tensor([[1.0, 0.0, 0.0]]))
-        cascade.first.bias.zero_()
     below, above = -torch.rand(4, 3), torch.rand(5, 3)
-    measured = measure(cascade, [below, above, above, below], statistics=[statistics()["response"]])
+    measured = measure(Cascade(), [below, above, above, below], statistics=[statistics()["response"]])
     assert column(measured, "first", "n").tolist() == [18]
     assert column(measured, "second", "n").tolist() == [10, 10]
     assert measured["sites"]["interpreted"].to_pylist() == [True, True]
+
+
+def test_a_stage_that_few_rows_do_not_reach_is_shown_more_of_them() -> None:
+    x = torch.cat([-torch.rand(20, 3), torch.rand(5, 3)])
+
+    def first(rows: int) -> Batch:
+        return Batch(inputs=(x[:rows],), uid_N=torch.arange(min(rows, len(x))))
+
+    found = find_sites(Cascade(), first, SiteSelection())
+    assert [site.name for site in found.sites] == ["first", "second"]
 
 
 def test_no_batch_is_said_so(model) -> None:
