@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.overhead import Line, cases, measure_case
+from benchmarks.path import Figure, figures, start
 
 RESULTS = Path(__file__).parent / "results"
 # seconds of rounds for each model, and the fewest rounds
@@ -47,9 +48,30 @@ def main(quick: bool, check: bool, only: tuple[str, ...], threads: int, save: bo
         for line in measure_case(case, seconds=seconds, rounds=rounds):
             click.echo(shown(line))
             lines.append(line)
+    paths = measure_path(seconds, rounds, threads) if PATH in only or not only else []
     if save or (save is None and not quick and not only):
         write("overhead", where, [asdict(line) for line in lines])
-    report(lines, check=check)
+        write("path", where, paths)
+    report([line for line in lines if not line.within], [one for one in paths if not one.get("within", True)], check)
+
+
+def measure_path(seconds: float, rounds: int, threads: int) -> list[dict[str, Any]]:
+    """Print and return the figures of the whole path, and what a new worker takes to start."""
+    click.echo("\nfrom files to states")
+    rows: list[dict[str, Any]] = []
+    for figure in figures(seconds=seconds / 2, rounds=min(rounds, 3), threads=threads):
+        click.echo(f"  {said(figure)}")
+        rows.append({**asdict(figure), "within": figure.within})
+    began = asdict(start(threads))
+    click.echo("  a new worker: " + ", ".join(f"{name} {value:.4f}" for name, value in began.items()))
+    return [*rows, {"name": "a new worker", **began}]
+
+
+def said(figure: Figure) -> str:
+    """One figure of the whole path."""
+    found = figure.ratio
+    text = f"{figure.name}: {found.wall:.2f} ({found.low:.2f} … {found.high:.2f}), {figure.rows_per_s:,.0f} rows/s"
+    return text if figure.least is None else f"{text}  {'within' if figure.within else 'BEYOND'} {figure.least:.2f}"
 
 
 def shown(line: Line) -> str:
