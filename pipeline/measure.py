@@ -62,6 +62,7 @@ class Running:
 
     def add(self, model: nn.Module, batch: Batch) -> Any:
         """Run the model on a batch, add what its sites are shown, return what the model returns."""
+        self._memo: dict[Any, Any] = {}
         with choose.in_force(self.kernel):
             out = tapped_forward(model, self.discovery, batch, self._observe)
             if self._has_loss(batch):
@@ -99,7 +100,7 @@ class Running:
 
     def _observe(self, presentations: Presentations) -> None:
         site = presentations.site
-        presentations = replace(presentations, classes=self.classes)
+        presentations = replace(presentations, classes=self.classes, memo=self._memo)
         if site.row_fraction < 1:
             presentations = presentations.select_rows(_among(presentations.uid_N, site.row_fraction))
         has_gradients = presentations.gradient_LSU is not None

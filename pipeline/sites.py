@@ -10,12 +10,14 @@ a convolution's (N, U, H, W) output arrives as a view of shape (N, H·W, U), nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 # Gates that are no nonlinearity: nothing about firing is defined behind them.
 NOT_FIRING = frozenset({"identity", "null", "fm_square"})
@@ -152,12 +154,14 @@ class InputSums:
     sum_LSG     Σx
     square_LSG  Σx²
     centred_LSG Σ(x − x̄)², computed around the entry's own mean so that a large mean does not cancel it
+    lengths     what `kernels.match.lengths_of` makes of them, once it was asked
     """
 
     def __init__(self, sum_LSG: torch.Tensor, square_LSG: torch.Tensor, centred_LSG: torch.Tensor) -> None:
         self.sum_LSG = sum_LSG
         self.square_LSG = square_LSG
         self.centred_LSG = centred_LSG
+        self.lengths: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +180,7 @@ class Presentations:
     input_sums  lazily, once: `InputSums` of all presentations
     patches_at  `patches_at(start, stop, index_lK)` gives x at K positions of each entry as (l, K, G, D), where that is
                 less work than all patches; else None
+    memo        what is the same at every site of the batch for the same rows, see `remembered`
     gradient_LSU   ∂(sum of row losses)/∂a where a backward pass was run, else None
     """
 
@@ -192,6 +197,7 @@ class Presentations:
     position_LS: torch.Tensor | None = None
     padded_S: torch.Tensor | None = None
     classes: int = field(default=0, kw_only=True)
+    memo: dict[Any, Any] = field(default_factory=dict, kw_only=True)
     gradient_LSU: torch.Tensor | None = field(default=None, kw_only=True)
     patches_at: Callable[[int, int, torch.Tensor], torch.Tensor] | None = field(default=None, kw_only=True)
 
@@ -216,6 +222,14 @@ class Presentations:
         if self.row_L is not None:
             return self.row_L
         return torch.arange(self.entries, device=self.z_LSU.device)
+
+    def remembered(self, key: Hashable, made: Callable[[], T]) -> T:
+        """What follows from the batch's uids and labels alone: made once for all sites that are shown the same rows."""
+        # the uids are kept with it, so that their id stays theirs
+        found = self.memo.get((key, id(self.uid_N)))
+        if found is None:
+            found = self.memo[key, id(self.uid_N)] = (self.uid_N, made())
+        return found[1]  # type: ignore[no-any-return]
 
     def select_rows(self, keep_N: torch.Tensor) -> Presentations:
         """The presentations of the rows where the bool `keep_N` is True, in the same order."""

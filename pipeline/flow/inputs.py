@@ -37,6 +37,11 @@ class Inputs:
         """x as `Geometry.enter` gives it."""
         return self.geometry.enter(self._source(), self._rows)
 
+    def are(self, other: Inputs) -> bool:
+        """Whether these are other inputs of the same tensor: the same geometry, rows, and all groups."""
+        same = self.geometry == other.geometry and self._rows is other._rows
+        return same and self.groups is None and other.groups is None
+
     def patches(self, start: int, stop: int) -> torch.Tensor:
         """x of entries start … stop, (l, S, G, D)."""
         return self._chosen(self.geometry.patches(self.entries[start:stop]))

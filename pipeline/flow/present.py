@@ -22,7 +22,7 @@ from pipeline.flow.patches import Geometry, dense
 from pipeline.flow.plan import SitePlan
 from pipeline.flow.rows import Rows
 from pipeline.flow.transposed import Phase
-from pipeline.flow.values import Call
+from pipeline.flow.values import Call, Value
 from pipeline.sites import Presentations
 
 Lazy = Callable[[], torch.Tensor]
@@ -53,6 +53,7 @@ class Presenter:
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
+        self._last: tuple[Value, frozenset[int], Inputs] | None = None
 
     def affine(
         self, call: Met, *, ending: Ending | None = None, before_gain: Lazy | None = None, up: Met | None = None
@@ -69,7 +70,7 @@ class Presenter:
             a_LSU = _leave(plan, geometry, ending.activation, ending.rows, like=own)
         else:
             a_LSU = _activation(plan, z_LSU, own, up)
-        inputs = _inputs(plan, affine, geometry, ending, before_gain)
+        inputs = self._shared(plan, affine, _inputs(plan, affine, geometry, ending, before_gain))
         if plan.squares:
             a_LSU = 0.5 * (z_LSU.square() - squares_of(plan.site, inputs.patches(0, len(z_LSU))))
         return Presentations(
@@ -86,6 +87,17 @@ class Presenter:
             mask_LS=self._mask(own),
             padded_S=inputs.padded(),
         )
+
+    def _shared(self, plan: SitePlan, affine: Affine, inputs: Inputs) -> Inputs:
+        """The inputs of the site before if they are the same (queries, keys and values): their sums are there already.
+
+        Only of the last site, so that no more than one input is kept alive.
+        """
+        last = self._last
+        if last is not None and last[:2] == (affine.x_value, plan.gain) and last[2].are(inputs):
+            return last[2]
+        self._last = None if plan.lifts else (affine.x_value, plan.gain, inputs)
+        return inputs
 
     def cell(self, shown: Presented, rows: Rows | None) -> Presentations:
         """What a replayed recurrent call shows one of its gates."""

@@ -71,13 +71,15 @@ def patterns_of(site: Site) -> list[torch.Tensor]:
     ]
 
 
-def lengths_of(presentations: Presentations) -> list[torch.Tensor]:
-    """Σx, 1/‖x − x̄‖ and 1/‖x‖ of every presentation, NaN where a match is undefined."""
+def lengths_of(presentations: Presentations) -> tuple[torch.Tensor, ...]:
+    """Σx, 1/‖x − x̄‖ and 1/‖x‖ of every presentation, NaN where a match is undefined; computed once for the same x."""
     sums = presentations.input_sums()
-    square, spread = sums.square_LSG, sums.centred_LSG
-    finite = square.isfinite()
-    return [
-        sums.sum_LSG,
-        spread.sqrt().reciprocal_().masked_fill_(~(finite & (spread > CONSTANT * square)), torch.nan),
-        square.sqrt().reciprocal_().masked_fill_(~(finite & (square > 0)), torch.nan),
-    ]
+    if sums.lengths is None:
+        square, spread = sums.square_LSG, sums.centred_LSG
+        finite = square.isfinite()
+        sums.lengths = (
+            sums.sum_LSG,
+            spread.sqrt().reciprocal_().masked_fill_(~(finite & (spread > CONSTANT * square)), torch.nan),
+            square.sqrt().reciprocal_().masked_fill_(~(finite & (square > 0)), torch.nan),
+        )
+    return sums.lengths

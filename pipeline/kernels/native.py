@@ -21,20 +21,20 @@ from pipeline.kernels.bins import Bins
 from pipeline.kernels.classsums import ClassSums
 from pipeline.kernels.firing import Firing
 from pipeline.kernels.match import patterns_of
-from pipeline.kernels.matchbins import MatchBins
+from pipeline.kernels.matchbins import InputNorm, MatchBins
 from pipeline.kernels.moments import Moments
-from pipeline.kernels.native_show import show
+from pipeline.kernels.native_show import Norms, show
 from pipeline.kernels.native_state import DRAWN, ByClass, Kept, Sums
 from pipeline.kernels.native_task import FORMS, GIVEN, RECTIFIED, SAME, Task
 from pipeline.kernels.ranked import Ranked
 from pipeline.sites import Presentations, Site
 
 # raised whenever the same presentations would give other bits
-VERSION = 1
+VERSION = 2
 # values of z below which a batch is not worth a second thread
 WORTH_A_THREAD = 1 << 15
 # units that are gathered together
-TILE = 16
+TILE = 32
 
 
 def fused(primitives: Sequence[Primitive]) -> list[Primitive]:
@@ -49,7 +49,7 @@ def fused(primitives: Sequence[Primitive]) -> list[Primitive]:
                 if kind not in ranked and same:
                     ranked[kind] = primitive
                     chosen.append(primitive)
-            case Moments("z", 4) | Moments("a", 2) | Firing() | Bins() | MatchBins() | ClassSums():
+            case Moments("z", 4) | Moments("a", 2) | Firing() | Bins() | MatchBins() | InputNorm() | ClassSums():
                 chosen.append(primitive)
     return chosen
 
@@ -64,6 +64,8 @@ class Native(Accumulator):
         self._classed = [one for one in primitives if isinstance(one, ClassSums)]
         forms = {one.form for one in primitives if isinstance(one, MatchBins)}
         self._patterns = patterns_of(site)
+        matches = any(isinstance(one, MatchBins | InputNorm | Ranked) for one in primitives)
+        self._norms = Norms.empty(site.groups) if matches else None
         self._sums = Sums.empty(site.units, forms=bool(forms))
         self._kept = Kept.empty(site.units, primitives)
         self._by_class = ByClass.empty(site.units, ways=len(self._classed), classes=0)
@@ -83,8 +85,7 @@ class Native(Accumulator):
             task.a_is = SAME
         else:
             task.a_is = RECTIFIED if site.gate == "relu" and site.up_UD is None else GIVEN
-        matches = task.forms[0] or task.forms[1] or task.keeps
-        held = show(task, presentations, self._library, a=task.a_is == GIVEN, matches=bool(matches))
+        held = show(task, presentations, self._library, a=task.a_is == GIVEN, norms=self._norms)
         label_JN = self._label(presentations)
         self._run(presentations.z_LSU.numel())
         del held, label_JN
@@ -98,12 +99,14 @@ class Native(Accumulator):
         if classes > self._by_class.classes:
             self._by_class = self._by_class.widened(classes)
         self._by_class.bind(task)
-        drawn = [
-            label_N if one.null_seed is None else one.null_label(presentations.uid_N, classes) for one in self._classed
-        ]
-        label_JN = torch.stack([label.masked_fill(label_N < 0, -1) for label in drawn])
-        task.ways, task.label_JN = len(drawn), label_JN.data_ptr()
+        key = ("labels", classes, *self._classed)
+        label_JN = presentations.remembered(key, lambda: self._drawn(label_N, presentations.uid_N, classes))
+        task.ways, task.label_JN = len(label_JN), label_JN.data_ptr()
         return label_JN
+
+    def _drawn(self, label_N: torch.Tensor, uid_N: torch.Tensor, classes: int) -> torch.Tensor:
+        drawn = [label_N if one.null_seed is None else one.null_label(uid_N, classes) for one in self._classed]
+        return torch.stack([label.masked_fill(label_N < 0, -1) for label in drawn])
 
     def _run(self, values: int) -> None:
         observe, task, units = self._library.observe, ctypes.byref(self._task), self._site.units
@@ -123,6 +126,8 @@ class Native(Accumulator):
         return {primitive: self._state(primitive) for primitive in self._primitives}
 
     def _state(self, primitive: Primitive) -> State:
+        if isinstance(primitive, InputNorm) and self._norms is not None:
+            return self._norms.state()
         if isinstance(primitive, ClassSums):
             return self._by_class.state(self._classed.index(primitive), primitive)
         if isinstance(primitive, Ranked):

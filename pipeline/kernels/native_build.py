@@ -40,4 +40,5 @@ def library() -> ctypes.CDLL | str:
     loaded.cut.argtypes, loaded.cut.restype = [address, number, number, address], number
     loaded.vector_sums.argtypes, loaded.vector_sums.restype = [address, *[number] * 4, address], None
     loaded.window_sums.argtypes = [address]
+    loaded.norms.argtypes, loaded.norms.restype = [address, number, number, address, address], None
     return loaded

@@ -6,10 +6,12 @@ Layer 1: torch and ctypes. z, a and y are never copied, unless z is normalised f
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
+from pipeline.kernels.base import State
 from pipeline.kernels.match import lengths_of
 from pipeline.kernels.native_task import TYPES, Task
 from pipeline.sites import Presentations
@@ -26,6 +28,27 @@ def takes(presentations: Presentations) -> bool:
     return z_LSU.device.type == "cpu" and z_LSU.dtype in _TYPES
 
 
+@dataclass(frozen=True, eq=False)
+class Norms:
+    """Per group, presentations whose ‖x‖ is finite, and the sum of it."""
+
+    n_G: torch.Tensor
+    sum_G: torch.Tensor
+
+    @classmethod
+    def empty(cls, groups: int) -> Norms:
+        """Nothing seen."""
+        return cls(torch.zeros(groups, dtype=torch.int64), torch.zeros(groups, dtype=torch.float64))
+
+    def add(self, square_GP: torch.Tensor, library: ctypes.CDLL) -> None:
+        """Take the Σx² of a batch in."""
+        library.norms(square_GP.data_ptr(), *square_GP.shape, self.n_G.data_ptr(), self.sum_G.data_ptr())
+
+    def state(self) -> State:
+        """As the state of `InputNorm`."""
+        return {"n": self.n_G.clone(), "mean": self.sum_G / self.n_G.clamp(min=1)}
+
+
 def point(structure: ctypes.Structure, **tensors: torch.Tensor | None) -> None:
     """Let fields point to tensors, which must be kept alive as long as they are read."""
     for name, tensor in tensors.items():
@@ -33,9 +56,9 @@ def point(structure: ctypes.Structure, **tensors: torch.Tensor | None) -> None:
 
 
 def show(
-    task: Task, presentations: Presentations, library: ctypes.CDLL, *, a: bool, matches: bool
+    task: Task, presentations: Presentations, library: ctypes.CDLL, *, a: bool, norms: Norms | None
 ) -> list[torch.Tensor]:
-    """Let the task point to the batch; a only where it must be read, sums over x only where matches are computed.
+    """Let the task point to the batch; a only where it must be read, sums over x only where `norms` are to grow.
 
     Returns what must be kept alive.
     """
@@ -53,8 +76,10 @@ def show(
             # where an axis has one element its stride means nothing
             task.stride[at][:] = [by if size > 1 else 0 for size, by in zip(tensor.shape, tensor.stride(), strict=True)]
             held.append(tensor)
-    if matches:
-        sums = [_by_group(one_LSG, entry_P, index_P) for one_LSG in lengths_of(presentations)]
+    if norms is not None:
+        wanted = [*lengths_of(presentations), presentations.input_sums().square_LSG]
+        *sums, square_GP = (_by_group(one_LSG, entry_P, index_P) for one_LSG in wanted)
+        norms.add(square_GP, library)
         task.sum_GP, task.length_GP[0], task.length_GP[1] = (one_GP.data_ptr() for one_GP in sums)
         held += sums
     number_P = index_P

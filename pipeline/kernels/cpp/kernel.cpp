@@ -17,7 +17,7 @@ enum { Z, A, Y, TENSORS };
 enum { N, NONFINITE, ZEROS, FIRED, ROWS, ROWS_FIRED, COUNTED };
 enum { PEARSON, COSINE, FORMS };
 // units gathered together: of float32 a cache line of 64 bytes
-static const int TILE = 16;
+static const int TILE = 32;
 // presentations by which memory is asked for before it is read
 static const int AHEAD = 16;
 
@@ -366,6 +366,19 @@ extern "C" void vector_sums(const void *x, int64_t type, int64_t vectors, int64_
         case FLOAT32: sum_vectors((const float *)x, vectors, step, n, sums_3V); break;
         case BFLOAT16: sum_vectors((const BFloat16 *)x, vectors, step, n, sums_3V); break;
         case FLOAT16: sum_vectors((const Float16 *)x, vectors, step, n, sums_3V); break;
+    }
+}
+
+// Adds to each group how many presentations have a finite ‖x‖, and the sum of it.
+extern "C" void norms(const double *square, int64_t groups, int64_t presentations, int64_t *n_G, double *norm_G) {
+    for (int64_t group = 0; group < groups; group++) {
+        double all = 0;
+        int64_t finite = 0;
+        for (int64_t p = 0; p < presentations; p++, square++) {
+            bool known = is_finite(*square);
+            all += known ? __builtin_sqrt(*square) : 0, finite += known;
+        }
+        n_G[group] += finite, norm_G[group] += all;
     }
 }
 
