@@ -135,8 +135,9 @@ def _train_tasks(resolved: Resolved, missing: Sequence[tuple[str, Recipe]], work
 
 
 def all_measure_tasks(resolved: Resolved) -> Iterator[MeasureTask]:
-    """The tasks of one worker for every cell, stored or not."""
-    return _measure_tasks(resolved, set(), 1, _sizes(resolved), None)
+    """The tasks of one worker that holds any model, for every cell, stored or not."""
+    small = {shape_of(model.origin): _Size() for model in resolved.models}
+    return _measure_tasks(resolved, set(), 1, small, None)
 
 
 def _measure_tasks(
