@@ -41,6 +41,8 @@ recipes = st.builds(
     repeated=st.booleans(),
     constant=st.booleans(),
     tied=st.booleans(),
+    flat=st.booleans(),
+    unbiased=st.booleans(),
     bad=st.sampled_from([(), INFINITE, (0.0, -0.0, 1e-42, -1e-42), (np.nan,)]),
 )
 LAYOUTS = {
