@@ -370,3 +370,18 @@ def test_a_model_that_refuses_the_rows_is_recorded_and_costs_no_other(allowed: N
     assert "load.inputs can name what rows give it" in outcome.failed["a"]
     named = job_of(tmp_path, f"{builder('Normed')}, inputs = ['pixels']")
     assert take(named, open_store(str(tmp_path / "store"))).failed == {}
+
+
+class Narrow(Normed):
+    """Takes fewer numbers than a row has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(63, 5)
+
+
+def test_a_model_that_breaks_on_the_rows_is_recorded_and_so_is_its_twin(allowed: None, tmp_path: Path) -> None:
+    put(tmp_path / "models" / "a.safetensors", dict(Narrow().state_dict()))
+    outcome = take(job_of(tmp_path, builder("Narrow")), open_store(str(tmp_path / "store")))
+    assert sorted(outcome.failed) == ["Narrow-init", "a"]
+    assert all("mat1 and mat2 shapes cannot be multiplied" in reason for reason in outcome.failed.values())

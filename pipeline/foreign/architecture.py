@@ -49,9 +49,14 @@ class Architecture:
     def id(self) -> str:
         """The same for models that are built alike."""
         config = None if self.config is None else self.config.decode(errors="replace")
-        family = families().get(self.spec.family or "")
         task = [self.task.shape, self.task.outputs, self.task.categories, self.task.vocabulary]
-        return digest([self.spec.identity, family.version if family else None, task, config])
+        return digest([self.spec.identity, self.family_version, task, config])
+
+    @property
+    def family_version(self) -> int | None:
+        """That of its family."""
+        family = families().get(self.spec.family or "")
+        return family.version if family else None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Architecture) and other.id == self.id

@@ -42,7 +42,8 @@ class Loaded:
     @cached_property
     def id(self) -> str:
         """Its name, from its bytes and from how it is built."""
-        return self.architecture.spec.model_id(sha256_of(self.digests))
+        architecture = self.architecture
+        return architecture.spec.model_id(sha256_of(self.digests), family_version=architecture.family_version)
 
     def module(self) -> nn.Module:
         """A module of its shape: of a program itself, of all others with any weights. ModelError or DataError."""

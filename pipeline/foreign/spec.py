@@ -61,6 +61,6 @@ class LoadSpec(BaseModel):
         """How the models are built, as JSON values: where the files are is not part of it."""
         return self.model_dump(mode="json", exclude={"url", "sha256"})
 
-    def model_id(self, sha256: str) -> str:
+    def model_id(self, sha256: str, *, family_version: int | None = None) -> str:
         """Name of the model with weights of that digest."""
-        return digest(["loaded", LOAD_VERSION, sha256, self.identity])
+        return digest(["loaded", LOAD_VERSION, sha256, self.identity, family_version])

@@ -53,6 +53,9 @@ def read_state(name: str, content: bytes, *, key: str | None = None, prefix: str
         entries = _listed(f"{one} ({kind})" for one, kind in kinds.items() if kind != "Tensor")
         holds = f"holds {entries}" if kinds else f"holds a {type(found).__name__}"
         raise ModelError(f"{name} {holds}; expected tensors by name: set load.key to the entry that has them")
+    unusual = [one for one, value in found.items() if value.layout != torch.strided or value.is_quantized]
+    if unusual:
+        raise ModelError(f"{name} holds sparse or quantised tensors, which cannot be kept: {_listed(unusual)}")
     return {one.removeprefix(prefix): value for one, value in found.items()}
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
+from pipeline.errors import CensusError, ModelError
 from pipeline.hashing import splitmix64
 from pipeline.models.norms import reestimated
 
@@ -21,7 +22,8 @@ ROWS = 4096
 def untrained(build: Callable[[], nn.Module], seed: int, rows: Iterable[Batch] = ()) -> nn.Module | None:
     """A new module in eval mode, its BatchNorm statistics those of `rows`: (0, 1) would be a broken control.
 
-    None where a weight is left as the memory has it: nothing says how such a model begins.
+    None where a weight is left as the memory has it: nothing says how such a model begins. ModelError where it refuses
+    the rows.
     """
     mode = torch.get_deterministic_debug_mode()
     try:
@@ -34,4 +36,9 @@ def untrained(build: Callable[[], nn.Module], seed: int, rows: Iterable[Batch] =
         torch.set_deterministic_debug_mode(mode)
     if any(bool(value.isnan().any()) for value in module.state_dict().values() if value.is_floating_point()):
         return None
-    return reestimated(module, rows, rows=ROWS)
+    try:
+        return reestimated(module, rows, rows=ROWS)
+    except CensusError:
+        raise
+    except Exception as error:  # whatever the model's code raises
+        raise ModelError(f"its forward refuses the data: {type(error).__name__}: {error}") from error

@@ -125,6 +125,12 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
         loaded("m.pt", whole_module, **SPEC)
 
 
+def test_tensors_that_cannot_be_kept_are_named() -> None:
+    state = {**model().state_dict(), "hidden0.weight": torch.eye(8, 16).to_sparse()}
+    with pytest.raises(ModelError, match=r"holds sparse or quantised tensors, .*: hidden0.weight"):
+        loaded("m.pt", as_pt(state), **SPEC)
+
+
 def test_torchscript_is_refused_with_what_to_use_instead() -> None:
     buffer = io.BytesIO()
     with pytest.warns(DeprecationWarning, match="torch.jit"):
