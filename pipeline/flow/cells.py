@@ -27,6 +27,7 @@ from pipeline.flow.recurrent import (
     is_recurrent,
     replays,
     states_of,
+    time_axis,
     weights_of,
 )
 from pipeline.flow.rows import Rows
@@ -129,9 +130,11 @@ def _space(weights: Weights, gating: Gating) -> InputSpace:
 
 
 def rows_of_cells(node: Node) -> Rows | None:
-    """The rows of a recorded call's input."""
+    """The rows of a recorded call's input; None where they would be its steps."""
     value = node.args[0]
-    return None if isinstance(value, Fixed) or value.origin is not Origin.DATA else value.rows
+    if isinstance(value, Fixed) or value.origin is not Origin.DATA:
+        return None
+    return None if value.rows is not None and value.rows.axis == time_axis(node.op.name, node.args) else value.rows
 
 
 def presented(call: Call, out: Any, plans: Sequence[SitePlan]) -> list[Presented]:

@@ -24,7 +24,7 @@ from pipeline.flow.naming import path_of, slice_label
 from pipeline.flow.parts import Pair, find_pair
 from pipeline.flow.path import Path
 from pipeline.flow.plan import CallKey, SitePlan
-from pipeline.flow.record import Node, Recorder
+from pipeline.flow.record import Fixed, Node, Recorder
 from pipeline.flow.recurrent import SINGLE, weights_of
 from pipeline.flow.rows import Rows
 from pipeline.flow.spaces import Spaces
@@ -184,8 +184,9 @@ def _cells(recorder: Recorder) -> list[FoundCall]:
         key = key_of_cells(node)
         if key is None:
             continue
-        weight = weights_of(node.op.name, node.args)[0].input.value
-        path = sorted(weight.names)[0]
+        layers = weights_of(node.op.name, node.args)
+        names = [part.value.names for layer in layers for part in layer[2:] if isinstance(part, Fixed)]
+        path = sorted(layers[0].input.value.names)[0]
         number = counter.next(path)
 
         def make(trust: Trust, node: Node = node, number: int = number) -> list[SitePlan]:
@@ -193,7 +194,9 @@ def _cells(recorder: Recorder) -> list[FoundCall]:
 
         place = f"{path}#{number}"
         loops = node.op.name in SINGLE
-        found.append(FoundCall(node, key, place, weight.names, rows_of_cells(node), make, loops=loops))
+        found.append(
+            FoundCall(node, key, place, frozenset[str]().union(*names), rows_of_cells(node), make, loops=loops)
+        )
     return found
 
 

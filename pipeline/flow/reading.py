@@ -116,7 +116,9 @@ class Reading:
         for node in self.recorder.graph.nodes:
             for fixed in fixed_in(node):
                 for name in fixed.value.names:
-                    acting.setdefault(name, node)
+                    # a table says most where it is looked up
+                    if name not in acting or node.op.name in ("embedding", "embedding_bag"):
+                        acting[name] = node
         held = held_tensors(self.model)
         unread = []
         for parameter in self.model.parameters():

@@ -111,6 +111,11 @@ def _options(args: Sequence[Any], packed: bool) -> tuple[bool, int, bool]:
     return args[first], args[first + 1], args[first + 4]
 
 
+def time_axis(name: str, args: Sequence[Any]) -> int | None:
+    """The axis of the steps in a layer's input; None where steps and rows lie along one, or for a cell."""
+    return None if name in SINGLE or _is_packed(args) else int(args[8])
+
+
 def cell_path(names: Sequence[str], weights: Weights) -> tuple[str, str]:
     """The module path and the layer's label, from the names of the input weight.
 

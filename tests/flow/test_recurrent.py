@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from pipeline.flow.discover import discover
+from pipeline.flow.tap import tapped_forward
 from tests.flow.models import Free, linear, numbers
 from tests.flow.shown import batch_of, show
 
@@ -169,3 +171,16 @@ def test_a_state_carried_between_calls_is_data(form):
     assert [site.name for site in shown.discovery.sites] == ["enter", "carry"]
     assert not shown.x["carry"].any()  # what discovery left behind was put back
     torch.testing.assert_close(shown.out, torch.tanh(model.enter(x) + model.carry.bias))
+
+
+def test_steps_that_are_as_many_as_the_rows_are_not_taken_for_them():
+    """(5, 5, 3) of five rows may have its rows along either axis: the first is assumed, and here it is the time."""
+    layer = nn.LSTM(3, 4, dtype=torch.float64)
+    found = discover(layer, batch_of(numbers(5, 5, 3)))
+    assert found.sites == ()
+    assert len(found.unread) == 4
+    assert all("cannot be followed" in unread.reason for unread in found.unread)
+    known = discover(layer, batch_of(numbers(6, 5, 3), rows=5))
+    seen = []
+    tapped_forward(layer, known, batch_of(numbers(5, 5, 3), rows=5), lambda p: seen.append(p.row_L))
+    assert len(seen) == 4
