@@ -26,7 +26,7 @@ def _column(
 
 
 _ALONE = "null where the unit shares its inputs with no other, or has a single input"
-_TWIN = "null where the model has no untrained twin"
+_TWIN = "null where the model has no untrained twin, or was loaded: its twin began with other weights"
 
 
 @dataclass(frozen=True)
