@@ -18,9 +18,12 @@ from pipeline.kernels import ranked
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.bins import Bins
 from pipeline.kernels.classsums import ClassSums
+from pipeline.kernels.comoment import CoMoment, InputCovariance
 from pipeline.kernels.firing import Firing
+from pipeline.kernels.gradientsums import GradientSums
 from pipeline.kernels.matchbins import MatchBins, moments_of
 from pipeline.kernels.moments import Moments
+from pipeline.kernels.pairs import UnitPairs
 from pipeline.kernels.ranked import Ranked
 from pipeline.kernels.view import View
 from pipeline.registry import statistics
@@ -31,6 +34,10 @@ from tests.laws.laws import LAWS
 from tests.laws.test_laws import NAMED
 
 RESPONSE, MATCH, LABELS, EXEMPLARS = (statistics()[name] for name in ("response", "match", "labels", "exemplars"))
+TEMPLATE, COMPOSITION, IMPORTANCE, WEIGHTS = (
+    statistics()[name] for name in ("template", "composition", "importance", "weights")
+)
+FEW_COMPARED = replace(statistics()["redundancy"], largest=2)
 
 
 def with_faulty(statistic: Statistic, name: str, faulty: Callable[[Primitive], Primitive]) -> Statistic:
@@ -250,6 +257,50 @@ class SampleVariance(type(RESPONSE)):
         return {**rows, "neurons": {**rows["neurons"], "z_std": corrected}}
 
 
+class NoCrossTerm(CoMoment):
+    """Co-moments about two means are added as if the means were one."""
+
+    def merge(self, left: State, right: State) -> State:
+        merged = super().merge(left, right)
+        return merged | {name: left[name] + right[name] for name in ("cov_UD", "fired_UD") if name in merged}
+
+
+class MaskedInputsCounted(InputCovariance):
+    def observe(self, presentations: Presentations) -> State:
+        return super().observe(View.of(replace(_plain(presentations), mask_LS=None)))
+
+
+class FirstUnitsReferred(UnitPairs):
+    """The first units stand for those that are spread over the site, when merging only."""
+
+    def merge(self, left: State, right: State) -> State:
+        merged, total = super().merge(left, right), (left["n_1"] + right["n_1"]).clamp(min=1)
+        step_U = right["mean_U"] - left["mean_U"]
+        weighted_U = left["n_1"] * right["n_1"].double() / total * step_U
+        outer_UK = weighted_U[:, None] * step_U[: left["co_UK"].shape[1]]
+        return merged | {"co_UK": left["co_UK"] + right["co_UK"] + outer_UK}
+
+
+class GradientsOfAnyNumber(GradientSums):
+    """A gradient that is NaN counts as 0."""
+
+    def observe(self, presentations: Presentations) -> State:
+        gradient_LSU = presentations.gradient_LSU
+        if gradient_LSU is not None:
+            presentations = replace(_plain(presentations), gradient_LSU=gradient_LSU.nan_to_num())
+        return super().observe(View.of(presentations))
+
+
+@dataclass(frozen=True)
+class RawPatterns(type(WEIGHTS)):
+    """Compares the weights before a norm was folded in with the twin's."""
+
+    name: ClassVar[str] = "weights"
+
+    def columns(self, site, state, controls):
+        return super().columns(replace(site, pattern_UD=site.raw_UD), state, controls)
+
+
 def _plain(presentations: Presentations) -> Presentations:
     """Without what a view has already derived."""
     return Presentations(**{name: getattr(presentations, name) for name in Presentations.__dataclass_fields__})
@@ -285,6 +336,12 @@ FAULTS: dict[str, tuple[Statistic, str]] = {
     "arrival-order ties": (with_faulty(EXEMPLARS, "greatest", copy_as(ArrivalOrderTies)), "row_order"),
     "topk ties": (with_faulty(EXEMPLARS, "smallest", copy_as(TopkTies)), "oracle"),
     "several of a row": (with_faulty(EXEMPLARS, "greatest", copy_as(SeveralOfARow)), "oracle"),
+    "no cross term": (with_faulty(TEMPLATE, "comoment", copy_as(NoCrossTerm)), "partition"),
+    "no cross term of firing": (with_faulty(COMPOSITION, "comoment", copy_as(NoCrossTerm)), "oracle_of_parts"),
+    "masked inputs counted": (with_faulty(TEMPLATE, "inputs", copy_as(MaskedInputsCounted)), "oracle"),
+    "first units referred to": (with_faulty(FEW_COMPARED, "pairs", copy_as(FirstUnitsReferred)), "oracle_of_parts"),
+    "gradients of any number": (with_faulty(IMPORTANCE, "gradients", copy_as(GradientsOfAnyNumber)), "oracle"),
+    "raw patterns": (RawPatterns(), "oracle"),
     "hash of another backend": (with_faulty(EXEMPLARS, "random", copy_as(HashOfAnotherBackend)), "oracle"),
 }
 
@@ -293,8 +350,11 @@ def breaks(statistic: Statistic, law: str) -> list[str]:
     """The named inputs on which a statistic breaks a law."""
     broken = []
     for kind, recipe in NAMED.items():
+        shown = draw(recipe)
+        if not statistic.applies(shown.site):
+            continue
         try:
-            LAWS[law](statistic, draw(recipe), np.random.default_rng(recipe.seed))
+            LAWS[law](statistic, shown, np.random.default_rng(recipe.seed))
         except AssertionError:
             broken.append(kind)
     return broken
@@ -306,7 +366,9 @@ def test_the_laws_catch(fault: str) -> None:
     assert breaks(statistic, law), f"no input of {law} shows it"
 
 
-@pytest.mark.parametrize("name", ["response", "match", "labels", "exemplars"])
+@pytest.mark.parametrize(
+    "name", ["response", "match", "labels", "exemplars", "template", "composition", "importance", "redundancy"]
+)
 def test_copies_without_a_fault_are_not_caught(name: str) -> None:
     needed = next(iter(statistics()[name].primitives(draw(NAMED["plain"]).site)))
     faithful = with_faulty(statistics()[name], needed, lambda primitive: type(primitive)(**vars(primitive)))
