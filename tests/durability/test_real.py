@@ -79,7 +79,7 @@ def check(store: Store, undisturbed: tuple[str, dict[str, bytes]]) -> None:
 
 @contextmanager
 def meanwhile(harm: Callable[[], None]) -> Iterator[None]:
-    """Do something in another thread, and raise what it raises."""
+    """Do something in another thread, and raise what it raises: that is why the rest failed, where it did."""
     raised: list[BaseException] = []
 
     def guarded() -> None:
@@ -94,7 +94,8 @@ def meanwhile(harm: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         thread.join()
-    assert raised == []
+        if raised:
+            raise raised[0]
 
 
 def stored(store: Store, count: int) -> Callable[[], bool]:
@@ -174,12 +175,13 @@ def test_the_s3_server_is_killed(seed: int, job: Path, undisturbed, seaweed: Sea
             seaweed.start()
 
     with meanwhile(harm):
-        for _ in range(5):
+        end = time.monotonic() + 400
+        while True:
             one = driver(job, bucket, "none")
             output, _ = one.communicate(timeout=250)
             if one.returncode == 0:
                 break
             # the server was away for longer than anybody waits: the operator is told, and runs it again
             assert one.returncode == 2, output.decode()
-    assert one.returncode == 0, output.decode()
+            assert time.monotonic() < end, output.decode()
     check(store, undisturbed)
