@@ -1,8 +1,8 @@
 """The fused kernel for GPUs: what a site's statistics need of z, a and the match, while they are on the device.
 
 Layer 1: torch and Triton; only to be imported where that is installed, see `triton_build`. Given the same presentations
-it equals the reference kernel: counts, extremes and choices exactly, float64 sums to rounding. Rows are chosen and
-classes summed as the reference does, from each row's extremes, which the pass finds.
+it equals the reference kernel: counts, extremes and choices exactly, float64 sums to rounding. Classes are summed as
+the reference does, from each row's extremes, which the pass finds.
 
 Shapes: U units, R runs of entries, B bins, F forms of match.
 """
@@ -10,7 +10,6 @@ Shapes: U units, R runs of entries, B bins, F forms of match.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import triton
@@ -27,6 +26,7 @@ from pipeline.kernels.moments import Moments
 from pipeline.kernels.ranked import Ranked
 from pipeline.kernels.triton_fold import fold, fold_bins
 from pipeline.kernels.triton_pass import Parts, observe
+from pipeline.kernels.triton_rows import Rows
 from pipeline.kernels.triton_show import Cut, found_in, known_of, parts_of
 from pipeline.kernels.triton_tile import SAME, Patterns
 from pipeline.kernels.view import View
@@ -75,8 +75,8 @@ class Triton(Accumulator):
             "BEST": "match" in kinds,
             "OUTPUT": any(isinstance(one, ClassSums) for one in primitives),
         }
-        self._by_rows: dict[Primitive, State] = {
-            one: one.empty(site) for one in primitives if isinstance(one, ClassSums | Ranked)
+        self._by_class: dict[Primitive, State] = {
+            one: one.empty(site) for one in primitives if isinstance(one, ClassSums)
         }
         self._place(torch.device("cpu"))
 
@@ -94,31 +94,34 @@ class Triton(Accumulator):
         self._bin_UB = torch.zeros(units, BINS, dtype=torch.int64, device=device)
         self._match_bin_FUB = torch.zeros(len(FORMS), units, 2 * MATCH_BINS, dtype=torch.int64, device=device)
         self._match_F6U = torch.zeros(len(FORMS), 6, units, dtype=torch.float64, device=device)
-        self._by_rows = {one: _on(state, device) for one, state in self._by_rows.items()}
+        self._by_class = {one: _on(state, device) for one, state in self._by_class.items()}
+        self._kept = {one: Rows(one, units, device) for one in self._primitives if isinstance(one, Ranked)}
 
     def add(self, presentations: Presentations) -> None:
         """See `Accumulator`."""
         z_LSU = presentations.z_LSU
         if z_LSU.device != self._device:
             self._place(z_LSU.device)
-        known: dict[str, Any] = {}
+        view = View.of(presentations)
         if z_LSU.numel():
             with torch.cuda.device_of(z_LSU):
-                known = self._pass(Cut(presentations))
-        view = View.of(presentations).knowing(**known)
+                view = self._pass(Cut(presentations))
         self._rows_2U = self._rows_2U + torch.stack([view.greatest.found_NU.sum(0), view.row_fired_NU.sum(0)])
-        self._by_rows = {one: one.merge(state, one.observe(view)) for one, state in self._by_rows.items()}
+        self._by_class = {one: one.merge(state, one.observe(view)) for one, state in self._by_class.items()}
 
-    def _pass(self, cut: Cut) -> dict[str, Any]:
-        """Add the batch to all but what is counted by rows; returns what a `View` would find of those."""
+    def _pass(self, cut: Cut) -> View:
+        """Add the batch to all but what is counted by rows; returns a view that knows of those."""
         wanted = self._wanted
-        matches = wanted["PEARSON"] or wanted["COSINE"] or wanted["BEST"]
+        matches = wanted["PEARSON"] or wanted["COSINE"] or bool(self._kept)
         parts, found = parts_of(cut, wanted), found_in(cut, wanted)
-        arguments = cut.arguments(self._patterns, matches=matches) | {"parts": parts, "found": found}
+        arguments = cut.arguments(self._patterns, matches=matches)
         # contracted, a product and a sum round once: another match, and another bin
-        observe[cut.grid](**arguments, **wanted, enable_fp_fusion=False)
+        observe[cut.grid](**arguments, **wanted, parts=parts, found=found, enable_fp_fusion=False)
         self._fold(cut, parts)
-        return known_of(cut, found, wanted)
+        view = View.of(cut.presentations).knowing(**known_of(cut, found, wanted))
+        for rows in self._kept.values():
+            rows.offer(view, arguments)
+        return view
 
     def _fold(self, cut: Cut, parts: Parts) -> None:
         """Add what the runs came to."""
@@ -155,7 +158,9 @@ class Triton(Accumulator):
                 return _copied({"top": self._top_U, "count": self._bin_UB})
             case MatchBins(form):
                 return self._match_state(FORMS.index(form), counts["n"])
-        return _copied(self._by_rows[primitive])
+            case Ranked():
+                return self._kept[primitive].state()
+        return _copied(self._by_class[primitive])
 
     def _match_state(self, form: int, n_U: torch.Tensor) -> State:
         """Silent, then firing."""
