@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import logging
 import os
@@ -17,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -29,9 +31,12 @@ from pipeline.cells import decode_cell
 from pipeline.cli import cli
 from pipeline.errors import StoreError
 from pipeline.executor import InlineExecutor
+from pipeline.inputs import input_file
 from pipeline.manifest import committed_runs
 from pipeline.plan import make_plan
 from pipeline.resolve import resolve
+from pipeline.rows.footers import read_footer
+from pipeline.rows.groups import read_groups
 from pipeline.run import run
 from pipeline.store import open_store
 from pipeline.task import run_task
@@ -141,6 +146,20 @@ def test_a_store_that_does_not_enforce_conditional_writes(
         assert open_store(s3_url).keys() == []
     finally:
         proxy.close()
+
+
+def test_a_server_that_goes_away_while_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise EndpointConnectionError(endpoint_url="http://127.0.0.1")
+
+    tiny_job(tmp_path)
+    path = tmp_path / "rows" / "0.parquet"
+    url, file = str(path), input_file(str(path))
+    footer = read_footer(url, file)
+    monkeypatch.setattr("pipeline.rows.groups.open_input", lambda _: Gone(path.read_bytes()))
+    with pytest.raises(StoreError, match=r"0.parquet: cannot be read: the server does not answer"):
+        list(read_groups(url, footer.file_id, [0], ["x"]))
 
 
 def committed(tmp_path: Path) -> Path:

@@ -60,9 +60,11 @@ def _read(
     try:
         # one thread: a worker has the cores that its job gave it, and the next group is read beside the model's work
         table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except Exception as error:  # what storage drivers raise shares no base class
         if watched.failure is not None:
             with input_errors(url):
                 raise watched.failure from None
+        if not isinstance(error, pa.ArrowException | OSError | EOFError):
+            raise
         return Group(rows, (), f"row group {group} is corrupt: {' '.join(str(error).split())}")
     return Group(rows, table.to_batches(max_chunksize=PART_ROWS))
