@@ -163,7 +163,4 @@ def _census(job: str, store: str, ray: str, progress: Progress) -> Outcome:
 
 def _summary(outcome: Outcome) -> str:
     failed = "".join(f"\n- failed: {name}: {reason}" for name, reason in outcome.failed.items())
-    return (
-        f"Run `{outcome.run}`: {outcome.trained} models trained, {outcome.loaded} loaded, "
-        f"{outcome.cells} cells measured, {outcome.reused_cells} reused.{failed}"
-    )
+    return f"Run `{outcome.run}`: {outcome.done}.{failed}"

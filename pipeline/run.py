@@ -48,6 +48,12 @@ class Outcome:
     seconds: dict[str, float]
     loaded: int = 0
 
+    @property
+    def done(self) -> str:
+        """What was done, in words."""
+        loaded = f", {self.loaded} loaded" if self.loaded else ""
+        return f"{self.trained} models trained{loaded}, {self.cells} cells measured, {self.reused_cells} reused"
+
 
 def run(job: Job, store: Store, executor: Executor, progress: Progress | None = None) -> Outcome:
     """Do what a job asks for and commit it once; CensusError where its input or the store does not allow it."""
@@ -114,7 +120,8 @@ def _stage(
 ) -> Stage:
     """Run the tasks of one stage; `total` counts what earlier runs have done as well."""
     work = sum(task.units for task in tasks)
-    progress.stage(name, max(total, work), max(total, work) - work)
+    if max(total, work):
+        progress.stage(name, max(total, work), max(total, work) - work)
     done = run_stage(partial(run_task, store=store), tasks, executor=executor, progress=progress)
     log.add(done)
     return done

@@ -21,9 +21,7 @@ _ROWS = 20
 
 def print_outcome(outcome: Outcome, store: Store, console: Console) -> None:
     """Print what was done, the answers to the questions of every census, and which models failed."""
-    made = f"{outcome.trained} models trained" + (f", {outcome.loaded} loaded" if outcome.loaded else "")
-    done = f"{made}, {outcome.cells} cells measured, {outcome.reused_cells} reused"
-    console.print(f"run {outcome.run}: {done if outcome.new else 'was committed before'}", soft_wrap=True)
+    console.print(f"run {outcome.run}: {outcome.done if outcome.new else 'was committed before'}", soft_wrap=True)
     with closing(connect(store, run=outcome.run)) as con:
         for question in filter(lambda one: one.always, QUESTIONS.values()):
             print_question(con, question, console, limit=_ROWS)
