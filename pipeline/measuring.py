@@ -6,10 +6,11 @@ Layer 3. What a cell holds is a function of model, chunk, statistic and numerics
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import chain, groupby, zip_longest
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,7 +26,7 @@ from pipeline.numerics import in_force
 from pipeline.origins import objective_of, shape_of
 from pipeline.registry import sources
 from pipeline.resolve import Model
-from pipeline.rows.reading import prefetched
+from pipeline.rows.reading import Reading, prefetched
 from pipeline.scores import Sums, added, score
 from pipeline.sources.base import Chunk
 from pipeline.statistics.base import Statistic
@@ -113,12 +114,17 @@ def run_measure(task: MeasureTask, store: Store) -> Measured:
     remarks: dict[str, None] = {}
     costs: list[ModelCost] = []
     watch = Stopwatch()
-    with in_force(task.numerics):
-        for chunk, cells in task.by_chunk():
+    chunks = list(task.by_chunk())
+    with in_force(task.numerics), ThreadPoolExecutor(1) as ahead:
+        begun = {chunk.id: ahead.submit(_begin, task, chunk, store) for chunk, _ in chunks[:1]}
+        for (chunk, cells), following in zip_longest(chunks, chunks[1:]):
+            if following is not None:
+                begun[following[0].id] = ahead.submit(_begin, task, following[0], store)
+            beginning = begun.pop(chunk.id)
             left = [cell for cell in cells if cell.model.id not in failed]
             try:
                 if left:
-                    done = _measure_chunk(task, chunk, left, store, device, watch)
+                    done = _measure_chunk(task, chunk, left, beginning, store, device, watch)
                     failed |= done.failed
                     remarks |= dict.fromkeys(done.remarks)
                     costs += done.costs
@@ -126,6 +132,22 @@ def run_measure(task: MeasureTask, store: Store) -> Measured:
             except DataError as error:
                 unread = {**{cell.model.id: str(error) for cell in left}, **unread}
     return Measured(units, failed, unread, tuple(remarks), tuple(costs), watch.spent)
+
+
+class _Begun(NamedTuple):
+    """A chunk whose first batch is read (None: it has no rows), and the batches behind that one."""
+
+    reading: Reading[Any]
+    first: Batch | None
+    rest: Iterator[Batch]
+
+
+def _begin(task: MeasureTask, chunk: Chunk, store: Store) -> _Begun:
+    """Open a chunk, in a thread while the one before it is measured: a bucket is slow to give the first rows."""
+    source = sources()[task.probe.spec.source](task.probe.data, task.probe.spec, store)
+    reading = source.read(chunk, task.numerics.batch_rows)
+    batches = iter(reading)
+    return _Begun(reading, next(batches, None), batches)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +169,13 @@ class _Done(NamedTuple):
 
 
 def _measure_chunk(
-    task: MeasureTask, chunk: Chunk, cells: Sequence[Missing], store: Store, device: torch.device, watch: Stopwatch
+    task: MeasureTask,
+    chunk: Chunk,
+    cells: Sequence[Missing],
+    beginning: Future[_Begun],
+    store: Store,
+    device: torch.device,
+    watch: Stopwatch,
 ) -> _Done:
     failed: dict[str, str] = {}
     watched: list[_Watched] = []
@@ -159,13 +187,13 @@ def _measure_chunk(
                 watched.append(_Watched(cell, loaded, running))
             except ModelError as error:
                 failed[cell.model.id] = str(error)
-    source = sources()[task.probe.spec.source](task.probe.data, task.probe.spec, store)
     dtype = getattr(torch, task.numerics.dtype)
-    reading = source.read(chunk, task.numerics.batch_rows)
+    with watch.on("reading"):
+        reading, first, rest = beginning.result()
     # a GPU is waited for on the first chunk only
     is_first = chunk == task.probe.chunk
     shown: Batch | None = None
-    for batch in watch.over("reading", prefetched(iter(reading))):
+    for batch in watch.over("reading", chain([] if first is None else [first], prefetched(rest))):
         with watch.on("measuring"):
             batch = moved(batch, device, dtype)
             failed |= _show(batch, [one for one in watched if one.cell.model.id not in failed], timed=is_first)

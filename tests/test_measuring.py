@@ -1,0 +1,40 @@
+"""The measure task: what it reads ahead."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline.measuring
+from tests.census import published, run_inline, small_job
+
+
+def test_the_next_chunk_is_opened_while_one_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, plain = run_inline(small_job(tmp_path), str(tmp_path / "plain"))
+    order: list[tuple[str, str]] = []
+    opened: dict[str, threading.Event] = {}
+    begin, store_cells = pipeline.measuring._begin, pipeline.measuring._store_cells
+
+    def begun(task: Any, chunk: Any, store: Any) -> Any:
+        found = begin(task, chunk, store)
+        order.append(("opened", chunk.id))
+        opened.setdefault(chunk.id, threading.Event()).set()
+        return found
+
+    def stored(task: Any, one: Any, seen: Any, store: Any) -> None:
+        ids = [chunk.id for chunk, _ in task.by_chunk()]
+        for following in ids[ids.index(one.cell.chunk.id) + 1 :][:1]:
+            assert opened.setdefault(following, threading.Event()).wait(timeout=60)
+        order.append(("stored", one.cell.chunk.id))
+        store_cells(task, one, seen, store)
+
+    monkeypatch.setattr(pipeline.measuring, "_begin", begun)
+    monkeypatch.setattr(pipeline.measuring, "_store_cells", stored)
+    outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "watched"))
+    chunks = [chunk for what, chunk in order if what == "opened"]
+    assert len(set(chunks)) == 5
+    assert {chunk for what, chunk in order if what == "stored"} == set(chunks)
+    assert published(store, outcome.run) == published(plain, expected.run)
