@@ -345,9 +345,9 @@ def test_an_interruption_is_clean(store: str, after_s: float) -> None:
     sql = "SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b"
     process = subprocess.Popen(command("query", sql, "--store", store), stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: cpu_seconds(process.pid) >= after_s, timeout_s=60)
+        wait_until(lambda: cpu_seconds(process.pid) >= after_s, timeout_s=120)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130
