@@ -23,6 +23,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import nn
 
+from pipeline.entries import Model
 from pipeline.errors import CensusError
 from pipeline.fit.recipe import Recipe
 from pipeline.hashing import splitmix64
@@ -30,7 +31,7 @@ from pipeline.job import load_job
 from pipeline.models.base import checkpoint_key, decode_checkpoint
 from pipeline.query import connect
 from pipeline.report.questions import QUESTIONS
-from pipeline.resolve import Model, resolve
+from pipeline.resolve import resolve
 from pipeline.sources.digits import GREATEST, TEST_BELOW
 from pipeline.store import Store, open_store
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.devices import CPU, moved
+from pipeline.entries import Model
 from pipeline.errors import DataError
 from pipeline.flow.discover import Discovery, discover
 from pipeline.hashing import sha256
@@ -21,7 +22,6 @@ from pipeline.job import DataSpec, SiteSelection
 from pipeline.models.base import Checkpoint, checkpoint_key, decode_checkpoint
 from pipeline.origins import Origin, module_of, shown
 from pipeline.registry import sources
-from pipeline.resolve import Model
 from pipeline.sources.base import Chunk
 from pipeline.store import Store
 

@@ -18,6 +18,7 @@ from pipeline.batch import Batch
 from pipeline.cells import CellState, Damaged, Rows, cell_key, encode_cell
 from pipeline.cost import ModelCost, clock, cost_beside
 from pipeline.devices import CPU, device_named, full_name, moved
+from pipeline.entries import Model
 from pipeline.errors import DataError, ModelError
 from pipeline.job import Numerics, SiteSelection
 from pipeline.loading import Loaded, Probe, keep_only, load
@@ -25,7 +26,6 @@ from pipeline.measure import Running
 from pipeline.numerics import in_force
 from pipeline.origins import objective_of, shape_of
 from pipeline.registry import sources
-from pipeline.resolve import Model
 from pipeline.rows.reading import Reading, prefetched
 from pipeline.scores import Sums, added, score
 from pipeline.sources.base import Chunk

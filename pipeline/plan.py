@@ -13,6 +13,7 @@ from math import ceil
 from typing import NamedTuple, TypeVar
 
 from pipeline.cells import cell_key
+from pipeline.entries import Model
 from pipeline.errors import DataError, JobError, ModelError
 from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
@@ -22,7 +23,7 @@ from pipeline.measuring import MeasureTask, Missing
 from pipeline.models.base import checkpoint_key
 from pipeline.origins import Origin, made, made_up, shape_of, task_of
 from pipeline.reduce import DONE, Measured, ReduceTask, reduced_key
-from pipeline.resolve import Model, Resolved, Split
+from pipeline.resolve import Resolved, Split
 from pipeline.staging import LoadTask
 from pipeline.store import Store
 from pipeline.training import TrainTask, grouped

@@ -17,6 +17,7 @@ import torch
 from pipeline.base_columns import BASE
 from pipeline.cells import CellState, Rows, cell_key, decode_cell
 from pipeline.described import described, meanings, names_of
+from pipeline.entries import Model
 from pipeline.errors import StoreError
 from pipeline.flow.discover import Discovery
 from pipeline.hashing import sha256
@@ -28,7 +29,7 @@ from pipeline.measure import arrow_tables, controls_of, site_table
 from pipeline.numerics import in_force
 from pipeline.origins import columns_of
 from pipeline.parquet import parquet_bytes
-from pipeline.resolve import Model, Split
+from pipeline.resolve import Split
 from pipeline.rows.decode import UID_MASK
 from pipeline.scores import Sums, added, means
 from pipeline.sites import Site

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from pipeline.batch import Batch
 from pipeline.described import described, meanings
+from pipeline.entries import Model
 from pipeline.errors import DataError
 from pipeline.executor import InlineExecutor
 from pipeline.flow.discover import discover
@@ -28,7 +29,6 @@ from pipeline.registry import families, sources
 from pipeline.report.neuron import page
 from pipeline.report.questions import QUESTIONS
 from pipeline.report.words import in_words, input_name
-from pipeline.resolve import Model
 from pipeline.run import run
 from pipeline.show import TABLES, Neuron, find
 from pipeline.store import open_store

@@ -48,6 +48,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(
         [
             "resolve",
+            "entries",
             "plan",
             "estimate",
             "projection",

@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
+from pipeline.entries import Model
 from pipeline.executor import InlineExecutor
 from pipeline.job import load_job
 from pipeline.measure import measure
 from pipeline.models.base import checkpoint_key, decode_checkpoint
 from pipeline.query import connect
 from pipeline.registry import statistics
-from pipeline.resolve import Model, resolve
+from pipeline.resolve import resolve
 from pipeline.run import run
 from pipeline.store import Store, open_store
 from tests.statistics.recompute import OF_UNITS, check

@@ -1,0 +1,286 @@
+"""What the entries of a job's models stand for: every model by its id, name and origin, checked before anything runs.
+
+Layer 3. An entry trains a family, one model for each point of its grid and seed, or loads models from files; each is
+followed by its untrained twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import JobError, ModelError
+from pipeline.fit.recipe import Recipe
+from pipeline.fit.settings import Training
+from pipeline.foreign.entry import Place, loaded_models, pin_of, twins
+from pipeline.foreign.origin import Untrained
+from pipeline.foreign.spec import LoadSpec
+from pipeline.grid import Point, label, points
+from pipeline.job import Job, ModelSpec, dotted, misfit, refusal, unknown
+from pipeline.models.base import Family, Task
+from pipeline.origins import Origin
+from pipeline.registry import families
+from pipeline.sources.base import Source
+from pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of a run.
+
+    step        of its training; None where that is not known
+    control     id of its untrained twin, `control_of` the lineage or architecture whose twin it is
+    """
+
+    id: str
+    name: str
+    data: str
+    origin: Origin
+    step: int | None
+    control: str | None
+    control_of: str | None
+
+    @property
+    def start(self) -> str | None:
+        """Id of the model that it was before training; the twin of a loaded one began with other weights."""
+        return self.control if isinstance(self.origin, Recipe) else None
+
+
+@dataclass(frozen=True)
+class TrainEntry:
+    """One entry of a job's models, or one point of its grid, with everything that needs no data checked."""
+
+    where: str
+    spec: ModelSpec
+    family: Family
+    name: str
+    hyperparameters: dict[str, Any]
+    training: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadEntry:
+    """One entry whose models are loaded."""
+
+    where: str
+    spec: ModelSpec
+    load: LoadSpec
+
+
+def entries_of(job: Job, index: int) -> list[TrainEntry] | list[LoadEntry]:
+    """What one entry asks for: a training for each point of its grid, or files to load. JobError if it is wrong."""
+    spec, where = job.models[index], f"models[{index}]"
+    if spec.data not in job.data:
+        raise unknown(job, f"{where}.data", spec.data, job.data)
+    if spec.load is not None:
+        return [LoadEntry(where, spec, _load_spec(job, where, spec.load))]
+    if spec.family not in families():
+        raise unknown(job, f"{where}.family", spec.family or "", families())
+    _refuse_what_no_grid_can_set(job, where, spec)
+    return [_entry(job, where, spec, point) for point in points(spec.grid)]
+
+
+def _entry(job: Job, where: str, spec: ModelSpec, point: Point) -> TrainEntry:
+    family: Family = families()[spec.family or ""]
+    read = partial(_validated, job, where, point=point)
+    return TrainEntry(
+        where=where,
+        spec=spec,
+        family=family,
+        name="-".join(part for part in (spec.name or spec.family, label(point)) if part),
+        hyperparameters=read("hyperparameters", family.parameters, spec.hyperparameters),
+        training=read("training", Training, spec.training),
+    )
+
+
+def _refuse_what_no_grid_can_set(job: Job, where: str, spec: ModelSpec) -> None:
+    tables = {"hyperparameters": families()[spec.family or ""].parameters, "training": Training}
+    known = [name for table in tables.values() for name in table.model_fields]
+    for key in (key for grid in spec.grid for key in grid):
+        if key not in known:
+            raise unknown(job, f"{where}.grid.{key}", key, known)
+        for table in tables:
+            if key in (given := getattr(spec, table)):
+                raise misfit(job, f"{where}.{table}.{key}", given[key], "no value here, as the grid has some")
+
+
+def _load_spec(job: Job, where: str, given: Mapping[str, Any]) -> LoadSpec:
+    spec = _checked(job, f"{where}.load", LoadSpec, given)
+    if spec.family is None:
+        return spec
+    if spec.family not in families():
+        raise unknown(job, f"{where}.load.family", spec.family, families())
+    arguments = _checked(job, f"{where}.load.arguments", families()[spec.family].parameters, spec.arguments)
+    # defaults are part of how a model is built
+    return spec.model_copy(update={"arguments": arguments.model_dump(mode="json")})
+
+
+def models_of(job: Job, entry: TrainEntry | LoadEntry, source: Source, store: Store) -> list[Model]:
+    """The models of an entry, each training's followed by its untrained twin. JobError where they cannot be."""
+    if isinstance(entry, TrainEntry):
+        return _trained(job, entry, source)
+    return _loaded(job, entry, source, store)
+
+
+def _loaded(job: Job, entry: LoadEntry, source: Source, store: Store) -> list[Model]:
+    """The models that an entry's files are, and behind them the untrained twin of each architecture."""
+    where, spec, load = entry.where, entry.spec, entry.load
+    if load.family is not None:
+        _refuse_other_rows(job, where, spec.data, families()[load.family], source)
+    task = Task(tuple(source.shape), source.classes, tuple(source.categories), source.vocabulary)
+    place = Place(spec.located(load.url), spec.named)
+    chunks = source.chunks(job.data[spec.data].train) or source.chunks(job.data[spec.data].measure[0])
+    try:
+        found = loaded_models(load, place, task, dtype=job.numerics.dtype, store=store)
+        if load.sha256 is not None and load.sha256 != (pin := pin_of(found)):
+            raise misfit(job, f"{where}.load.sha256", load.sha256, f"the sha256 of what is there, {pin}")
+        made = twins(found, seed=_seed(job, 0), data=spec.data, chunks=chunks)
+    except ModelError as error:
+        raise refusal(job, f"{where}.load", str(error)) from error
+    controls = made if spec.control else {}
+    models = []
+    for name, origin in found.items():
+        twin = controls.get(origin.architecture)
+        named = name if spec.name is None else f"{spec.name}-{name}"
+        models.append(Model(origin.id, named, spec.data, origin, None, twin.id if twin else None, None))
+    for architecture, twin in controls.items():
+        base = spec.name or (architecture.label or "").rpartition(":")[2]
+        several = "" if len(controls) == 1 else f"-{twin.id[:8]}"
+        models.append(Model(twin.id, f"{base}{several}-init", spec.data, twin, 0, None, architecture.id))
+    return models
+
+
+def _refuse_other_rows(job: Job, where: str, data: str, family: Family, source: Source) -> None:
+    if family.whole != source.whole:
+        takes = "a graph" if family.whole else "single rows"
+        raise misfit(job, f"{where}.data", data, f"data of {takes}, which family {family.name} takes")
+
+
+def once(models: Iterable[Model]) -> tuple[Model, ...]:
+    """The models without repeated twins of loaded ones: entries of one architecture share theirs."""
+    found: dict[int | str, Model] = {}
+    for number, model in enumerate(models):
+        found.setdefault(model.id if isinstance(model.origin, Untrained) else number, model)
+    return tuple(found.values())
+
+
+def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
+    """The trained models of an entry, one for each seed, each followed by its untrained twin."""
+    data = entry.spec.data
+    _refuse_other_rows(job, entry.where, data, entry.family, source)
+    chunks = source.chunks(job.data[data].train)
+    if not chunks:
+        raise JobError(f"{job.place}: data.{data} has no rows of split {job.data[data].train!r} to train on")
+    # one tuple for all: a task of eight models carries it once
+    trained_on = tuple(chunk.id for chunk in chunks)
+    recipes = [
+        Recipe(
+            family=entry.family.name,
+            family_version=entry.family.version,
+            hyperparameters=entry.hyperparameters,
+            training=entry.training,
+            seed=_seed(job, seed),
+            shape=tuple(source.shape),
+            outputs=source.classes,
+            categories=tuple(source.categories),
+            vocabulary=source.vocabulary,
+            chunks=trained_on,
+            dtype=job.numerics.dtype,
+            threads=job.numerics.threads,
+            deterministic=job.numerics.deterministic,
+        )
+        for seed in entry.spec.seeds
+    ]
+    _try_to_build(job, entry.where, recipes[0])
+    named = zip(recipes, entry.spec.seeds, strict=True)
+    return [model for recipe, seed in named for model in _lineage(entry, recipe, seed)]
+
+
+def _seed(job: Job, seed: int) -> int:
+    return job.seed * 1_000_003 + seed
+
+
+def _lineage(entry: TrainEntry, recipe: Recipe, seed: int) -> list[Model]:
+    """The model at each of its checkpoints, the last one first, and, unless the job says no, its untrained twin."""
+    spec, name = entry.spec, f"{entry.name}-{seed}"
+    twin = recipe.model_id(0) if spec.control else None
+    models = [
+        Model(
+            recipe.model_id(step),
+            name if step == recipe.steps else f"{name}@{step}",
+            spec.data,
+            recipe,
+            step,
+            twin,
+            None,
+        )
+        for step in reversed(recipe.checkpoints[1:])
+    ]
+    if twin is None:
+        return models
+    return [*models, Model(twin, f"{name}-init", spec.data, recipe, 0, None, recipe.lineage)]
+
+
+def _try_to_build(job: Job, where: str, recipe: Recipe) -> None:
+    try:
+        with torch.device("meta"):
+            recipe.build()
+    except ModelError as error:
+        raise JobError(f"{job.place}: {where}: {error}") from error
+
+
+def _validated(
+    job: Job, where: str, table: str, model: type[BaseModel], given: Mapping[str, Any], *, point: Point
+) -> dict[str, Any]:
+    """A table of an entry with what a point of the grid sets of it, checked."""
+    chosen = {name: value for name, value in point.items() if name in model.model_fields}
+    places = dict.fromkeys(chosen, f"{where}.grid")
+    return _checked(job, f"{where}.{table}", model, {**given, **chosen}, places=places).model_dump(mode="json")
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def _checked(
+    job: Job, where: str, model: type[T], given: Mapping[str, Any], *, places: Mapping[str, str] = MappingProxyType({})
+) -> T:
+    """What a table says, read; `places` are those of keys that stand in another table. JobError at the first misfit."""
+    try:
+        return model(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = dotted(first["loc"])
+        path = f"{places.get(str(first['loc'][0]), where)}.{key}"
+        if first["type"] == "extra_forbidden":
+            raise unknown(job, path, key, model.model_fields) from None
+        if first["type"] == "missing":
+            meaning = model.model_fields[key].description
+            raise refusal(job, where, f"{key} is missing: expected {key} = … ({meaning})") from None
+        raise misfit(job, path, first["input"], first["msg"]) from None
+
+
+def refuse_duplicates(job: Job, models: tuple[Model, ...]) -> None:
+    """JobError where two models have the same id or name."""
+    for what in ("id", "name"):
+        seen: dict[str, Model] = {}
+        for model in models:
+            other = seen.setdefault(getattr(model, what), model)
+            if other is not model:
+                raise JobError(
+                    f"{job.place}: models {other.name!r} and {model.name!r} have the same {what}: "
+                    f"{_CURES[what, isinstance(model.origin, Recipe)]}"
+                )
+
+
+_CURES = {
+    ("id", True): "give their entries different names, seeds or settings",
+    ("id", False): "they are the same weights; measure those on other data in a job of its own",
+    ("name", True): "give their entries different names, seeds or settings",
+    ("name", False): "give their entries different names",
+}
