@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
 from pipeline.claims import NAME as CLAIMS
 from pipeline.claims import Claims, claims_key, read_claims
@@ -54,6 +55,10 @@ class _Needed:
             any(one.unknown for one in several),
         )
 
+    def claim(self, key: str) -> bool:
+        """Whether it is a checkpoint or cell that a run may read."""
+        return key.startswith(("models/", "states/")) and self.holds(key)
+
     def holds(self, key: str) -> bool:
         """Whether a run may read this checkpoint or cell."""
         kind, model, *rest = key.removesuffix(".safetensors").split("/")
@@ -82,18 +87,29 @@ def find_garbage(store: Store, *, age: timedelta = DEFAULT_AGE, now: datetime | 
 
 
 def remove_garbage(store: Store, found: Sequence[Garbage]) -> Iterator[Garbage]:
-    """Remove what was found and yield it, but for what a run has claimed since."""
-    doomed = {one.key for one in found}
-    claims = [key for key in store.keys("runs/") if key.endswith(f"/{CLAIMS}") and key not in doomed]
-    needed = _Needed.all_of([_Needed.by(read_claims(store, key.split("/")[1])) for key in claims])
+    """Remove what was found and yield it, but for what a run has claimed since, and runs that have gone on since."""
+    doomed = {one.key: one.stored for one in found}
+    claims = [key for key in store.keys("runs/") if key.endswith(f"/{CLAIMS}")]
+    kept = [key for key in claims if key not in doomed or _goes_on(store, key.split("/")[1], doomed)]
+    needed = _Needed.all_of([_Needed.by(read_claims(store, key.split("/")[1])) for key in kept])
+    # of a run it is asked at its first object, because what comes before may take hours to remove
+    goes_on = cache(lambda run: _goes_on(store, run, doomed))
     for one in found:
+        kind, _, rest = one.key.partition("/")
+        if not one.is_draft and (goes_on(rest.split("/")[0]) if kind == "runs" else needed.claim(one.key)):
+            continue
         if one.is_draft:
             store.clear(one.key)
-        elif one.key.startswith(("models/", "states/")) and needed.holds(one.key):
-            continue
         else:
             store.remove(one.key)
         yield one
+
+
+def _goes_on(store: Store, run: str, doomed: Objects) -> bool:
+    """Whether a run that was left unfinished has stored something since: its commit may name what is doomed."""
+    own = f"runs/{run}/"
+    was_left = any(key.startswith(own) and not key.startswith(f"{own}reduced/") for key in doomed)
+    return was_left and any(doomed.get(key) != stored for key, stored in store.listing(own).items())
 
 
 def _left_trainings(store: Store, before: datetime) -> list[Garbage]:

@@ -105,6 +105,18 @@ def test_what_a_run_has_claimed_since_is_not_removed(committed: tuple[Store, str
     assert list(remove_garbage(store, found)) == []
 
 
+def test_a_run_that_was_left_and_goes_on_meanwhile_keeps_what_its_commit_names(
+    committed: tuple[Store, str], tmp_path: Path
+) -> None:
+    store, run_id = committed
+    store.remove(manifest_key(run_id))
+    found = find_garbage(store, now=LATER)
+    assert any("/tables/" in key for key in keys(found))
+    assert run(tiny_job(tmp_path), store, InlineExecutor()).new
+    assert list(remove_garbage(store, found)) == []
+    assert all(report.problems == () for report in verify_runs(store, deep=True))
+
+
 def test_cells_removed_under_a_run_are_measured_again(tmp_path: Path) -> None:
     class Removing(InlineExecutor):
         """Removes the cells of one model before they are reduced."""
