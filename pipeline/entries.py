@@ -140,7 +140,7 @@ def _loaded(job: Job, entry: LoadEntry, source: Source, store: Store) -> list[Mo
         found = loaded_models(load, place, task, dtype=job.numerics.dtype, store=store)
         if load.sha256 is not None and load.sha256 != (pin := pin_of(found)):
             raise misfit(job, f"{where}.load.sha256", load.sha256, f"the sha256 of what is there, {pin}")
-        made = twins(found, seed=_seed(job, 0), data=spec.data, chunks=chunks)
+        made = twins(found, seed=_seed(job, 0), data=spec.data, chunks=chunks, numerics=job.numerics)
     except ModelError as error:
         raise refusal(job, f"{where}.load", str(error)) from error
     controls = made if spec.control else {}

@@ -23,6 +23,7 @@ from pipeline.executor import InlineExecutor
 from pipeline.gc import find_garbage
 from pipeline.hashing import sha256
 from pipeline.job import load_job
+from pipeline.manifest import manifest_key
 from pipeline.models.base import Task, decode_checkpoint
 from pipeline.plan import make_plan
 from pipeline.query import ask, connect
@@ -205,6 +206,31 @@ def test_files_of_the_same_content_are_one_model(tmp_path: Path) -> None:
     models = table(store, take(job_of(tmp_path), store).run, "models").set_index("name")
     assert sorted(models.index) == ["best", "mlp-init"]
     assert models.loc["best", "loaded_from"] == "models/best.safetensors, models/last.safetensors"
+
+
+def test_what_a_store_held_before_changes_no_byte_of_a_run(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        put(tmp_path / f"{name}.safetensors", weights(0))
+    used, fresh = (open_store(str(tmp_path / name)) for name in ("used", "fresh"))
+    take(job_of(tmp_path, f"url = 'a.safetensors', {MLP}"), used)
+    runs = [take(job_of(tmp_path, f"url = 'b.safetensors', {MLP}"), store).run for store in (used, fresh)]
+    assert used.get(manifest_key(runs[0])) == fresh.get(manifest_key(runs[1]))
+
+
+def test_an_untrained_twin_is_named_by_all_that_decides_its_weights(tmp_path: Path) -> None:
+    put(tmp_path / "c.safetensors", weights(0, "cnn", widths=(4, 4)))
+    load = "url = 'c.safetensors', family = 'cnn', arguments = { widths = [4, 4] }"
+
+    def ids(numerics: str) -> dict[str, str]:
+        path = job_of(tmp_path, load)
+        path.write_text(f"{path.read_text()}[numerics]\n{numerics}\n")
+        return {one.name: one.id for one in resolve(load_job(path), open_store(str(tmp_path / "store"))).models}
+
+    batches, threads, same = ids("batch_rows = 64"), ids("threads = 2"), ids("dtype = 'float64'")
+    plain = ids("")
+    assert plain["cnn-init"] == same["cnn-init"]
+    assert len({one["cnn-init"] for one in (plain, batches, threads)}) == 3, "what its BatchNorm sees, and how"
+    assert len({one["c"] for one in (plain, batches, threads, same)}) == 1
 
 
 WRONG = [

@@ -15,6 +15,7 @@ from pipeline.foreign.files import CONFIG, ModelFiles, find_models, read_model, 
 from pipeline.foreign.origin import Loaded, Untrained
 from pipeline.foreign.spec import LoadSpec
 from pipeline.foreign.untrained import untrained
+from pipeline.job import Numerics
 from pipeline.models.base import Task
 from pipeline.models.norms import running_norms
 from pipeline.sources.base import Chunk
@@ -57,12 +58,13 @@ def pin_of(models: Mapping[str, Loaded]) -> str:
 
 
 def twins(
-    models: Mapping[str, Loaded], *, seed: int, data: str, chunks: Sequence[Chunk]
+    models: Mapping[str, Loaded], *, seed: int, data: str, chunks: Sequence[Chunk], numerics: Numerics
 ) -> dict[Architecture, Untrained]:
     """The untrained twin of each architecture whose constructor draws all of its weights.
 
-    `chunks` are those of the data that a twin with BatchNorm sees. ModelError where an architecture that the job itself
-    describes cannot be built; where a directory does, that is its model's own failure, later.
+    `chunks` are those of the data that a twin with BatchNorm sees, `numerics` how it sees them. ModelError where an
+    architecture that the job itself describes cannot be built; where a directory does, that is its model's own failure,
+    later.
     """
     found = {}
     for architecture in dict.fromkeys(one.architecture for one in models.values() if not one.files.is_program):
@@ -74,8 +76,7 @@ def twins(
             continue
         if module is not None:
             chunk = chunks[0] if running_norms(module) else None
-            dtype = next(iter(models.values())).dtype
-            found[architecture] = Untrained(architecture, seed, data, chunk, dtype)
+            found[architecture] = Untrained(architecture, seed, data, chunk, numerics)
     return found
 
 

@@ -18,6 +18,7 @@ from pipeline.foreign.files import ModelFiles, read_model, sha256_of
 from pipeline.foreign.load import checkpoint_of, restored
 from pipeline.foreign.untrained import untrained
 from pipeline.hashing import digest
+from pipeline.job import Numerics
 from pipeline.models.base import Checkpoint
 from pipeline.sources.base import Chunk
 
@@ -54,7 +55,7 @@ class Loaded:
     def checkpoint(self) -> Checkpoint:
         """Read its files and check that they fit. DataError if they changed since; ModelError if they do not fit."""
         contents = read_model(self.files, self.digests)
-        record = {"loaded_from": list(self.named), "sha256": sha256_of(self.digests)}
+        record = {"sha256": sha256_of(self.digests)}
         return checkpoint_of(self.architecture, contents, record)
 
 
@@ -62,20 +63,28 @@ class Loaded:
 class Untrained:
     """The control of loaded models: what they are built as, its weights drawn anew.
 
-    data   name of the data set that it is measured on
-    chunk  whose first rows its BatchNorm statistics are taken from; None where it has none
+    data      name of the data set that it is measured on
+    chunk     whose first rows its BatchNorm statistics are taken from; None where it has none
+    numerics  with which it sees those rows
     """
 
     architecture: Architecture
     seed: int
     data: str
     chunk: Chunk | None
-    dtype: str
+    numerics: Numerics
+
+    @property
+    def dtype(self) -> str:
+        """Of its forward when it is measured."""
+        return self.numerics.dtype
 
     @cached_property
     def id(self) -> str:
-        """Its name, from how it is built, the seed, and what it has seen and is to see."""
-        rows = None if self.chunk is None else self.chunk.id
+        """Its name, from how it is built, the seed, and what it has seen, how, and is to see."""
+        # it is built and sees them in the type of its constructor
+        how = self.numerics.model_dump(mode="json", exclude={"dtype"})
+        rows = None if self.chunk is None else [self.chunk.id, how]
         return digest(["untrained", UNTRAINED_VERSION, self.architecture.id, self.seed, self.data, rows])
 
     def checkpoint(self, rows: Iterable[Batch]) -> Checkpoint:
