@@ -19,6 +19,7 @@ class Batch:
     inputs   positional arguments of the model's forward (each a tensor, or any pytree of tensors)
     uid_N    int64, ≥ 0, unique in the data set, the row's name: stable under re-sharding
     label_N  int64 class of each row, −1 where unknown; None if the data has none
+    label_NS int64 class of each position of a row, in order (a picture's line by line), −1 where unknown; else None
     kwargs   keyword arguments of the forward
     mask_NS  bool, True where a position of a row is real and not padding; None if every position is
     call     how to call the model, `call(model, batch)`, where `model(*inputs, **kwargs)` is not it
@@ -29,6 +30,7 @@ class Batch:
     label_N: torch.Tensor | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     mask_NS: torch.Tensor | None = None
+    label_NS: torch.Tensor | None = field(default=None, kw_only=True)
     call: Callable[[torch.nn.Module, Batch], Any] | None = None
 
     @property

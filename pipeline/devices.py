@@ -65,7 +65,7 @@ def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None = None) 
 
     To a GPU it goes through pinned memory, and nothing waits for it but what reads it.
     """
-    names = {name: getattr(batch, name) for name in ("uid_N", "label_N", "mask_NS")}
+    names = {name: getattr(batch, name) for name in ("uid_N", "label_N", "label_NS", "mask_NS")}
     inputs = {name: getattr(batch, name) for name in ("inputs", "kwargs")}
     move = partial(_moved, device=device, dtype=None)
     read = partial(_moved, device=device, dtype=dtype)

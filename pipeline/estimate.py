@@ -143,7 +143,7 @@ def _batches(probe: Probe, batch_rows: int, store: Store) -> Iterator[Batch]:
 
 
 def _bytes(batch: Batch) -> int:
-    held = [*batch.inputs, *batch.kwargs.values(), batch.uid_N, batch.label_N, batch.mask_NS]
+    held = [*batch.inputs, *batch.kwargs.values(), batch.uid_N, batch.label_N, batch.label_NS, batch.mask_NS]
     return sum(one.numel() * one.element_size() for one in held if isinstance(one, torch.Tensor))
 
 

@@ -16,25 +16,25 @@ from pipeline.batch import Batch
 MASK = "attention_mask"
 
 
-def numbered(batches: Iterable[Any]) -> Iterator[Batch]:
+def numbered(batches: Iterable[Any], *, by_position: bool = False) -> Iterator[Batch]:
     """Batches as the pipeline takes them, from what people have; rows without uids are numbered from 0.
 
     A tensor is the forward's argument, a tuple its arguments, a dictionary its keyword arguments; in a pair (x, y) with
-    one int64 label y for each row, x is any of these, or a list with an entry for each row. Raises TypeError for
-    anything else.
+    one int64 label y for each row, x is any of these, or a list with an entry for each row; `by_position` also takes a
+    y of (N, S) or (N, H, W) for labels, one for each position. Raises TypeError for anything else.
 
     >>> [batch.uid_N.tolist() for batch in numbered([torch.ones(2, 3), (torch.ones(1, 3), torch.tensor([7]))])]
     [[0, 1], [2]]
     """
     seen = 0
     for value in batches:
-        batch = value if isinstance(value, Batch) else _as_batch(value, seen)
+        batch = value if isinstance(value, Batch) else _as_batch(value, seen, by_position)
         seen += batch.rows
         yield batch
 
 
-def _as_batch(value: Any, first_uid: int) -> Batch:
-    labels = _labels(value)
+def _as_batch(value: Any, first_uid: int, by_position: bool) -> Batch:
+    labels = _labels(value, by_position)
     x = value[0] if labels is not None else value
     if isinstance(x, Mapping):
         inputs: tuple[Any, ...] = ()
@@ -44,7 +44,15 @@ def _as_batch(value: Any, first_uid: int) -> Batch:
         inputs, kwargs = ((x,) if whole else _arguments(x)), {}
     rows = _rows_of([*inputs, *kwargs.values()]) if labels is None else len(labels)
     uid_N = torch.arange(first_uid, first_uid + rows)
-    return Batch(inputs=inputs, uid_N=uid_N, label_N=labels, kwargs=kwargs, mask_NS=_mask(kwargs.get(MASK), rows))
+    of_rows = labels is None or labels.dim() == 1
+    return Batch(
+        inputs=inputs,
+        uid_N=uid_N,
+        label_N=labels if of_rows else None,
+        kwargs=kwargs,
+        mask_NS=_mask(kwargs.get(MASK), rows),
+        label_NS=None if labels is None or of_rows else labels.flatten(1),
+    )
 
 
 def _arguments(value: Any) -> tuple[Any, ...]:
@@ -53,9 +61,9 @@ def _arguments(value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _labels(value: Any) -> torch.Tensor | None:
-    """The labels of a pair: one int64 for each row of what stands before them."""
-    if not isinstance(value, tuple | list) or len(value) != 2 or not _is_labels(value[1]):
+def _labels(value: Any, by_position: bool) -> torch.Tensor | None:
+    """The labels of a pair: one int64 for each row, or position of a row, of what stands before them."""
+    if not isinstance(value, tuple | list) or len(value) != 2 or not _is_labels(value[1], by_position):
         return None
     first, labels = value
     if isinstance(first, torch.Tensor):
@@ -63,8 +71,10 @@ def _labels(value: Any) -> torch.Tensor | None:
     return labels if isinstance(first, tuple | list | Mapping) else None  # type: ignore[no-any-return]
 
 
-def _is_labels(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.dim() == 1
+def _is_labels(value: Any, by_position: bool) -> bool:
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.int64:
+        return False
+    return value.dim() == 1 or (by_position and value.dim() > 1)
 
 
 def _rows_of(values: list[Any]) -> int:

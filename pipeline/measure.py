@@ -178,7 +178,8 @@ def measure(
     `batches` yields tensors, (x, y) pairs with int64 labels y, tuples or dicts of the forward's arguments (of a dict,
     "attention_mask" says which positions are no padding), or `Batch`es for everything else: a call of your own, masks,
     uids, lists of graphs. They are moved to where the model is; rows without uids are numbered in order. `twin` is the
-    same model before training, as a control. With labels, `classes` is their number (0: no labels are used).
+    same model before training, as a control. With labels, `classes` is their number (0: no labels are used); a y of
+    (N, S), or (N, H, W), has one for each position, −1 where unknown, and is counted where a site has as many.
 
     `include` and `exclude` are globs of a site's name, kind or gate ("kind:conv*": of its kind), and `rows` gives by
     such a pattern the fraction of the rows that its sites are measured on: {"kind:conv2d": 0.1}. The model comes back
@@ -190,7 +191,7 @@ def measure(
     """
     refuse_patterns(include, exclude, rows)
     chosen = list(known_statistics().values()) if statistics is None else list(statistics)
-    stream = numbered(batches)
+    stream = numbered(batches, by_position=classes > 0)
     first = next(stream, None)
     if first is None:
         raise ValueError("measure() needs at least one batch")

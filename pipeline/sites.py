@@ -172,6 +172,7 @@ class Presentations:
     a_LSU       the gate's output; the same tensor as z_LSU for gate "identity"; of a gated pair φ(z)·up
     affine_LSU  w·x + b in the space of `site.pattern_UD`; None where it is z_LSU itself
     uid_N       int64 uid of each row of the batch; label_N its class (−1 unknown) or None
+    label_LS    int64 class of each presentation (−1 unknown) where positions have labels and the site's are those
     row_L       int64, which row of the batch each entry belongs to; None where entry i is row i (then L = N)
     mask_LS     bool, False where the position is padding or absent; None if all are presentations
     position_LS int64 number of each position within its row; None where it is 0 … S−1
@@ -199,6 +200,7 @@ class Presentations:
     classes: int = field(default=0, kw_only=True)
     memo: dict[Any, Any] = field(default_factory=dict, kw_only=True)
     gradient_LSU: torch.Tensor | None = field(default=None, kw_only=True)
+    label_LS: torch.Tensor | None = field(default=None, kw_only=True)
     patches_at: Callable[[int, int, torch.Tensor], torch.Tensor] | None = field(default=None, kw_only=True)
 
     @property
@@ -271,6 +273,7 @@ class Presentations:
             row_L=None if self.row_L is None else renumbered_N[self.row_L[index_L]],
             mask_LS=None if self.mask_LS is None else self.mask_LS[index_L],
             position_LS=None if self.position_LS is None else self.position_LS[index_L],
+            label_LS=None if self.label_LS is None else self.label_LS[index_L],
             gradient_LSU=None if self.gradient_LSU is None else self.gradient_LSU[index_L],
             patches=patches,
             patches_at=None if self.patches_at is None else patches_at,

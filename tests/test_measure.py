@@ -216,6 +216,23 @@ def test_arguments_in_a_pair_with_labels_and_masks_of_a_dictionary() -> None:
         measure(Joined(), [object()])
 
 
+def test_a_label_for_each_position_is_one_only_where_there_are_classes() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor, more: torch.Tensor | None = None) -> torch.Tensor:
+            return self.layer(x if more is None else x + more[..., None]).relu()
+
+    x, y = torch.randn(4, 5, 3), torch.arange(20).view(4, 5) % 3 - 1
+    pixels = measure(Added(), [(x.view(4, 1, 5, 3), y.view(4, 1, 5)), (x[:1], y[:1, :2])], classes=2)
+    # the second batch has two labels for five positions
+    assert pixels["classes"]["n"].to_pylist() == [7, 6] * 2
+    assert set(pixels["neurons"]["importance_rows"].to_pylist()) == {0}
+    assert "classes" not in measure(Added(), [(x, y)])
+
+
 class Cascade(nn.Module):
     """A detector: its second stage sees what its first has found."""
 

@@ -109,7 +109,7 @@ def _without_inference(batch: Batch) -> Batch:
         return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
 
     with torch.inference_mode(False):
-        parts = {name: getattr(batch, name) for name in ("inputs", "kwargs", "label_N", "mask_NS")}
+        parts = {name: getattr(batch, name) for name in ("inputs", "kwargs", "label_N", "label_NS", "mask_NS")}
         return replace(batch, **pytree.tree_map(copied, parts))
 
 

@@ -85,6 +85,7 @@ class Presenter:
             row_L=own.row_L,
             position_LS=own.position_LS,
             mask_LS=self._mask(own),
+            label_LS=self._labels(own),
             padded_S=inputs.padded(),
         )
 
@@ -115,6 +116,7 @@ class Presenter:
             row_L=z.row_L,
             position_LS=z.position_LS,
             mask_LS=self._mask(z),
+            label_LS=self._labels(z),
             **self._names(shown.z),
         )
 
@@ -141,6 +143,19 @@ class Presenter:
         if entries * positions != mask_NS.numel() or int(at.position_LS.max()) >= mask_NS.shape[1]:
             return None
         return mask_NS[at.row_L[:, None], at.position_LS]
+
+    def _labels(self, at: Arranged) -> torch.Tensor | None:
+        """The class of each presentation where every row has as many positions as labels."""
+        label_NS = self._batch.label_NS
+        entries, positions = at.tensor.shape[:2]
+        if label_NS is None or entries * positions != label_NS.numel():
+            return None
+        label_NS = label_NS.to(at.tensor.device)
+        if at.row_L is None or at.position_LS is None:
+            return label_NS if at.row_L is None and positions == label_NS.shape[1] else None
+        if int(at.position_LS.max()) >= label_NS.shape[1]:
+            return None
+        return label_NS[at.row_L[:, None], at.position_LS]
 
     def masks_others(self, presentations: Presentations) -> bool:
         """Whether the batch has a mask of positions, and the site others: neither those nor just the real ones."""

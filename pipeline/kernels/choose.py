@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pipeline.devices import CPU, GPU
@@ -17,6 +17,8 @@ from pipeline.errors import JobError
 from pipeline.kernels import native, native_build, native_show, native_sums, triton_build
 from pipeline.kernels.accumulate import Accumulator, Reference
 from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.by_position import by_position
+from pipeline.kernels.classsums import ClassSums
 from pipeline.sites import Presentations, Site
 
 REFERENCE = "reference"
@@ -63,6 +65,12 @@ def accumulator(kernel: str, site: Site, primitives: Sequence[Primitive]) -> Acc
     """What grows the states of these primitives at a site by the kernel of this name; JobError if it is not here."""
     if kernel == REFERENCE:
         return Reference(site, primitives)
+    classed = [one for one in primitives if isinstance(one, ClassSums)]
+    whole = _fused(kernel, site, primitives)
+    return Labelled(whole, partial(_fused, kernel, site, classed)) if classed else whole
+
+
+def _fused(kernel: str, site: Site, primitives: Sequence[Primitive]) -> Mixed:
     if kernel == TRITON:
         module = triton_build.kernel()
         if isinstance(module, str):
@@ -126,6 +134,41 @@ class Mixed(Accumulator):
     def remarks(self) -> list[str]:
         """See `Accumulator`."""
         return self._remarks
+
+
+class Labelled(Accumulator):
+    """States of which those by class also take in positions with labels of their own, each as a row.
+
+    whole    grows the states of all primitives, of those by class from the labels of rows
+    classed  makes what grows the states by class alone, from positions
+    """
+
+    def __init__(self, whole: Accumulator, classed: Callable[[], Accumulator]) -> None:
+        self._whole = whole
+        self._classed = classed
+        self._by_position: Accumulator | None = None
+
+    def add(self, presentations: Presentations) -> None:
+        """See `Accumulator`."""
+        if presentations.label_LS is None:
+            self._whole.add(presentations)
+            return
+        self._whole.add(replace(presentations, label_LS=None))
+        if self._by_position is None:
+            self._by_position = self._classed()
+        self._by_position.add(by_position(presentations))
+
+    def states(self) -> Mapping[Primitive, State]:
+        """See `Accumulator`."""
+        whole = self._whole.states()
+        if self._by_position is None:
+            return whole
+        found = self._by_position.states()
+        return {**whole, **{one: one.merge(_moved(whole[one], state), state) for one, state in found.items()}}
+
+    def remarks(self) -> list[str]:
+        """See `Accumulator`."""
+        return self._whole.remarks()
 
 
 def _moved(state: State, like: State) -> State:

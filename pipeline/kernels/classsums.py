@@ -1,8 +1,9 @@
 """What each class of rows does to a unit: rows, rows that fire, mean and spread of a.
 
 Layer 1: pure torch, no I/O. Counted per row: a row fires if any of its positions does, and its a is the greatest of
-them. Rows without a known label are left out. The control label′ of a row is drawn from `prior` by the hash of
-(seed, uid) alone, so it is the same under any split, and independent of what the row shows.
+them. Where positions have labels of their own, each is a row of its own. Rows without a known label are left out. The
+control label′ of a row is drawn from `prior` by the hash of (seed, uid) alone (of a position by that of (seed, uid,
+position)), so it is the same under any split, and independent of what the row shows.
 
 Shapes: N rows, U units, C classes.
 """
@@ -16,6 +17,7 @@ import torch
 from pipeline.errors import JobError
 from pipeline.hashing import row_hash
 from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.by_position import by_position
 from pipeline.kernels.moments import merge_central
 from pipeline.kernels.view import View
 from pipeline.sites import Presentations, Site
@@ -41,7 +43,7 @@ class ClassSums(Primitive):
 
     def observe(self, presentations: Presentations) -> State:
         """One batch, each class centred on its own mean."""
-        view = View.of(presentations)
+        view = View.of(presentations if presentations.label_LS is None else by_position(presentations))
         if view.label_N is None or view.classes == 0:
             return {name: value.to(view.z_LSU.device) for name, value in self.empty(view.site).items()}
         known_N = view.label_N >= 0

@@ -71,6 +71,7 @@ def _rows_between(presentations: Presentations, start: int, stop: int) -> Presen
         label_N=cut(presentations.label_N),
         mask_LS=cut(presentations.mask_LS),
         position_LS=cut(presentations.position_LS),
+        label_LS=cut(presentations.label_LS),
         gradient_LSU=cut(presentations.gradient_LSU),
         patches=lambda first, last: presentations.patches(start + first, min(start + last, stop)),
         patches_at=None if presentations.patches_at is None else patches_at,

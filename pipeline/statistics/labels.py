@@ -1,10 +1,11 @@
 """What a unit fires for: its best class, selectivity and information, each beside the same under drawn labels.
 
 Layer 2: pure torch; imports `base`, `kernels` and what is below. Counted per row, over rows with a known label: a row
-fires if any of its positions does, its a is the greatest of them.
+fires if any of its positions does, its a is the greatest of them. Where the data has a label for each position, each
+presentation counts as a row does, at sites that have as many positions; elsewhere every column is null.
 
-The control label′ of a row is drawn by the hash of its uid; its firing rates per class are weighted by the real sizes
-of the classes, so that it has the prior of the data whatever weights it was drawn with.
+The control label′ of a row is drawn by the hash of its uid (and position); its firing rates per class are weighted by
+the real sizes of the classes, so that it has the prior of the data whatever weights it was drawn with.
 
 Shapes: R rows, U units, C classes.
 """
@@ -19,8 +20,9 @@ import numpy as np
 import torch
 
 from pipeline.columns import Column
-from pipeline.hashing import splitmix64
+from pipeline.hashing import MASK, splitmix64
 from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.by_position import POSITION_SEED
 from pipeline.kernels.classsums import ClassSums
 from pipeline.kernels.whole import Array, Whole
 from pipeline.sites import Presentations, Site
@@ -36,11 +38,10 @@ TIE = 1e-12
 # n, fired, mean, m2 by label; n, fired, mean by drawn label
 _BYTES_PER_CLASS = 8 * (4 + 3)
 
-_FIRING = "null without labels or where the gate is no nonlinearity"
+_NONE = "null without labels, or where they are of positions and the site has others"
+_FIRING = f"{_NONE}, or where the gate is no nonlinearity"
 _BEST = f"{_FIRING}; NaN where the unit never fires"
-_SIGNED = (
-    "null without labels or where the gate gives negative values; NaN with rows of one class, or if every mean is 0"
-)
+_SIGNED = f"{_NONE}, or where the gate gives negative values; NaN with rows of one class, or if every mean is 0"
 _TERM = "t_c = f_c/N·ln(f_c·N/(n_c·F)); n, f: rows and firing rows of the class, N, F: of all"
 
 
@@ -71,8 +72,8 @@ COLUMNS = (
            "nat", "≥ 0", f"{_FIRING}; NaN without rows", "(C − 1)/2N, C: classes with rows", "Miller 1955"),
     *_columns_of("_null", ", for labels drawn by a hash of the row: the control"),
     Column("class", "int32", "Class id.", "class", "[0, C)", table="classes"),
-    Column("n", "int64", "Rows of the class with a presentation that counts.", "rows", "≥ 0", formula="n_c",
-           table="classes"),
+    Column("n", "int64", "Rows of the class with a presentation that counts; where positions have labels, it "
+           "and all by class is of presentations.", "rows", "≥ 0", formula="n_c", table="classes"),
     Column("fired", "int64", "Rows of the class in which the unit fires at some position.", "rows", "[0, n]",
            "null where the gate is no nonlinearity", "f_c = #(rows with z > 0 anywhere)", table="classes"),
     Column("fire_rate", "float64", "Share of the class's rows in which the unit fires.", "1", "[0, 1]",
@@ -118,7 +119,7 @@ class Labels(Statistic):
 
     def define(self, site: Site, whole: Presentations, controls: Controls) -> Rows:
         """From the whole z, a and labels, in NumPy."""
-        if whole.label_N is None or whole.classes == 0:
+        if (whole.label_N is None and whole.label_LS is None) or whole.classes == 0:
             return {}
         return _definition(Whole(whole), self.prior or (1,) * whole.classes)
 
@@ -213,10 +214,10 @@ def _classes(true: State, fires: bool) -> dict[str, Values]:
 
 
 def _definition(whole: Whole, prior: tuple[int, ...]) -> Rows:
-    shown, site = whole.shown, whole.shown.site
-    label_R = np.asarray(shown.label_N)
+    site = whole.shown.site
+    label_R, uids = _define_labelled(whole)
     starts = np.cumsum([0, *prior])
-    hashes = [splitmix64(splitmix64(splitmix64(NULL_SEED)) ^ uid) for uid in shown.uid_N.tolist()]
+    hashes = [splitmix64(splitmix64(splitmix64(NULL_SEED)) ^ uid) for uid in uids]
     drawn_R = np.array([np.searchsorted(starts, h * sum(prior) >> 63, side="right") - 1 for h in hashes], dtype=int)
     neurons: list[dict[str, Any]] = []
     classes: list[dict[str, Any]] = []
@@ -254,8 +255,22 @@ def _definition(whole: Whole, prior: tuple[int, ...]) -> Rows:
     return {"neurons": kept, "classes": {name: per_class[name] for name in per_class if name not in left_out}}
 
 
+def _define_labelled(whole: Whole) -> tuple[Array, list[int]]:
+    """Label and uid of what has a label: of each row, or of each unmasked presentation."""
+    shown = whole.shown
+    if shown.label_LS is None:
+        return np.asarray(shown.label_N), shown.uid_N.tolist()
+    start = splitmix64(POSITION_SEED)
+    named = zip(whole.uid_P.tolist(), whole.position_P.tolist(), strict=True)
+    uids = [splitmix64(splitmix64((start + position) & MASK) ^ uid) for uid, position in named]
+    return np.asarray(shown.label_LS).reshape(-1)[whole.kept], uids
+
+
 def _define_rows(whole: Whole, unit: int) -> tuple[Array, Array]:
-    """Greatest a of each row (NaN for a row without presentations) and whether it fires."""
+    """Greatest a of each row (NaN for a row without presentations) and whether it fires; of presentations, each."""
+    if whole.shown.label_LS is not None:
+        valid_P = whole.valid_PU[:, unit]
+        return np.where(valid_P, whole.a_PU[:, unit], np.nan), valid_P & (whole.z_PU[:, unit] > 0)
     rows = whole.shown.rows
     a_R, fired_R = np.full(rows, np.nan), np.zeros(rows, dtype=bool)
     for p in np.flatnonzero(whole.valid_PU[:, unit]):

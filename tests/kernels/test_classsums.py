@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import jaccard_score, mutual_info_score, precision_score, recall_score
 
 from pipeline.errors import JobError
+from pipeline.kernels.by_position import by_position
 from pipeline.kernels.classsums import ClassSums
 from pipeline.statistics.base import Controls
 from pipeline.statistics.labels import STATISTIC, Labels
@@ -86,6 +89,28 @@ def test_rows_of_unknown_class_are_left_out() -> None:
     label = np.array([0, -1, 1, -1])
     assert ClassSums().observe(labelled(label, 4))["n"].tolist() == [[1, 1, 0, 0]] * 3
     assert int(ClassSums(null_seed=1).observe(labelled(label, 4))["n"].sum(1)[0]) == 2
+
+
+def test_positions_with_labels_count_each() -> None:
+    z = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 5.0, 7.0]])[:, :, None]
+    given = make_presentations(
+        make_site([[1.0]]), np.zeros((2, 3, 1, 1)), z_LSU=z, classes=2,
+        label_LS=torch.tensor([[0, 1, -1], [0, 1, 1]]), mask_LS=torch.tensor([[True] * 3, [True, True, False]]),
+    )  # fmt: skip
+    state = ClassSums().observe(given)
+    found = {name: value[0].tolist() for name, value in state.items()}
+    # gate relu: a of z = −1 is 0
+    assert found == {"n": [2, 2], "fired": [1, 2], "mean": [0.5, 3.5], "m2": [0.5, 4.5]}
+
+
+def test_each_position_draws_its_own_label() -> None:
+    label_LS = torch.zeros(40, 50, dtype=torch.int64)
+    given = replace(labelled(np.zeros(40), 40, positions=50, classes=2), label_N=None, label_LS=label_LS)
+    n_C = ClassSums(null_seed=1).observe(given)["n"][0]
+    assert int(n_C.sum()) == 2000
+    assert abs(int(n_C[0]) - 1000) < 4 * 500**0.5
+    by_row = by_position(given).uid_N.view(40, 50)
+    assert by_row.unique().numel() == 2000
 
 
 def test_what_is_undefined_is_not_invented() -> None:

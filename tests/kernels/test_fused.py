@@ -132,6 +132,25 @@ def test_the_laws_hold(library: ctypes.CDLL, name: str, law: str, recipe: Recipe
         LAWS[law](statistic, shown, np.random.default_rng(recipe.seed))
 
 
+BY_POSITION = [
+    Recipe(31, rows=30, positions=7, units=19, by_position=True, masked=True, bad=INFINITE),
+    Recipe(32, rows=20, positions=2, by_position=True, spread=True, numbered=True, gate="gelu", normed=True),
+    Recipe(33, rows=5, positions=3, by_position=True, gate="identity", groups=2),
+]
+
+
+@pytest.mark.parametrize("recipe", BY_POSITION)
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_labels_of_positions_give_the_states_of_the_reference(recipe: Recipe, layout: str) -> None:
+    shown = laid_out(draw(recipe), layout)
+    of_rows = replace(shown, label_LS=None, label_N=torch.arange(shown.rows) % 3)
+    pieces = [*split(shown, torch.arange(shown.rows) % 2), of_rows]
+    needed = fused(primitives_of(shown.site))
+    kernel = choose.accumulator(choose.NATIVE, shown.site, needed)
+    for primitive, mine, yours in grown_by_both(kernel, needed, pieces):
+        assert_same(mine, yours, primitive)
+
+
 def test_what_it_does_not_read_goes_to_the_reference_and_a_remark_says_so() -> None:
     shown = draw(Recipe(1, rows=30, dtype=torch.float64))
     needed = fused(primitives_of(shown.site))

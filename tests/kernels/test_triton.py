@@ -155,6 +155,14 @@ def test_the_laws_hold(name: str, law: str) -> None:
         LAWS[law](statistics()[name], shown, np.random.default_rng(1))
 
 
+def test_labels_of_positions_give_the_states_of_the_reference() -> None:
+    shown = draw(Recipe(31, rows=6, positions=3, by_position=True, masked=True, numbered=True, bad=INFINITE))
+    needed = fused(primitives_of(shown.site))
+    kernel = choose.accumulator(choose.TRITON, shown.site, needed)
+    for primitive, mine, yours in grown_by_both(kernel, needed, [there(shown), there(shown)]):
+        assert_same(mine, yours, primitive)
+
+
 def test_a_model_is_measured_as_the_reference_measures_it() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)]

@@ -117,6 +117,7 @@ def reordered(shown: Presentations, order_N) -> Presentations:
         row_L=None if shown.row_L is None else row_L[entry_L],
         mask_LS=picked(shown.mask_LS),
         position_LS=picked(shown.position_LS),
+        label_LS=picked(shown.label_LS),
         gradient_LSU=picked(shown.gradient_LSU),
         patches=lambda start, stop: x_LSGD[start:stop],
         input_sums=lambda: sums,
@@ -162,6 +163,7 @@ class Recipe:
     masked: bool = False
     numbered: bool = False
     labelled: bool = True
+    by_position: bool = False
     normed: bool = False
     repeated: bool = False
     constant: bool = False
@@ -202,7 +204,8 @@ def draw(recipe: Recipe) -> Presentations:
     if recipe.numbered or recipe.spread:
         fields["position_LS"] = torch.as_tensor(random.permuted(np.arange(entries * recipe.positions)).reshape(shape))
     if recipe.labelled:
-        fields["label_N"] = torch.as_tensor(random.integers(-1, 3, recipe.rows))
+        name, of = ("label_LS", shape) if recipe.by_position else ("label_N", recipe.rows)
+        fields[name] = torch.as_tensor(random.integers(-1, 3, of))
         fields["classes"] = 3
     uid_N = torch.as_tensor(random.choice(10**12, recipe.rows, replace=False))
     shown = make_presentations(site, x_LSGD, uid_N=uid_N, dtype=recipe.dtype, **fields)

@@ -325,7 +325,7 @@ def _tensors(shown: Presentations) -> list[torch.Tensor | None]:
     return [
         shown.z_LSU, shown.a_LSU, shown.affine_LSU, shown.uid_N, shown.label_N, shown.row_L, shown.mask_LS,
         shown.position_LS, shown.patches(0, shown.entries), sums.sum_LSG, sums.square_LSG, sums.centred_LSG,
-        shown.site.pattern_UD, shown.site.bias_U, shown.gradient_LSU,
+        shown.site.pattern_UD, shown.site.bias_U, shown.gradient_LSU, shown.label_LS,
     ]  # fmt: skip
 
 

@@ -31,6 +31,7 @@ recipes = st.builds(
     masked=st.booleans(),
     numbered=st.booleans(),
     labelled=st.booleans(),
+    by_position=st.booleans(),
     normed=st.booleans(),
     repeated=st.booleans(),
     constant=st.booleans(),
@@ -62,6 +63,10 @@ NAMED = {
     "with gradients": Recipe(19, rows=20, positions=2, graded=True),
     "gradients not finite": Recipe(26, rows=20, masked=True, positions=2, graded=True, bad=(1.0,)),
     "unlabelled": Recipe(15, rows=10, labelled=False),
+    "labels of positions": Recipe(28, rows=12, positions=3, by_position=True, masked=True, bad=(np.nan,)),
+    "labels of positions, spread": Recipe(
+        29, rows=12, positions=2, by_position=True, spread=True, masked=True, numbered=True
+    ),
     "far from zero": Recipe(16, rows=30, shift=1e4, dtype=torch.float64),
     "two inputs": Recipe(20, rows=20, fan_in=2),
     "constant inputs": Recipe(21, rows=30, fan_in=7, flat=True, dtype=torch.float64),

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 KEYS = {"run", "model", "data", "split", "site", "unit"}
 OF_UNITS = {"neurons", "histograms", "exemplars", "classes", "patterns", "edges"}
 M64 = (1 << 64) - 1
-EXEMPLAR_SEED, LABEL_SEED = 0xE8E3, 0x1ABE1
+EXEMPLAR_SEED, LABEL_SEED, POSITION_SEED = 0xE8E3, 0x1ABE1, 0x9051710
 QUANTILES = {"q001": 0.001, "q01": 0.01, "q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "q99": 0.99,
              "q999": 0.999}  # fmt: skip
 RIDGE, PERMUTATIONS, KEPT, PER_OCTAVE, TOP = 1e-3, 100, 10, 2, 8
@@ -37,9 +37,10 @@ RIDGE, PERMUTATIONS, KEPT, PER_OCTAVE, TOP = 1e-3, 100, 10, 2, 8
 class Raw:
     """What a site was shown and made of it, captured by other means than the program's.
 
-    z, a (N, S, U); x (N, S, G, D); w (U, D), b (U): in the space of x, norms folded in; mask (N, S), True where a
-    position is real; gradient (N, S, U) of the sum of the rows' losses at a; `contributors` says which inputs of a unit
-    are one source: by unit u and input d its number in the table of edges.
+    z, a (N, S, U); x (N, S, G, D); w (U, D), b (U): in the space of x, norms folded in; label (N) of rows or label_at
+    (N, S) of positions; mask (N, S), True where a position is real; gradient (N, S, U) of the sum of the rows' losses
+    at a; `contributors` says which inputs of a unit are one source: by unit u and input d its number in the table of
+    edges.
     """
 
     z: Array
@@ -51,6 +52,7 @@ class Raw:
     fires: bool
     non_negative: bool
     label: Array | None = None
+    label_at: Array | None = None
     classes: int = 0
     mask: Array | None = None
     gradient: Array | None = None
@@ -455,14 +457,12 @@ def check_labels(one: Unit, classes: pd.DataFrame | None) -> None:
     detection = [f"{name}{end}" for end in suffixes for name in (
         "best_class", "class_information", "best_class_precision", "best_class_recall", "best_class_iou")]  # fmt: skip
     selectivity = [f"class_selectivity{end}" for end in suffixes]
-    if raw.label is None:
+    if raw.label is None and raw.label_at is None:
         one.null(*detection, *selectivity, "class_information_bias")
         return
-    rows = [n for n in sorted(set(one.n_at.tolist())) if raw.label[n] >= 0]
-    a = np.array([one.a[one.n_at == n].max() for n in rows])
-    fired = np.array([one.fired[one.n_at == n].any() for n in rows], dtype=bool)
-    label = np.array([raw.label[n] for n in rows], dtype=int)
-    hashed = [splitmix(splitmix(splitmix(LABEL_SEED)) ^ int(raw.uid[n])) for n in rows]
+    a, fired, label, uids = labelled_rows(one) if raw.label_at is None else labelled_positions(one)
+    rows = len(label)
+    hashed = [splitmix(splitmix(splitmix(LABEL_SEED)) ^ uid) for uid in uids]
     drawn = np.array([value * raw.classes >> 63 for value in hashed], dtype=int)
     assert classes is not None
     check_classes(one, classes, label=label, a=a, fired=fired)
@@ -475,7 +475,7 @@ def check_labels(one: Unit, classes: pd.DataFrame | None) -> None:
         one.null(*detection, "class_information_bias")
         return
     n_c = np.bincount(label, minlength=raw.classes)
-    one.relative("class_information_bias", ((n_c > 0).sum() - 1) / (2 * len(rows)) if rows else math.nan)
+    one.relative("class_information_bias", ((n_c > 0).sum() - 1) / (2 * rows) if rows else math.nan)
     fired_c = np.bincount(label[fired], minlength=raw.classes).astype(float)
     one.close("class_information", mutual_info_score(label, fired) if rows else math.nan, 1e-12)
     check_detection(one, "", n_c, fired_c)
@@ -485,6 +485,24 @@ def check_labels(one: Unit, classes: pd.DataFrame | None) -> None:
     joint = np.array([fired_null, n_c - fired_null])
     one.close("class_information_null", information(joint) if rows else math.nan, 1e-12)
     check_detection(one, "_null", n_c, fired_null)
+
+
+def labelled_rows(one: Unit) -> tuple[Array, Array, Array, list[int]]:
+    """Greatest a, whether it fires, label and uid of each row of a known class."""
+    raw = one.raw
+    rows = [n for n in sorted(set(one.n_at.tolist())) if raw.label[n] >= 0]
+    a = np.array([one.a[one.n_at == n].max() for n in rows])
+    fired = np.array([one.fired[one.n_at == n].any() for n in rows], dtype=bool)
+    return a, fired, np.array([raw.label[n] for n in rows], dtype=int), [int(raw.uid[n]) for n in rows]
+
+
+def labelled_positions(one: Unit) -> tuple[Array, Array, Array, list[int]]:
+    """The same of each position of a known class."""
+    label = one.raw.label_at[one.n_at, one.s_at]
+    known = label >= 0
+    places = zip(one.n_at[known].tolist(), one.s_at[known].tolist(), strict=True)
+    uids = [draw(POSITION_SEED, s, int(one.raw.uid[n])) for n, s in places]
+    return one.a[known], one.fired[known], label[known], uids
 
 
 def information(joint: Array) -> float:

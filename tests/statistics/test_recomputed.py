@@ -8,7 +8,7 @@ gain, gated pairs, recurrent gates.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,9 @@ def listen(model: nn.Module, where: Where, batches: Sequence[Batch]) -> dict[str
         ]
     model.eval()
     for batch in batches:
+        if batch.label_N is None:
+            batch.forward(model)
+            continue
         losses = functional.cross_entropy(batch.forward(model), batch.label_N.clamp(min=0), reduction="none")
         losses[batch.label_N >= 0].sum().backward()
     for hook in hooks:
@@ -95,7 +98,7 @@ def raw_of(batches: Sequence[Batch], heard: tuple[list, list, list, list], **fie
         a=together(a, flat),
         gradient=None if any(one is None for one in g) else together(g, flat),
         uid=torch.cat([batch.uid_N for batch in batches]).numpy(),
-        label=torch.cat([batch.label_N for batch in batches]).numpy(),
+        label=None if batches[0].label_N is None else torch.cat([batch.label_N for batch in batches]).numpy(),
         **fields,
     )
 
@@ -252,6 +255,61 @@ def test_a_transformer_with_masked_tokens() -> None:
     raw = raw_of(batches, heard["block.linear2"], **weights(block.linear2), mask=mask.numpy(), fires=False)
     check(raw, tables, "block.linear2")
     check(raw_of(batches, heard["head"], **weights(model.head), fires=False), tables, "head")
+
+
+class Tagger(nn.Module):
+    """A class for every token, and one number for the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.up, self.act, self.tags = nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, CLASSES)
+        self.pooled, self.tanh = nn.Linear(6, 2), nn.Tanh()
+
+    def forward(self, token: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = self.act(self.up(self.embed(token)))
+        return self.tags(h), self.tanh(self.pooled((h * mask[..., None]).sum(1)))
+
+
+def test_a_tagger_of_tokens() -> None:
+    torch.manual_seed(5)
+    random = np.random.default_rng(5)
+    model = Tagger()
+    token = torch.from_numpy(random.integers(0, 11, (61, 6)))
+    mask = torch.arange(6)[None] < torch.from_numpy(random.integers(1, 7, (61, 1)))
+    tag = labels(random, 61 * 6).view(61, 6)
+    batches = [
+        replace(batch, label_N=None, label_NS=tags)
+        for batch, tags in zip(batches_of(token, tag[:, 0], mask=mask), tag.split(SIZES), strict=True)
+    ]
+    tables = measure(model, batches, classes=CLASSES)
+    where = {"up": (model.up, model.up, model.act), "tags": (model.tags,) * 3}
+    heard = listen(model, {**where, "pooled": (model.pooled, model.pooled, model.tanh)}, batches)
+    at = {"label_at": tag.numpy(), "mask": mask.numpy()}
+    check(raw_of(batches, heard["up"], **weights(model.up), **at, non_negative=True), tables, "up")
+    check(raw_of(batches, heard["tags"], **weights(model.tags), **at, fires=False), tables, "tags")
+    # one position for six labels: not the labels' own
+    check(raw_of(batches, heard["pooled"], **weights(model.pooled)), tables, "pooled")
+
+
+def test_a_class_for_every_pixel() -> None:
+    torch.manual_seed(6)
+    random = np.random.default_rng(6)
+    model = nn.Sequential(
+        nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 4, 3, padding=1, stride=2), nn.Sigmoid()
+    )
+    x = torch.from_numpy(random.normal(size=(61, 1, 4, 6))).float()
+    pixel = labels(random, 61 * 24).view(61, 4, 6)
+    tables = measure(model, list(zip(x.split(SIZES), pixel.split(SIZES), strict=True)), classes=CLASSES)
+    rows = torch.arange(61).split(SIZES)
+    batches = [Batch((one,), uids) for one, uids in zip(x.split(SIZES), rows, strict=True)]
+    heard = listen(model, {"0": (model[0], model[0], model[1]), "2": (model[2], model[2], model[3])}, batches)
+    for site, more in {"0": {"label_at": pixel.flatten(1).numpy()}, "2": {}}.items():
+        conv = model[int(site)]
+        size = together(heard[site][0], lambda value, conv=conv: windows(value, conv))
+        raw = raw_of(batches, heard[site], **weights(conv), **more, x=size, non_negative=True,
+                     contributors=lambda unit, d: d // 9)  # fmt: skip
+        check(raw, tables, site)
 
 
 class Gated(nn.Module):
