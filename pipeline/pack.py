@@ -14,6 +14,7 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import StoreError
 from pipeline.hashing import sha256
 from pipeline.manifest import File
 from pipeline.parquet import parquet_bytes, read_parquet
@@ -67,13 +68,19 @@ def _cut(sizes: Sequence[tuple[str, int]]) -> list[tuple[str, ...]]:
 
 
 def run_pack(task: PackTask, store: Store) -> File:
-    """Store one part, create-only, and say what it is for the manifest."""
+    """Store one part, create-only, and say what it is for the manifest. StoreError if other rows are there."""
     tables = [read_parquet(store.get(reduced_key(task.run, model, f"{task.table}.parquet"))) for model in task.models]
-    content = parquet_bytes(pa.concat_tables(tables))
+    table = pa.concat_tables(tables)
+    content = parquet_bytes(table)
     stored = store.put_once(task.key, content)
     if stored != sha256(content):
         # another driver, with another version of the writer perhaps, was first: the manifest describes its bytes
         content = store.get(task.key)
+        if not read_parquet(content)["model"].equals(table["model"]):
+            raise StoreError(
+                f"{task.key} holds rows of other models than belong there, from another version of neuron-census: "
+                f"remove what is below runs/{task.run}/tables/ and run again"
+            )
     return File(
         table=task.table,
         key=task.key,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
@@ -21,6 +22,8 @@ from pipeline.parquet import read_parquet
 from pipeline.query import chosen_runs
 from pipeline.store import MissingObject, Store
 
+# tables that are looked into; of the others the hash says enough
+_WHOLE = ("models", "receipts")
 _LEDGER = ("total", "rows", "unreadable", "excluded")
 
 
@@ -43,18 +46,23 @@ def verify_runs(store: Store, *, run: str | None = None, deep: bool = False) -> 
 def verify_run(store: Store, manifest: Manifest, *, deep: bool = False) -> Report:
     """Check one run: every file of the manifest, no file besides, every row in the ledger, every receipt."""
     problems: list[str] = []
+    read: set[str] = set()
     tables: dict[str, list[pa.Table]] = {}
     for file in manifest.files:
         content, wrong = _checked(store, file)
         problems += wrong
-        if content is not None and file.table in ("models", "receipts"):
+        if content is not None and file.table in _WHOLE:
+            read.add(file.key)
             tables.setdefault(file.table, []).append(read_parquet(content))
     problems += _unlisted(store, manifest)
-    receipts = _rows(tables.get("receipts", []))
+    receipts, models = _rows(tables.get("receipts", [])), _rows(tables.get("models", []))
     problems += _unbalanced(manifest, receipts)
+    # of a table that cannot be read, that is said already
+    if {file.key for file in manifest.files if file.table in _WHOLE} <= read:
+        problems += [*_other_models(manifest, models), *_without_receipt(manifest, models, receipts)]
     hashed = 0
     if deep:
-        objects = _named(receipts, "key") | _checkpoints(_rows(tables.get("models", [])))
+        objects = _named(receipts, "key") | _checkpoints(models)
         hashed = len(objects)
         problems += [wrong for key, expected in sorted(objects.items()) for wrong in _rehash(store, key, expected)]
     rows = sum(file.rows for file in manifest.files)
@@ -76,7 +84,17 @@ def _checked(store: Store, file: File) -> tuple[bytes | None, list[str]]:
     if (len(content), rows) != (file.bytes, file.rows):
         said = f"the manifest says {file.bytes} and {file.rows}"
         return None, [f"{file.key} has {len(content)} bytes and {rows} rows, {said}"]
-    return content, []
+    return content, _beyond(file, content)
+
+
+def _beyond(file: File, content: bytes) -> list[str]:
+    """Rows of models outside the range that the manifest gives, which a question about them would not look for."""
+    ids = pq.ParquetFile(io.BytesIO(content), pre_buffer=False).read(columns=["model"], use_threads=False)["model"]
+    found = pc.min_max(ids).as_py()
+    if not len(ids) or file.first_model <= found["min"] <= found["max"] <= file.last_model:
+        return []
+    said = f"the manifest says {file.first_model} to {file.last_model}"
+    return [f"{file.key} has rows of models {found['min']} to {found['max']}, {said}"]
 
 
 def _unlisted(store: Store, manifest: Manifest) -> list[str]:
@@ -109,6 +127,28 @@ def _unbalanced(manifest: Manifest, receipts: list[dict[str, Any]]) -> list[str]
                 f"model {model}, {split}, {statistic}: receipts say {dict(ledger)}, the manifest {coverage}"
             )
     return problems
+
+
+def _other_models(manifest: Manifest, models: list[dict[str, Any]]) -> Iterator[str]:
+    """Every model of the manifest has one row in the table of models, which says the same of its failure."""
+    counted = Counter(str(row["model"]) for row in models)
+    for model in sorted({*manifest.models, *counted}):
+        expected = manifest.models.count(model)
+        if counted[model] != expected:
+            yield f"model {model} has {counted[model]} rows in models, the manifest names it {expected} times"
+    failed = {str(row["model"]) for row in models if row["status"] == "failed"}
+    for model in sorted(failed ^ {one.model for one in manifest.failed}):
+        yield f"model {model} failed by {'the table of models' if model in failed else 'the manifest'} alone"
+
+
+def _without_receipt(manifest: Manifest, models: list[dict[str, Any]], receipts: list[dict[str, Any]]) -> Iterator[str]:
+    """Every model that did not fail has receipts of every statistic on every split of its data."""
+    there = {(row["model"], f"{row['data']}/{row['split']}", row["statistic"]) for row in receipts}
+    for row in models:
+        splits = [name for name in manifest.coverage if name.rpartition("/")[0] == row["data"]]
+        for split, statistic in ((split, one) for split in splits for one in sorted(manifest.statistics)):
+            if row["status"] == "ok" and (row["model"], split, statistic) not in there:
+                yield f"model {row['model']} has no receipt of {statistic} on {split}"
 
 
 def _named(receipts: list[dict[str, Any]], key: str) -> dict[str, str]:

@@ -15,10 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_digits
 
+from pipeline import pack
+from pipeline.errors import StoreError
 from pipeline.executor import InlineExecutor
+from pipeline.pack import PackTask
 from pipeline.run import run
 from pipeline.store import Store, open_store
 from tests.census import CNN, digits_file, parquet_job, published, run_inline, small_job, write_job
+from tests.durability.schedules import tiny_job
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +36,22 @@ def test_a_finished_run_is_found_finished(undisturbed, tmp_path: Path) -> None:
     url, run_id, _ = undisturbed
     outcome, _ = run_inline(small_job(tmp_path), url)
     assert (outcome.run, outcome.new, outcome.cells) == (run_id, False, 0)
+
+
+def test_parts_that_another_version_cut_otherwise_are_not_committed(tmp_path: Path, monkeypatch) -> None:
+    class Killed(InlineExecutor):
+        def map(self, function, tasks):
+            yield from super().map(function, tasks)
+            if isinstance(tasks[0], PackTask):
+                raise KeyboardInterrupt
+
+    store, job = open_store(str(tmp_path / "store")), tiny_job(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, store, Killed())
+    monkeypatch.setattr(pack, "PART_BYTES", 1)
+    with pytest.raises(StoreError, match=r"part-00000\.parquet holds rows of other models than belong there"):
+        run(job, store, InlineExecutor())
+    assert not [key for key in store.keys("runs/") if key.endswith("_manifest.json")]
 
 
 def test_adding_a_model_computes_only_its_cells(undisturbed, tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.manifest import Coverage, Failed, encode, manifest_key
+from pipeline.manifest import Coverage, Failed, Manifest, encode, manifest_key
 from pipeline.query import QueryError
 from pipeline.store import Store, open_store
 from pipeline.verify import Report, verify_run, verify_runs
@@ -86,6 +87,28 @@ def test_row_counts_must_be_those_of_the_manifest(store: Store) -> None:
     files = tuple(replace(file, rows=file.rows + 1) for file in manifest.files if file.table == "sites")
     (problem, *_) = verify_run(store, replace(manifest, files=files)).problems
     assert "and 4 rows, the manifest says" in problem
+
+
+def changed(manifest: Manifest, **values: Any) -> Manifest:
+    return replace(manifest, files=tuple(replace(file, **values) for file in manifest.files))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda one: replace(one, models=(*one.models, "ghost")), "model ghost has 0 rows in models, the manifest"),
+        (lambda one: replace(one, models=one.models[1:]), "has 1 rows in models, the manifest names it 0 times"),
+        (lambda one: replace(one, failed=(Failed(one.models[0], "mlp-0", "x"),)), "failed by the manifest alone"),
+        (lambda one: replace(one, statistics={**one.statistics, "labels": ""}), "has no receipt of labels on digits/t"),
+        (lambda one: changed(one, first_model="f", last_model="f"), "has rows of models"),
+    ],
+)
+def test_models_receipts_and_ranges_must_be_those_of_the_manifest(
+    store: Store, harm: Callable[[Manifest], Manifest], message: str
+) -> None:
+    problems = verify_run(store, harm(write_run(store, "run"))).problems
+    assert problems
+    assert all(message in problem for problem in problems)
 
 
 def test_a_mix_of_devices_and_failed_models_are_remarked(store: Store) -> None:
