@@ -33,7 +33,7 @@ training = { steps = 100_000 }
 
 
 def call(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, arguments, env={"COLUMNS": "160"})
+    return CliRunner().invoke(cli, arguments, env={"COLUMNS": "250"})
 
 
 @pytest.fixture(scope="module")
