@@ -49,7 +49,7 @@ def fused(primitives: Sequence[Primitive]) -> list[Primitive]:
                 if kind not in ranked and same:
                     ranked[kind] = primitive
                     chosen.append(primitive)
-            case Moments("z", 4) | Moments("a", 2) | Firing() | Bins() | MatchBins() | InputNorm() | ClassSums():
+            case Moments("z", 4) | Moments("a", 4) | Firing() | Bins() | MatchBins() | InputNorm() | ClassSums():
                 chosen.append(primitive)
     return chosen
 

@@ -28,7 +28,7 @@ def _common_mean(n0, mean0, n_ru, mean_ru):
 
 
 @triton.jit
-def _fold_moments(state, parts, n0, n_ru, units, runs, r, u, inside_u, inside, FOURTH: tl.constexpr):
+def _fold_moments(state, parts, n0, n_ru, units, runs, r, u, inside_u, inside):
     """Fold the parts (R, 7, U) of min, max, Σ|v|, mean, m2, m3, m4 into the state (7, U)."""
     at = parts + r * 7 * units + u
     low = tl.load(state + u, mask=inside_u, other=0)
@@ -52,17 +52,16 @@ def _fold_moments(state, parts, n0, n_ru, units, runs, r, u, inside_u, inside, F
     tl.store(state + 2 * units + u, absolute, mask=inside_u)
     tl.store(state + 3 * units + u, mean, mask=inside_u)
     tl.store(state + 4 * units + u, m2, mask=inside_u)
-    if FOURTH:
-        m30 = tl.load(state + 5 * units + u, mask=inside_u, other=0)
-        m3_ru = tl.load(at + 5 * units, mask=inside, other=0)
-        m40 = tl.load(state + 6 * units + u, mask=inside_u, other=0)
-        m4_ru = tl.load(at + 6 * units, mask=inside, other=0)
-        m3 = m30 + 3 * d0 * m20 + n0 * d0 * d0 * d0
-        m3 += tl.sum(m3_ru + 3 * d * m2_ru + n_ru * d * d * d, axis=0)
-        m4 = m40 + 4 * d0 * m30 + 6 * d0 * d0 * m20 + n0 * d0 * d0 * d0 * d0
-        m4 += tl.sum(m4_ru + 4 * d * m3_ru + 6 * d * d * m2_ru + n_ru * d * d * d * d, axis=0)
-        tl.store(state + 5 * units + u, m3, mask=inside_u)
-        tl.store(state + 6 * units + u, m4, mask=inside_u)
+    m30 = tl.load(state + 5 * units + u, mask=inside_u, other=0)
+    m3_ru = tl.load(at + 5 * units, mask=inside, other=0)
+    m40 = tl.load(state + 6 * units + u, mask=inside_u, other=0)
+    m4_ru = tl.load(at + 6 * units, mask=inside, other=0)
+    m3 = m30 + 3 * d0 * m20 + n0 * d0 * d0 * d0
+    m3 += tl.sum(m3_ru + 3 * d * m2_ru + n_ru * d * d * d, axis=0)
+    m4 = m40 + 4 * d0 * m30 + 6 * d0 * d0 * m20 + n0 * d0 * d0 * d0 * d0
+    m4 += tl.sum(m4_ru + 4 * d * m3_ru + 6 * d * d * m2_ru + n_ru * d * d * d * d, axis=0)
+    tl.store(state + 5 * units + u, m3, mask=inside_u)
+    tl.store(state + 6 * units + u, m4, mask=inside_u)
 
 
 @triton.jit
@@ -96,8 +95,8 @@ def fold(
     inside = (r < runs) & tl.expand_dims(inside_u, 0)
     n0 = tl.load(count_4U + u_u, mask=inside_u, other=0).to(tl.float64)
     n_ru = tl.load(count_R4U + r * 4 * units + u, mask=inside, other=0).to(tl.float64)
-    _fold_moments(z_7U, z_R7U, n0, n_ru, units, runs, r, u_u, inside_u, inside, True)
-    _fold_moments(a_7U, a_R7U, n0, n_ru, units, runs, r, u_u, inside_u, inside, False)
+    _fold_moments(z_7U, z_R7U, n0, n_ru, units, runs, r, u_u, inside_u, inside)
+    _fold_moments(a_7U, a_R7U, n0, n_ru, units, runs, r, u_u, inside_u, inside)
     for which in tl.static_range(4):
         of_runs = tl.load(count_R4U + (r * 4 + which) * units + u, mask=inside, other=0)
         at = count_4U + which * units + u_u

@@ -45,7 +45,7 @@ def fused(primitives: Sequence[Primitive]) -> list[Primitive]:
     chosen: list[Primitive] = []
     for primitive in primitives:
         match primitive:
-            case Moments("z", 4) | Moments("a", 2) | Firing() | Bins() | MatchBins() | ClassSums() | Ranked():
+            case Moments("z", 4) | Moments("a", 4) | Firing() | Bins() | MatchBins() | ClassSums() | Ranked():
                 chosen.append(primitive)
     return chosen
 

@@ -165,7 +165,7 @@ def observe(
         A_IS, HAS_Y, HAS_MASK, PEARSON, COSINE, BL, BS, BU,
     )  # fmt: skip
     nothing = tl.zeros([BU], tl.float64)
-    z_m2, z_m3, z_m4, a_m2 = nothing, nothing, nothing, nothing
+    z_m2, z_m3, z_m4, a_m2, a_m3, a_m4 = nothing, nothing, nothing, nothing, nothing, nothing
     p_m20, p_m21, c_m20, c_m21 = nothing, nothing, nothing, nothing
     of_unit = unit_u < units
     u = of_units(unit_u.to(tl.int64))
@@ -194,7 +194,10 @@ def observe(
             z_m4 += over_entries(square * square)
             if A_IS != SAME:
                 rest = tl.where(valid, a.to(tl.float64) - of_units(a_mean), 0)
-                a_m2 += over_entries(rest * rest)
+                square = rest * rest
+                a_m2 += over_entries(square)
+                a_m3 += over_entries(square * rest)
+                a_m4 += over_entries(square * square)
             if BINS:
                 at = parts.bins + (run * units + u) * BIN_ROOM + z_bin(z, of_units(top))
                 tl.atomic_add(at, 1, mask=valid, sem="relaxed")
@@ -240,12 +243,14 @@ def observe(
             tl.store(found.best_at + at_lu, best_at, mask=inside_lu)
         if OUTPUT:
             tl.store(found.output + at_lu, output, mask=inside_lu)
-    _store_rest(parts, run, units, unit_u, z_m2, z_m3, z_m4, a_m2, p_m20, p_m21, c_m20, c_m21, A_IS, PEARSON, COSINE)
+    _store_rest(
+        parts, run, units, unit_u, z_m2, z_m3, z_m4, a_m2, a_m3, a_m4, p_m20, p_m21, c_m20, c_m21, A_IS, PEARSON, COSINE
+    )
 
 
 @triton.jit
 def _store_rest(
-    parts, run, units, unit_u, z_m2, z_m3, z_m4, a_m2, p_m20, p_m21, c_m20, c_m21,
+    parts, run, units, unit_u, z_m2, z_m3, z_m4, a_m2, a_m3, a_m4, p_m20, p_m21, c_m20, c_m21,
     A_IS: tl.constexpr, PEARSON: tl.constexpr, COSINE: tl.constexpr,
 ):  # fmt: skip
     of_unit = unit_u < units
@@ -254,7 +259,10 @@ def _store_rest(
     tl.store(of_z + units, z_m3, mask=of_unit)
     tl.store(of_z + 2 * units, z_m4, mask=of_unit)
     if A_IS != SAME:
-        tl.store(parts.a + (run * 7 + 4) * units + unit_u, a_m2, mask=of_unit)
+        of_a = parts.a + (run * 7 + 4) * units + unit_u
+        tl.store(of_a, a_m2, mask=of_unit)
+        tl.store(of_a + units, a_m3, mask=of_unit)
+        tl.store(of_a + 2 * units, a_m4, mask=of_unit)
     own = parts.match + run * 12 * units + unit_u
     if PEARSON:
         tl.store(own + 2 * units, p_m20, mask=of_unit)

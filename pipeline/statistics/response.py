@@ -85,6 +85,10 @@ COLUMNS = (
            _FIRING, "#(rows with z > 0 anywhere)/#(rows with n > 0)", se=True),
     Column("a_mean", "float64", "Mean of the gate's output.", "a", null=_NO_DATA, formula="Σa/n", se=True),
     Column("a_std", "float64", "Standard deviation of the gate's output.", "a", "≥ 0", _NO_DATA, "√(Σ(a−ā)²/n)"),
+    Column("a_skewness", "float64", "Skewness of the gate's output.", null=_CONSTANT,
+           formula="√n·M3/M2^1.5, M_p = Σ(a−ā)^p", source="Pébay 2008"),
+    Column("a_kurtosis", "float64", "Excess kurtosis of the gate's output.", range="≥ −2", null=_CONSTANT,
+           formula="n·M4/M2² − 3", source="Pébay 2008"),
     Column("a_min", "float64", "Smallest output of the gate.", "a", null=_NO_DATA, formula="min a"),
     Column("a_max", "float64", "Greatest output of the gate.", "a", null=_NO_DATA, formula="max a"),
     Column("a_hoyer", "float64", "Hoyer sparsity of the output over presentations: 0 all equal, 1 a single one.", "1",
@@ -115,12 +119,12 @@ class Response(Statistic):
     """Moments, quantiles, histogram and firing of every unit."""
 
     name = "response"
-    version = 1
+    version = 2
     COLUMNS = COLUMNS
 
     def primitives(self, site: Site) -> Mapping[str, Primitive]:
-        """Counts, moments of z to the fourth and of a to the second, the histogram of z."""
-        return {"firing": Firing(), "z": Moments("z", 4), "a": Moments("a", 2), "bins": Bins()}
+        """Counts, moments of z and of a to the fourth, the histogram of z."""
+        return {"firing": Firing(), "z": Moments("z", 4), "a": Moments("a", 4), "bins": Bins()}
 
     def columns(self, site: Site, state: State, controls: Controls) -> Rows:
         """One row per unit, and the bins that hold something."""
@@ -141,14 +145,13 @@ STATISTIC = Response()
 
 
 def _of_z(z: State) -> dict[str, Values]:
-    n, m2 = z["n"].double(), z["m2"]
-    undefined = (n == 0) | (z["min"] == z["max"])
+    n = z["n"].double()
     return {
         "n": z["n"],
         "z_mean": _where_any(n, z["mean"]),
         "z_std": _std(z),
-        "z_skewness": (n.sqrt() * z["m3"] / m2.pow(1.5)).masked_fill(undefined, torch.nan),
-        "z_kurtosis": (n * z["m4"] / m2.square() - 3).masked_fill(undefined, torch.nan),
+        "z_skewness": _skewness(z),
+        "z_kurtosis": _kurtosis(z),
         "z_min": _where_any(n, z["min"]),
         "z_max": _where_any(n, z["max"]),
     }
@@ -164,6 +167,19 @@ def _std(moments: State) -> torch.Tensor:
     return _where_any(moments["n"], spread_U.masked_fill(moments["min"] == moments["max"], 0))
 
 
+def _skewness(moments: State) -> torch.Tensor:
+    n, m2 = moments["n"].double(), moments["m2"]
+    return _where_varied(moments, n.sqrt() * moments["m3"] / m2.pow(1.5))
+
+
+def _kurtosis(moments: State) -> torch.Tensor:
+    return _where_varied(moments, moments["n"].double() * moments["m4"] / moments["m2"].square() - 3)
+
+
+def _where_varied(moments: State, value_U: torch.Tensor) -> torch.Tensor:
+    return value_U.masked_fill((moments["n"] == 0) | (moments["min"] == moments["max"]), torch.nan)
+
+
 def _quantiles(histogram: State, z: State) -> dict[str, Values]:
     low_UB, high_UB = bins.bin_edges(histogram["top"])
     least_U1, greatest_U1 = z["min"][:, None], z["max"][:, None]
@@ -177,6 +193,8 @@ def _of_a(a: State) -> dict[str, Values]:
     return {
         "a_mean": _where_any(n, a["mean"]),
         "a_std": _std(a),
+        "a_skewness": _skewness(a),
+        "a_kurtosis": _kurtosis(a),
         "a_min": _where_any(n, a["min"]),
         "a_max": _where_any(n, a["max"]),
         "a_hoyer": ((n.sqrt() - a["absolute"] / square.sqrt()) / (n.sqrt() - 1))
@@ -236,8 +254,8 @@ def _definition(whole: Whole, fires: bool) -> Rows:
 
 def _define_unit(z: Array, a: Array, row: Array, fires: bool) -> dict[str, Any]:
     n, nan = len(z), np.nan
-    some, varied = n > 0, n > 0 and z.min() < z.max()
-    rest = z - z.mean() if some else z
+    some, varied, a_varied = n > 0, n > 0 and z.min() < z.max(), n > 0 and a.min() < a.max()
+    rest, a_rest = (z - z.mean(), a - a.mean()) if some else (z, a)
     square = float((a * a).sum())
     one: dict[str, Any] = {
         "n": n,
@@ -249,7 +267,9 @@ def _define_unit(z: Array, a: Array, row: Array, fires: bool) -> dict[str, Any]:
         "z_min": z.min() if some else nan,
         "z_max": z.max() if some else nan,
         "a_mean": a.mean() if some else nan,
-        "a_std": (a.std() if a.min() < a.max() else 0.0) if some else nan,
+        "a_std": (a.std() if a_varied else 0.0) if some else nan,
+        "a_skewness": (a_rest**3).mean() / (a_rest**2).mean() ** 1.5 if a_varied else nan,
+        "a_kurtosis": (a_rest**4).mean() / (a_rest**2).mean() ** 2 - 3 if a_varied else nan,
         "a_min": a.min() if some else nan,
         "a_max": a.max() if some else nan,
         "a_hoyer": (n**0.5 - np.abs(a).sum() / square**0.5) / (n**0.5 - 1) if n > 1 and square else nan,

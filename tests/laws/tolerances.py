@@ -80,10 +80,12 @@ TOLERANCES: dict[str, Callable[[Scales], np.ndarray]] = {
     "z_std": lambda scales: 1e-13 * (1 + scales.z.kappa) * scales.z.std,
     "a_std": lambda scales: 1e-13 * (1 + scales.a.kappa) * scales.a.std,
     "z_skewness": lambda scales: 1e-13 * (1 + scales.z.kappa) * 2.5 * scales.z.third,
+    "a_skewness": lambda scales: 1e-13 * (1 + scales.a.kappa) * 2.5 * scales.a.third,
     # of Σ|contributions|, which may cancel: float32 products
     "composition_total": lambda scales: 1e-5 * scales.product,
     "contribution": lambda scales: 1e-5 * scales.product,
     "z_kurtosis": lambda scales: 1e-13 * (1 + scales.z.kappa) * 3 * scales.z.fourth,
+    "a_kurtosis": lambda scales: 1e-13 * (1 + scales.a.kappa) * 3 * scales.a.fourth,
 }
 
 

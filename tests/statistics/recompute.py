@@ -143,11 +143,10 @@ def check_response(one: Unit) -> None:
         std = math.sqrt(m2 / n) if n else nan
         kappa = abs(mean) / std if varied else 0
         one.close(f"{name}_std", (std if varied else 0.0) if n else nan, 1e-12 * (1 + kappa) * std if varied else 0)
-        if name == "z":
-            scale = 1e-12 * (1 + kappa) * 4
-            third = math.fsum(np.abs(rest) ** 3) / n / std**3 if varied else nan
-            one.close("z_skewness", m3 / n / std**3 if varied else nan, scale * third)
-            one.close("z_kurtosis", m4 / n / std**4 - 3 if varied else nan, scale * m4 / n / std**4 if varied else 0)
+        scale = 1e-12 * (1 + kappa) * 4
+        third = math.fsum(np.abs(rest) ** 3) / n / std**3 if varied else nan
+        one.close(f"{name}_skewness", m3 / n / std**3 if varied else nan, scale * third)
+        one.close(f"{name}_kurtosis", m4 / n / std**4 - 3 if varied else nan, scale * m4 / n / std**4 if varied else 0)
     for name, at in QUANTILES.items():
         true = np.sort(z)[max(math.ceil(at * n), 1) - 1] if n else nan
         one.close(f"z_{name}", true, max(0.25 * abs(true), 2.0**-13 * np.abs(z).max(initial=0)))

@@ -252,10 +252,10 @@ static void add_unit(Run run, const Task &task, int64_t unit, Work *work, Counts
     int64_t *count = task.count_U6 + unit * COUNTED, n_before = count[N];
     Moments *z_state = task.z_U + unit, *a_state = task.a_U + unit;
     double centre = n_before ? z_state->mean : near_mean(run.z, run.n), a_centre = 0;
-    PowerSums sums = power_sums<4, false>(run.z, run.n, centre), a_sums = {};
+    PowerSums sums = power_sums<false>(run.z, run.n, centre), a_sums = {};
     if (task.a_is == GIVEN) {
         a_centre = n_before ? a_state->mean : near_mean(run.a, run.n);
-        a_sums = power_sums<2, false>(run.a, run.n, a_centre);
+        a_sums = power_sums<false>(run.a, run.n, a_centre);
     }
     if (!is_finite(sums.absolute) || !is_finite(a_sums.absolute)) {
         int64_t shown = run.n;
@@ -263,23 +263,23 @@ static void add_unit(Run run, const Task &task, int64_t unit, Work *work, Counts
         count[NONFINITE] += shown - run.n;
         if (run.n == 0) return;
         centre = near_mean(run.z, run.n), a_centre = near_mean(run.a, run.n);
-        sums = power_sums<4, false>(run.z, run.n, centre);
-        if (task.a_is == GIVEN) a_sums = power_sums<2, false>(run.a, run.n, a_centre);
+        sums = power_sums<false>(run.z, run.n, centre);
+        if (task.a_is == GIVEN) a_sums = power_sums<false>(run.a, run.n, a_centre);
     }
     Extent z = extent_of(run.z, run.n);
     count[N] += run.n, count[ZEROS] += z.zero, count[FIRED] += z.fired;
     if (task.moments) {
-        add_moments<4, false>(z_state, n_before, run.z, run.n, z.low, z.high, centre, sums);
+        add_moments<false>(z_state, n_before, run.z, run.n, z.low, z.high, centre, sums);
         if (task.a_is == SAME) {
             *a_state = *z_state;
         } else if (task.a_is == RECTIFIED) {
             a_centre = n_before ? a_state->mean : 0;
-            a_sums = power_sums<2, true>(run.z, run.n, a_centre);
+            a_sums = power_sums<true>(run.z, run.n, a_centre);
             double low = z.low > 0 ? z.low : 0, high = z.high > 0 ? z.high : 0;
-            add_moments<2, true>(a_state, n_before, run.z, run.n, low, high, a_centre, a_sums);
+            add_moments<true>(a_state, n_before, run.z, run.n, low, high, a_centre, a_sums);
         } else {
             Extent a = extent_of(run.a, run.n);
-            add_moments<2, false>(a_state, n_before, run.a, run.n, a.low, a.high, a_centre, a_sums);
+            add_moments<false>(a_state, n_before, run.a, run.n, a.low, a.high, a_centre, a_sums);
         }
     }
     if (task.bins) {

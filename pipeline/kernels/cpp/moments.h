@@ -21,8 +21,8 @@ struct PowerSums {
 // mean² of the centred values up to this many times their variance costs less than one digit
 static const double FAR = 4;
 
-// Rectified values are max(v, 0). ORDER is 2 or 4.
-template <int ORDER, bool RECTIFIED>
+// Rectified values are max(v, 0).
+template <bool RECTIFIED>
 static PowerSums power_sums(const float *value, int64_t n, double centre) {
     d4 absolute_[2] = {}, s1[2] = {}, s2[2] = {}, s3[2] = {}, s4[2] = {};
     const d4 zero = {}, around = zero + centre;
@@ -35,10 +35,8 @@ static PowerSums power_sums(const float *value, int64_t n, double centre) {
             absolute_[half] += RECTIFIED ? v : absolute(v);
             s1[half] += rest;
             s2[half] += square;
-            if (ORDER == 4) {
-                s3[half] += square * rest;
-                s4[half] += square * square;
-            }
+            s3[half] += square * rest;
+            s4[half] += square * square;
         }
     PowerSums sums = {sum(absolute_[0] + absolute_[1]), sum(s1[0] + s1[1]), sum(s2[0] + s2[1]), sum(s3[0] + s3[1]),
                       sum(s4[0] + s4[1])};
@@ -47,10 +45,8 @@ static PowerSums power_sums(const float *value, int64_t n, double centre) {
         sums.absolute += absolute(v);
         sums.s1 += rest;
         sums.s2 += square;
-        if (ORDER == 4) {
-            sums.s3 += square * rest;
-            sums.s4 += square * square;
-        }
+        sums.s3 += square * rest;
+        sums.s4 += square * square;
     }
     return sums;
 }
@@ -68,26 +64,21 @@ static double near_mean(const float *value, int64_t n) {
     return sum_ / few;
 }
 
-template <int ORDER>
 static void merge(Moments *state, int64_t n_before, int64_t n_run, double low, double high, double centre,
                   const PowerSums &sums) {
     double n = (double)n_run, d = sums.s1 / n, mean = centre + d;
     mean = mean < low ? low : mean > high ? high : mean;
-    double m2 = sums.s2 - sums.s1 * d, m3 = 0, m4 = 0;
-    if (ORDER == 4) {
-        m3 = sums.s3 - 3 * d * sums.s2 + 2 * n * d * d * d;
-        m4 = sums.s4 - 4 * d * sums.s3 + 6 * d * d * sums.s2 - 3 * n * d * d * d * d;
-    }
+    double m2 = sums.s2 - sums.s1 * d;
+    double m3 = sums.s3 - 3 * d * sums.s2 + 2 * n * d * d * d;
+    double m4 = sums.s4 - 4 * d * sums.s3 + 6 * d * d * sums.s2 - 3 * n * d * d * d * d;
     if (n_before == 0) {
         state->mean = mean, state->m2 = m2, state->m3 = m3, state->m4 = m4;
     } else {
         double before = (double)n_before, total = before + n, f = before / total, g = n / total;
         double step = mean - state->mean, square = step * step;
-        if (ORDER == 4) {
-            state->m4 += m4 + square * square * (total * f * g * (f * f - f * g + g * g)) +
-                         6 * square * (f * f * m2 + g * g * state->m2) + 4 * step * (f * m3 - g * state->m3);
-            state->m3 += m3 + square * step * (total * f * g * (f - g)) + 3 * step * (f * m2 - g * state->m2);
-        }
+        state->m4 += m4 + square * square * (total * f * g * (f * f - f * g + g * g)) +
+                     6 * square * (f * f * m2 + g * g * state->m2) + 4 * step * (f * m3 - g * state->m3);
+        state->m3 += m3 + square * step * (total * f * g * (f - g)) + 3 * step * (f * m2 - g * state->m2);
         state->m2 += m2 + square * (total * f * g);
         state->mean += step * g;
     }
@@ -97,14 +88,14 @@ static void merge(Moments *state, int64_t n_before, int64_t n_run, double low, d
 }
 
 // Merge a run whose sums around `centre` are known.
-template <int ORDER, bool RECTIFIED>
+template <bool RECTIFIED>
 static void add_moments(Moments *state, int64_t n_before, const float *value, int64_t n, double low, double high,
                         double centre, PowerSums sums) {
     if (is_far(n, sums.s1, sums.s2)) {
         centre += sums.s1 / n;
-        sums = power_sums<ORDER, RECTIFIED>(value, n, centre);
+        sums = power_sums<RECTIFIED>(value, n, centre);
     }
-    merge<ORDER>(state, n_before, n, low, high, centre, sums);
+    merge(state, n_before, n, low, high, centre, sums);
 }
 
 // Counts and extremes of z.
