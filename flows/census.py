@@ -141,7 +141,9 @@ def take_census(job: str, *, store: str, ray: str, progress: Progress) -> Outcom
     except UNANSWERED:
         # the server went away: what it could not be told is done all the same
         if not caller.outcomes:
-            raise
+            # before the run began, or it failed by itself and will again: what is done is not done twice
+            progress.note("Prefect does not answer any more: the run goes on without it")
+            return _census(job, store, ray, progress)
     finally:
         _CALLER.reset(token)
     return caller.outcomes[0]

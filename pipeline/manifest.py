@@ -153,7 +153,9 @@ def from_json(value: Any, *, key: str = NAME) -> Manifest:
 
 
 def _damaged(key: str, error: Exception) -> StoreError:
-    return StoreError(f"{key} is damaged ({type(error).__name__}: {error}); restore it, or remove it and run again")
+    return StoreError(
+        f"{key} is damaged ({type(error).__name__}: {error}); restore it, or remove the run's folder and run again"
+    )
 
 
 def committed_runs(store: Store) -> list[Committed]:

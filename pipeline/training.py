@@ -21,7 +21,7 @@ from pipeline.models.base import Checkpoint, checkpoint_key, decode_checkpoint, 
 from pipeline.numerics import in_force
 from pipeline.registry import sources
 from pipeline.sources.base import Chunk
-from pipeline.store import Store
+from pipeline.store import MissingObject, Store
 
 # trainings of one task: more would gain little speed, and a worker's death would cost more
 MOST_RECIPES = 64
@@ -110,5 +110,9 @@ def _resume(recipes: Sequence[Recipe], store: Store) -> tuple[int, list[Checkpoi
     for step in reversed(recipes[0].checkpoints):
         keys = [resume_key(recipe, step) for recipe in recipes]
         if all(key in found for key, found in zip(keys, stored, strict=True)):
-            return step, [decode_checkpoint(store.get(key), key=key) for key in keys]
+            try:
+                return step, [decode_checkpoint(store.get(key), key=key) for key in keys]
+            except MissingObject:
+                # another worker has finished the training since, and what it made will be found
+                return None
     return None

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,33 @@ def test_without_its_server_a_run_goes_on_and_says_so_once(tmp_path: Path) -> No
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
     assert len([line for line in output.splitlines() if line.startswith("note Prefect at http://127.0.0.1")]) == 1
+    assert len(committed_runs(open_store(str(tmp_path / "store")))) == 1
+
+
+class OnlyHealthy(BaseHTTPRequestHandler):
+    """A server that is well, and gone at the next question."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path.endswith("/health") else 503)
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_server_that_goes_before_the_flow_begins_keeps_nothing_from_being_done(tmp_path: Path) -> None:
+    tiny_job(tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), OnlyHealthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        process = flow(
+            tmp_path / "job.toml", tmp_path / "store", "none", api=f"http://127.0.0.1:{server.server_port}/api"
+        )
+        output, _ = process.communicate(timeout=200)
+        server.shutdown()
+    assert process.returncode == 0, output
+    assert output.splitlines().count("note Prefect does not answer any more: the run goes on without it") == 1
     assert len(committed_runs(open_store(str(tmp_path / "store")))) == 1
 
 

@@ -148,6 +148,25 @@ def test_a_damaged_object_to_go_on_from_is_named(digits: Digits) -> None:
         run_train(digits.task(recipe), digits.store)
 
 
+def test_what_another_worker_has_removed_since_is_not_gone_on_from(digits: Digits, tmp_path: Path) -> None:
+    class Finished(DyingStore):
+        """A store in which another worker ends the training between a listing and the next read."""
+
+        def keys(self, prefix: str = "") -> list[str]:
+            found = self.store.keys(prefix)
+            for key in found if prefix.startswith("training/") else []:
+                self.store.remove(key)
+            return found
+
+    recipe = digits.recipe()
+    run_train(digits.task(recipe), digits.store)
+    other = open_store(str(tmp_path / "other"))
+    with pytest.raises(Killed):
+        run_train(digits.task(recipe), DyingStore(other, 4))  # type: ignore[arg-type]
+    assert run_train(digits.task(recipe), Finished(other, 100)) == {}  # type: ignore[arg-type]
+    assert models(other, [recipe]) == models(digits.store, [recipe])
+
+
 def test_a_model_that_diverges_fails_by_itself(digits: Digits) -> None:
     good, bad = digits.recipe(seed=0), digits.recipe(seed=1, learning_rate=1e30)
     failed = run_train(digits.task(good, bad), digits.store)
