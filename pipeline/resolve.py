@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.devices import device_asked
 from pipeline.entries import Model, entries_of, models_of, once, refuse_duplicates
-from pipeline.errors import JobError
+from pipeline.errors import DataError, JobError
 from pipeline.hashing import digest
 from pipeline.job import DataSpec, Job, Numerics, job_identity, misfit, unknown
 from pipeline.kernels import choose
@@ -123,6 +123,8 @@ def resolve(job: Job, store: Store) -> Resolved:
             raise unknown(job, f"data.{name}.source", spec.source, sources())
     # names are checked before a source is asked: one that brings its own data stores it first
     found: dict[str, Source] = {name: sources()[spec.source](name, spec, store) for name, spec in job.data.items()}
+    for name in sorted({one.spec.data for one in entries}):
+        _look_into(job, name, found[name])
     models = once(model for one in entries for model in models_of(job, one, found[one.spec.data], store))
     refuse_duplicates(job, models)
     used = sorted({model.data for model in models})
@@ -135,6 +137,14 @@ def resolve(job: Job, store: Store) -> Resolved:
         training_chunks={name: found[name].chunks(job.data[name].train) for name in used},
         kernel=choose.name(device_asked(job.resources)),
     )
+
+
+def _look_into(job: Job, data: str, source: Source) -> None:
+    """Have a data set's files listed and their schemas checked; its DataError, with where the job names them."""
+    try:
+        source.chunks(job.data[data].train)
+    except DataError as error:
+        raise DataError(f"{job.data[data].place}: [data.{data}] {error}") from error
 
 
 def _split(job: Job, data: str, name: str, source: Source) -> Split:

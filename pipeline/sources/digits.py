@@ -1,8 +1,8 @@
 """The 1,797 handwritten digits of 8 × 8 pixels that scikit-learn ships, staged in the store as Parquet.
 
 Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (CC BY 4.0). The uid of a row is its number in
-scikit-learn's data set, so that `load_digits().images[uid]` is an exemplar. A row is for testing where splitmix64(uid)
-is in the lowest fifth of its range (357 rows), else for training: a rule that needs no order and no seed.
+scikit-learn's data set, so that `load_digits().images[uid]` is an exemplar. A row is for testing where splitmix64(uid),
+its lower 63 bits, is in the lowest fifth of their range (357 rows), else for training: a rule without order or seed.
 """
 
 from __future__ import annotations
