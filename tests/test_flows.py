@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,7 +85,8 @@ def test_the_flow_changes_no_byte_and_leaves_its_artifacts(prefect: Prefect, tmp
 
 
 def asked(prefect: Prefect, what: str, **body: Any) -> list[dict[str, Any]]:
-    return httpx.post(f"{prefect.api}/{what}", json=body, timeout=30).raise_for_status().json()
+    found: list[dict[str, Any]] = prefect.ask("POST", what, **body)
+    return found
 
 
 def test_without_its_server_a_run_goes_on_and_says_so_once(tmp_path: Path) -> None:
@@ -126,8 +126,7 @@ def test_a_server_that_goes_before_the_flow_begins_keeps_nothing_from_being_done
 
 
 def state_of(prefect: Prefect, flow_run: str) -> str:
-    answer = httpx.get(f"{prefect.api}/flow_runs/{flow_run}", timeout=30)
-    return str(answer.raise_for_status().json()["state_type"])
+    return str(prefect.ask("GET", f"flow_runs/{flow_run}")["state_type"])
 
 
 LONG = """
@@ -166,13 +165,11 @@ def test_cancelling_stops_ray_within_two_seconds(prefect: Prefect, ray_head: Ray
         log=tmp_path / "log",
     )
     try:
-        started = httpx.post(f"{prefect.api}/deployments/{deployment}/create_flow_run", json={}, timeout=30)
-        flow_run = started.raise_for_status().json()["id"]
+        flow_run = prefect.ask("POST", f"deployments/{deployment}/create_flow_run")["id"]
         # two workers that have trained for a while
         wait_until(lambda: len(workers_of(ray_head)) == 2, timeout_s=120)
         time.sleep(5)
-        cancelling = {"state": {"type": "CANCELLING"}}
-        httpx.post(f"{prefect.api}/flow_runs/{flow_run}/set_state", json=cancelling, timeout=30).raise_for_status()
+        prefect.ask("POST", f"flow_runs/{flow_run}/set_state", state={"type": "CANCELLING"})
         wait_until(lambda: workers_of(ray_head) == [], timeout_s=2)
         wait_until(lambda: state_of(prefect, flow_run) not in ("RUNNING", "CANCELLING"), timeout_s=60)
         assert state_of(prefect, flow_run) == "CANCELLED"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import httpx
 import pytest
 import yaml
 
@@ -117,7 +116,7 @@ def test_the_deployment_is_taken_by_a_server(prefect: Prefect, tmp_path: Path) -
 
     call("work-pool", "create", "neuron-census", "--type", "process", "--overwrite")
     call("--no-prompt", "deploy", "--prefect-file", "infra/prefect.yaml", "--all")
-    deployed = httpx.get(f"{prefect.api}/deployments/name/census/nightly", timeout=30).raise_for_status().json()
+    deployed = prefect.ask("GET", "deployments/name/census/nightly")
     assert deployed["parameters"] == asked
     assert [one["schedule"]["cron"] for one in deployed["schedules"] if one["active"]] == ["0 2 * * *"]
     assert deployed["work_pool_name"] == "neuron-census"
