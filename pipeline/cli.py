@@ -88,6 +88,7 @@ def run(job: str, url: str, ray: str, prefect: bool) -> None:
 
 
 def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
+    from pipeline.devices import expect_gpus
     from pipeline.executor import InlineExecutor
     from pipeline.job import load_job
     from pipeline.run import run as take_census
@@ -95,8 +96,9 @@ def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
 
     asked, store = load_job(job), open_store(url)
     if ray == "none":
+        expect_gpus(asked.allotted)
         return take_census(asked, store, InlineExecutor(), progress)
-    _check_before_start(job, url)
+    _check_before_start(job, url, ray)
     from pipeline.cluster import executor_at  # imports ray, which only this needs
 
     with executor_at(ray, asked.allotted) as executor:
@@ -104,20 +106,23 @@ def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
 
 
 def _run_in_flow(job: str, url: str, ray: str, progress: Progress) -> Outcome:
-    _check_before_start(job, url)
+    _check_before_start(job, url, ray)
     from flows.census import take_census
 
     return take_census(job, store=url, ray=ray, progress=progress)
 
 
-def _check_before_start(job: str, url: str) -> None:
+def _check_before_start(job: str, url: str, ray: str) -> None:
     """Find mistakes in what was asked for before the seconds that Ray and Prefect take to start."""
+    from pipeline.devices import expect_gpus
     from pipeline.job import load_job
     from pipeline.resolve import resolve
     from pipeline.store import open_store
 
-    store = open_store(url)
-    resolve(load_job(job), store)
+    asked, store = load_job(job), open_store(url)
+    if ray in ("none", "local"):
+        expect_gpus(asked.allotted)
+    resolve(asked, store)
     store.probe()
 
 

@@ -201,7 +201,14 @@ class RayExecutor:
 
 @contextmanager
 def executor_at(address: str, resources: Resources) -> Iterator[Executor]:
-    """The executor that an address names: `none` runs in this process, `local` or a cluster's address on Ray."""
+    """The executor that an address names: `none` runs in this process, `local` or a cluster's address on Ray.
+
+    JobError where workers on this machine ask for GPUs that it lacks. A cluster may start machines that have them.
+    """
+    if address in (NONE, LOCAL) and resources.gpus_per_worker:
+        from pipeline.devices import expect_gpus  # torch, which a driver on the CPU does not need here
+
+        expect_gpus(resources)
     if address == NONE:
         yield InlineExecutor()
         return

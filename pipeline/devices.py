@@ -1,4 +1,4 @@
-"""Where models are measured: this machine's CPU or its GPU, and how batches get there.
+"""Where models are trained and measured: this machine's CPU or its GPU, and how batches get there.
 
 Layer 1: pure torch. A task names a device that its run decided on; a machine without it must not take part.
 """
@@ -21,7 +21,7 @@ CPU, GPU = "cpu", "cuda"
 
 
 def device_asked(resources: Resources) -> str:
-    """Where a run's workers measure: on GPUs where it asks for any."""
+    """Where a run's workers train and measure: on GPUs where it asks for any."""
     return GPU if resources.gpus_per_worker > 0 else CPU
 
 
@@ -36,6 +36,16 @@ def device_named(name: str) -> torch.device:
         # without a fixed workspace cuBLAS gives other bits from run to run; read when its first product is asked for
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device(name)
+
+
+def expect_gpus(resources: Resources) -> None:
+    """JobError unless this machine has the GPUs that a worker asks for, if any: nothing could ever start here."""
+    device = device_named(device_asked(resources))
+    if device.type == GPU and torch.cuda.device_count() < resources.gpus_per_worker:
+        raise JobError(
+            f"resources.gpus_per_worker = {resources.gpus_per_worker:g}: {socket.gethostname()} has "
+            f"{torch.cuda.device_count()} GPUs"
+        )
 
 
 def limit_gpu(share: float) -> None:

@@ -132,6 +132,7 @@ def _train_tasks(resolved: Resolved, missing: Sequence[tuple[str, Recipe]], work
                 spec=spec,
                 chunks=resolved.training_chunks[data],
                 numerics=resolved.numerics,
+                device=resolved.device,
             )
 
 

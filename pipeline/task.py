@@ -62,7 +62,7 @@ def run_task(task: Task, store: Store) -> Receipt:
 def _run(task: Task, store: Store) -> Receipt:
     match task:
         case TrainTask():
-            return Receipt(kind_of(task), task.units, failed=run_train(task, store))
+            return Receipt(kind_of(task), task.units, failed=run_train(task, store), device=task.device)
         case LoadTask():
             staged = run_load(task, store)
             return Receipt(kind_of(task), staged.units, staged.failed, staged.unread)

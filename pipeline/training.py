@@ -2,7 +2,7 @@
 
 Layer 3. What a checkpoint holds is a function of its recipe and the data, never of the group, the worker, or how often
 the training was interrupted: it goes on from the last checkpoint, beside which everything is kept that the next step
-depends on.
+depends on. A GPU adds in other orders than a CPU: of a recipe those weights count that are stored first.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from pipeline.devices import CPU, GPU, device_named
 from pipeline.fit.loop import Diverged, Saved, fit
 from pipeline.fit.recipe import Recipe
 from pipeline.fit.rows import Portion
@@ -31,14 +32,14 @@ FEWEST_RECIPES = 8
 
 @dataclass(frozen=True)
 class TrainTask:
-    """Train recipes of one `group` on the same data and store their checkpoints."""
+    """Train recipes of one `group` on the same data, on a `device`, and store their checkpoints."""
 
     recipes: tuple[Recipe, ...]
     data: str
     spec: DataSpec
     chunks: tuple[Chunk, ...]
     numerics: Numerics
-    device: str = "cpu"
+    device: str = CPU
 
     @property
     def units(self) -> int:
@@ -72,6 +73,7 @@ def resume_key(recipe: Recipe, step: int) -> str:
 
 def run_train(task: TrainTask, store: Store) -> dict[str, str]:
     """Store the checkpoints; returns the models that do not exist because their training diverged, with the reason."""
+    device = device_named(task.device)
     source = sources()[task.spec.source](task.data, task.spec, store)
     portions = [
         Portion(chunk.id, chunk.rows, partial(source.read, chunk, task.numerics.batch_rows)) for chunk in task.chunks
@@ -81,8 +83,8 @@ def run_train(task: TrainTask, store: Store) -> dict[str, str]:
     resume = _resume(task.recipes, store)
     if resume is not None:
         made |= {recipe.model_id(step) for recipe in task.recipes for step in recipe.checkpoints if step <= resume[0]}
-    with in_force(task.numerics), torch.random.fork_rng(devices=[]):
-        for event in fit(task.recipes, portions, resume=resume[1] if resume else None, device=task.device):
+    with in_force(task.numerics), torch.random.fork_rng(devices=[device] if device.type == GPU else []):
+        for event in fit(task.recipes, portions, resume=resume[1] if resume else None, device=device):
             recipe = task.recipes[event.recipe]
             match event:
                 case Saved(step=step):

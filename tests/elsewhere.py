@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -133,4 +134,7 @@ def elsewhere() -> Iterator[Memory]:
 
     with pytest.MonkeyPatch.context() as patch, _Operations(memory), _Calls(memory):
         patch.setattr(Tracker, "__torch_dispatch__", asked_again)
+        # the package hides the module of this name
+        optimizers = import_module("torch.optim.optimizer")
+        patch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: [CPU.type, ELSEWHERE.type])
         yield memory

@@ -1,4 +1,4 @@
-"""Where models are measured: what a job without a GPU to be had is told, and what is moved."""
+"""Where models are trained and measured: what a job without a GPU to be had is told, and what is moved."""
 
 from __future__ import annotations
 
@@ -8,28 +8,35 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 
-from pipeline import cost, loading, measuring, task
+from pipeline import cost, devices, loading, measuring, task, training
 from pipeline.batch import Batch
-from pipeline.devices import CPU, GPU, device_asked, device_named, moved
+from pipeline.cli import cli
+from pipeline.devices import CPU, GPU, device_asked, device_named, expect_gpus, moved
 from pipeline.errors import JobError
+from pipeline.fit.loop import Saved, fit
+from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
 from pipeline.job import Resources
 from pipeline.kernels import choose, native_build, triton_build
 from pipeline.measure import Running
 from pipeline.measuring import Measured, MeasureTask
-from pipeline.registry import statistics
+from pipeline.models.base import Checkpoint, decode_checkpoint, encode_checkpoint
+from pipeline.registry import families, statistics
 from pipeline.resolve import resolve
 from pipeline.store import Store, open_store
-from tests.census import published, run_inline, small_job
+from pipeline.training import TrainTask
+from tests.census import published, run_inline, small_job, write_job
 from tests.elsewhere import ELSEWHERE, elsewhere
+from tests.fit.data import portions, recipe
 from tests.laws.laws import assert_same_bits
 from tests.models.build import EXAMPLES, build, disturbed, forward_inputs
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
-def test_a_run_that_asks_for_gpus_measures_there() -> None:
+def test_a_run_that_asks_for_gpus_works_there() -> None:
     assert device_asked(Resources()) == CPU
     assert device_asked(Resources(gpus_per_worker=0.25)) == GPU
 
@@ -44,7 +51,28 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_measured(tmp_path
     with pytest.raises(JobError, match="gpus_per_worker"):
         run_inline(job, url)
     assert resolve(job, store).device == GPU
+    assert not store.keys("models/")
     assert not store.keys("states/")
+
+
+@WITHOUT_GPU
+@pytest.mark.parametrize("ray", ["none", "local"])
+def test_a_command_that_asks_for_a_gpu_in_vain_writes_nothing(tmp_path: Path, ray: str) -> None:
+    job = write_job(tmp_path / "job.toml", more="[resources]\ngpus_per_worker = 0.5\n")
+    store = tmp_path / "census"
+    said = CliRunner().invoke(cli, ["run", str(job), "--store", str(store), "--ray", ray])
+    assert said.exit_code == 2
+    assert "error: resources.gpus_per_worker asks for a GPU, and torch" in said.stderr
+    assert not store.exists()
+
+
+def test_a_machine_with_too_few_gpus_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    expect_gpus(Resources())
+    monkeypatch.setattr(devices, "device_named", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    expect_gpus(Resources(gpus_per_worker=2))
+    with pytest.raises(JobError, match=r"resources.gpus_per_worker = 3: \S+ has 2 GPUs"):
+        expect_gpus(Resources(gpus_per_worker=3))
 
 
 def test_a_batch_is_read_in_the_model_s_precision_and_keeps_its_names() -> None:
@@ -98,21 +126,60 @@ def test_a_model_is_measured_elsewhere_as_it_is_here(family: str) -> None:
             assert_same_bits(state, found[name][site])
 
 
-def test_a_job_measures_on_the_device_that_it_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def checkpoints(
+    recipes: list[Recipe], device: torch.device, resume: list[Checkpoint] | None = None
+) -> dict[tuple[int, int], tuple[bytes, bytes]]:
+    """The checkpoints and what would be gone on from, as they are stored."""
+    events = fit(recipes, portions(recipes[0].family), resume=resume, device=device)
+    return {
+        (one.recipe, one.step): (encode_checkpoint(one.checkpoint), encode_checkpoint(one.resume))
+        for one in events
+        if isinstance(one, Saved)
+    }
+
+
+# the CPU's attention makes its causal mask where the tensors really are
+@pytest.mark.parametrize("family", sorted(set(families()) - {"gpt"}))
+def test_a_model_learns_elsewhere_as_it_does_here(family: str) -> None:
+    settings = {"checkpoints": (4,), "held_out": 0.2, "patience": 50, "evaluate_steps": 3, "clip_norm": 1.0}
+    seeds = range(2 if families()[family].stacks else 1)
+    recipes = [recipe(family, seed=seed, steps=7, optimizer="adamw", **settings) for seed in seeds]
+    here = checkpoints(recipes, torch.device(CPU))
+    with elsewhere() as memory:
+        there = checkpoints(recipes, ELSEWHERE)
+    assert there == here
+    assert memory.moved
+    resume = [decode_checkpoint(here[number, 4][1]) for number in seeds]
+    with elsewhere():
+        rest = checkpoints(recipes, ELSEWHERE, resume)
+    assert rest == {key: value for key, value in here.items() if key[1] > 4}
+
+
+def test_a_graph_s_neighbours_are_drawn_elsewhere() -> None:
+    drawn = [recipe("gcn", steps=6, batch_rows=8, neighbours=(4, 4))]
+    here = checkpoints(drawn, torch.device(CPU))
+    with elsewhere():
+        assert checkpoints(drawn, ELSEWHERE) == here
+
+
+def test_a_job_works_on_the_device_that_it_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_build, "library", lambda: "no compiler")
     monkeypatch.setattr(triton_build, "lacking", lambda: "no Triton")
     monkeypatch.setattr(cost, "PASSES", 1)
     outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "here"))
     job = small_job(tmp_path, more="[resources]\ngpus_per_worker = 1\n")
-    monkeypatch.setattr(measuring, "device_named", {GPU: ELSEWHERE}.__getitem__)
+    for module in (measuring, training):
+        monkeypatch.setattr(module, "device_named", {GPU: ELSEWHERE}.__getitem__)
     monkeypatch.setattr(task, "run_measure", measured_elsewhere)
+    monkeypatch.setattr(task, "run_train", trained_elsewhere)
     other, there = run_inline(job, str(tmp_path / "there"))
     assert (other.run, other.cells, other.failed) == (outcome.run, outcome.cells, {})
     mine, yours = published(store, outcome.run), published(there, other.run)
     differing = {key.split("/")[3] for key in mine if mine[key] != yours[key] and "/tables/" in key}
     assert differing == {"receipts"}
-    assert devices(mine) == {"cpu"}
-    assert devices(yours) == {"meta"}
+    assert devices_of(mine) == {"cpu"}
+    assert devices_of(yours) == {"meta"}
+    assert [store.get(key) for key in store.keys("models/")] == [there.get(key) for key in there.keys("models/")]
 
 
 def measured_elsewhere(one: MeasureTask, store: Store) -> Measured:
@@ -122,6 +189,13 @@ def measured_elsewhere(one: MeasureTask, store: Store) -> Measured:
         return measuring.run_measure(one, store)
 
 
-def devices(tables: dict[str, bytes]) -> set[str]:
+def trained_elsewhere(one: TrainTask, store: Store) -> dict[str, str]:
+    with elsewhere() as memory:
+        failed = training.run_train(one, store)
+    assert memory.moved
+    return failed
+
+
+def devices_of(tables: dict[str, bytes]) -> set[str]:
     parts = [content for key, content in tables.items() if "/receipts/" in key]
     return {name for part in parts for name in pq.read_table(io.BytesIO(part))["device"].to_pylist()}

@@ -4,7 +4,8 @@ Layer 2: single-device PyTorch. Models of one shape are stacked and run at once:
 model, larger. A model's weights are the same to the bit in any such group. That holds where every model's part of
 every tensor fills whole cache lines: a matrix product then chooses its kernel by the shape alone, and no vectorised
 loop ends within a model (measured: MKL's batched product gives other bits for parts of 7 × 13 numbers, from their
-addresses alone). What does not fit that, and modules that draw random numbers or keep statistics, learn alone.
+addresses alone). What does not fit that, and modules that draw random numbers or keep statistics, learn alone; so does
+what learns in lower precision, whose loss is scaled for each model apart. On a GPU the last bits depend on the group.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +27,8 @@ from pipeline.fit.rows import take
 from pipeline.fit.settings import Training
 from pipeline.models.base import Family
 
+# what of a loss scale changes as a model learns, by PyTorch's names
+SCALER = ("scale", "_growth_tracker")
 # numbers that surely fill a cache line of 64 bytes
 LINE = 16
 
@@ -73,6 +78,10 @@ class Learners(ABC):
         """Follow the gradients, at this share of the learning rates."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_rate"] * share
+        self.step()
+
+    def step(self) -> None:
+        """Have the optimizer follow the gradients."""
         self.optimizer.step()
 
 
@@ -83,9 +92,11 @@ def optimizer_of(groups: Sequence[tuple[Sequence[torch.Tensor], Training]]) -> t
         for values, one in groups
     ]
     training = groups[0][1]
+    # the fused SGD of torch 2.13 begins with any momentum where a scaled loss has its first step left out
+    fused = training.autocast != "float16"
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(listed, betas=(training.beta1, training.beta2), fused=True)
-    return torch.optim.SGD(listed, lr=training.learning_rate, momentum=training.momentum, fused=True)
+        return torch.optim.AdamW(listed, betas=(training.beta1, training.beta2), fused=fused)
+    return torch.optim.SGD(listed, lr=training.learning_rate, momentum=training.momentum, fused=fused)
 
 
 class Single(Learners):
@@ -96,22 +107,34 @@ class Single(Learners):
         self.shown = copy.deepcopy(model)
         self.device = next(model.parameters()).device
         self.optimizer = optimizer_of([(list(model.parameters()), training)])
+        # gradients of float16 soon are too small for it (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.autocast == "float16")
 
     def losses(self, window: Batch, index_GN: torch.Tensor | None) -> torch.Tensor:
         """The loss (1,) on the rows of its only index."""
         self.model.train()
         batch = window if index_GN is None else take(window, index_GN[0])
-        lower = self.training.autocast == "bfloat16"
-        with torch.autocast(batch.inputs[0].device.type, torch.bfloat16, enabled=lower):
+        with self._precision():
             logits = predictions(self.family, batch.forward(self.model))
         loss_G = losses(_wide(logits)[None], targets(self.family, batch)[None], self.training.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        loss_G.sum().backward()
+        self.scaler.scale(loss_G.sum()).backward()
         return loss_G.detach()
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.training.autocast == "none":
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.training.autocast))
 
     def clip(self, norm: float) -> None:
         """Shorten the gradient to at most this norm."""
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), norm)
+
+    def step(self) -> None:
+        """Follow the gradient; one that overflowed is left out, and the loss is scaled less from then on."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def module(self, state: State) -> nn.Module:
         """A copy of the model with the state's weights."""
@@ -119,15 +142,17 @@ class Single(Learners):
         return self.shown.eval()
 
     def state(self, model: int) -> State:
-        """Weights, buffers, the optimizer's memory, and the state of the default generator."""
+        """Weights, buffers, the optimizer's memory, the loss scale, and the state of the default generator."""
         slots = self.optimizer.state_dict()["state"]
         found = {f"weights.{name}": value for name, value in self.model.state_dict().items()}
         found |= {f"slot.{number}.{name}": value for number, slot in slots.items() for name, value in slot.items()}
         found |= {f"random.{name}": value for name, value in _random_state(self.device).items()}
+        scaled = self.scaler.state_dict()
+        found |= {f"scaler.{name}": torch.tensor(scaled[name]) for name in SCALER if name in scaled}
         return {name: value.detach().clone() for name, value in found.items()}
 
     def restore(self, states: Sequence[State]) -> None:
-        """Take over weights, memory and random numbers."""
+        """Take over weights, memory, loss scale and random numbers; on another device these are not the same ones."""
         (state,) = states
         self.model.load_state_dict(below(state, "weights"))
         slots: dict[int, State] = {}
@@ -135,8 +160,10 @@ class Single(Learners):
             number, _, slot = name.partition(".")
             slots.setdefault(int(number), {})[slot] = value.clone()
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        if scaled := {name: value.item() for name, value in below(state, "scaler").items()}:
+            self.scaler.load_state_dict(self.scaler.state_dict() | scaled)
         torch.set_rng_state(state["random.cpu"])
-        if "random.cuda" in state:
+        if "random.cuda" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random.cuda"], self.device)
 
 

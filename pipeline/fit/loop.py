@@ -23,6 +23,8 @@ from pipeline.fit.schedule import share_of_rate
 from pipeline.hashing import splitmix64
 from pipeline.models.base import Checkpoint
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, eq=False)
 class Saved:
@@ -47,13 +49,13 @@ def fit(
     portions: Sequence[Portion],
     *,
     resume: Sequence[Checkpoint] | None = None,
-    device: str = "cpu",
+    device: torch.device = CPU,
 ) -> Iterator[Saved | Diverged]:
     """Train recipes of one `group`, from the beginning or on from an object of each at the same step.
 
-    Seeds torch's default generator: initialisation and dropout draw from it.
+    Seeds torch's default generators: initialisation (on the CPU, wherever it learns) and dropout draw from them.
     """
-    training = _Fit(recipes, portions, torch.device(device))
+    training = _Fit(recipes, portions, device)
     if resume is None:
         yield from training.saved(0)
         start = 0
@@ -79,13 +81,13 @@ class _Fit:
     def run(self, start: int) -> Iterator[Saved]:
         """Take the steps behind `start`, which is a checkpoint."""
         settings, every = self.settings, ceil(self.settings.steps / CURVE_POINTS)
-        total_G = torch.zeros(len(self.recipes), dtype=torch.float64)
+        total_G = torch.zeros(len(self.recipes), dtype=torch.float64, device=self.device)
         for step, (window, index_GN) in enumerate(self.material.draws(start), start=start + 1):
             loss_G = self.learners.losses(window, index_GN)
             if settings.clip_norm is not None:
                 self.learners.clip(settings.clip_norm)
             self.learners.update(share_of_rate(settings, step))
-            total_G += loss_G.cpu()
+            total_G += loss_G
             saves = step in self.recipes[0].checkpoints
             if saves or step % every == 0:
                 self._note(total_G, step)
@@ -110,7 +112,7 @@ class _Fit:
             module = self.learners.module(course.best if ended and course.best else state)
             record = self._record(number, self._reestimated(module) if step == 0 else module, step)
             if course.diverged is None:
-                weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+                weights = {name: value.detach().to(CPU, copy=True) for name, value in module.state_dict().items()}
                 yield Saved(number, step, Checkpoint(weights, record), _resume(state, course, step))
 
     def restore(self, resume: Sequence[Checkpoint]) -> int:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 
 from pipeline.batch import Batch
+from pipeline.devices import moved
 from pipeline.errors import DataError
 from pipeline.fit.objective import NOTHING, targets
 from pipeline.fit.rows import Portion, draws, is_held_out, join, order_of, passes, take
@@ -80,7 +81,7 @@ class Material:
                 yield self._labelled(batch, held_out=False)
                 continue
             rows = self._wanted(batch).nonzero()[:, 0]
-            order = rows[order_of(len(rows), seed=seed, window=number)]
+            order = rows[order_of(len(rows), seed=seed, window=number).to(self.device)]
             neighbourhoods = self.family.neighbourhoods(batch.inputs)
             for step, some in enumerate(order.split(self.settings.batch_rows)):
                 drawn_seed = splitmix64(seed ^ splitmix64(number) + step)
@@ -91,28 +92,20 @@ class Material:
         return (self._ready(batch) for batch in portion.read())
 
     def _ready(self, batch: Batch) -> Batch:
-        inputs = tuple(self._moved(value) for value in batch.inputs)
-        return replace(
-            batch,
-            inputs=self.family.prepare(inputs) if self.family.whole else inputs,
-            kwargs={name: self._moved(value) for name, value in batch.kwargs.items()},
-            label_N=None if batch.label_N is None else batch.label_N.to(self.device),
-        )
-
-    def _moved(self, value: torch.Tensor) -> torch.Tensor:
-        return value.to(self.device, self.dtype if value.is_floating_point() else None)
+        there = moved(batch, self.device, self.dtype)
+        return replace(there, inputs=self.family.prepare(there.inputs)) if self.family.whole else there
 
     def _wanted(self, batch: Batch, held_out: bool = False) -> torch.Tensor:
         wanted_N = is_held_out(batch, self.settings.held_out) == held_out
         if self.family.objective == "classes":
-            wanted_N &= batch.label_N.cpu() >= 0 if batch.label_N is not None else False
+            wanted_N &= batch.label_N >= 0 if batch.label_N is not None else False
         return wanted_N
 
     def _labelled(self, batch: Batch, *, held_out: bool) -> Batch:
         """A batch whose rows stay together, with the labels of the wanted ones only."""
         if batch.label_N is None:
             return batch
-        return replace(batch, label_N=batch.label_N.where(self._wanted(batch, held_out).to(self.device), NOTHING))
+        return replace(batch, label_N=batch.label_N.where(self._wanted(batch, held_out), NOTHING))
 
     def _sample(self, *, held_out: bool) -> list[Batch]:
         """The first SCORED_ROWS rows to learn from, or held out, in even batches; DataError if there are none."""
@@ -131,7 +124,8 @@ class Material:
         joined = join(found)
         # logits of every token of a sequence are large: what fits when learning fits when scoring
         most = SCORED_BATCH_ROWS if self.family.objective == "classes" else self.settings.batch_rows
-        parts = torch.arange(min(rows, SCORED_ROWS)).chunk(ceil(min(rows, SCORED_ROWS) / most))
+        rows = min(rows, SCORED_ROWS)
+        parts = torch.arange(rows, device=self.device).chunk(ceil(rows / most))
         return [take(joined, part) for part in parts]
 
 
@@ -140,7 +134,7 @@ def _some_of(batch: Batch, node: torch.Tensor, labelled: int, inputs: tuple[Any,
     assert batch.label_N is not None
     label_N = batch.label_N[node]
     label_N[labelled:] = NOTHING
-    return replace(batch, inputs=inputs, uid_N=batch.uid_N[node.cpu()], label_N=label_N)
+    return replace(batch, inputs=inputs, uid_N=batch.uid_N[node], label_N=label_N)
 
 
 def _refuse(held_out: bool) -> NoReturn:

@@ -104,6 +104,7 @@ def draws(
         batches = window.rows // training.batch_rows
         if step + batches > start:
             order_GW = torch.stack([order_of(window.rows, seed=seed, window=number) for seed in seeds])
+            order_GW = order_GW.to(window.uid_N.device)
             for index_GN in order_GW.split(training.batch_rows, dim=1)[max(0, start - step) :]:
                 yield window, index_GN
         step += batches
@@ -117,12 +118,13 @@ def take(batch: Batch, index: torch.Tensor | slice) -> Batch:
         kwargs={name: value[index] for name, value in batch.kwargs.items()},
         uid_N=batch.uid_N[index],
         label_N=None if batch.label_N is None else batch.label_N[index],
+        label_NS=None if batch.label_NS is None else batch.label_NS[index],
         mask_NS=None if batch.mask_NS is None else batch.mask_NS[index],
     )
 
 
 def join(parts: Sequence[Batch]) -> Batch:
-    """Rows of several batches in one; rows that are shorter than others are filled with zeros (False in a mask)."""
+    """Rows of several batches in one; shorter rows are filled with zeros (False in a mask, −1 as labels)."""
     first = parts[0]
     return replace(
         first,
@@ -130,17 +132,18 @@ def join(parts: Sequence[Batch]) -> Batch:
         kwargs={name: _joined([part.kwargs[name] for part in parts]) for name in first.kwargs},
         uid_N=torch.cat([part.uid_N for part in parts]),
         label_N=None if first.label_N is None else _joined([part.label_N for part in parts]),
+        label_NS=None if first.label_NS is None else _joined([part.label_NS for part in parts], filling=-1),
         mask_NS=None if first.mask_NS is None else _joined([part.mask_NS for part in parts]),
     )
 
 
-def _joined(values: Sequence[Any]) -> torch.Tensor:
+def _joined(values: Sequence[Any], *, filling: int = 0) -> torch.Tensor:
     sizes = [max(value.shape[axis] for value in values) for axis in range(1, values[0].ndim)]
-    return torch.cat([_filled(value, sizes) for value in values])
+    return torch.cat([_filled(value, sizes, filling) for value in values])
 
 
-def _filled(value: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+def _filled(value: torch.Tensor, sizes: Sequence[int], filling: int) -> torch.Tensor:
     missing = [size - have for size, have in zip(sizes, value.shape[1:], strict=True)]
     if not any(missing):
         return value
-    return functional.pad(value, [side for end in reversed(missing) for side in (0, end)])
+    return functional.pad(value, [side for end in reversed(missing) for side in (0, end)], value=filling)

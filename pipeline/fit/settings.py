@@ -33,7 +33,9 @@ class Training(BaseModel):
     decay: float = Field(default=0.1, gt=0, lt=1, description="of schedule 'step': to which share it falls there")
     clip_norm: float | None = Field(default=None, gt=0, description="greatest norm of a gradient")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
-    autocast: Literal["none", "bfloat16"] = Field(default="none", description="lower precision of the forward")
+    autocast: Literal["none", "bfloat16", "float16"] = Field(
+        default="none", description="lower precision of the forward, 'float16' with a scaled loss; models learn alone"
+    )
     checkpoints: tuple[int, ...] = Field(default=(), strict=False, description="steps to keep besides 0 and the last")
     neighbours: tuple[int, ...] = Field(
         default=(), strict=False, description="of graphs: neighbours drawn of a node at each step away; none: all"

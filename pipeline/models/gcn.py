@@ -87,7 +87,12 @@ class _GCN(nn.Module):
         return last(self._aggregated(adjacency, x))  # type: ignore[no-any-return]
 
     def _aggregated(self, adjacency: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return torch.sparse.mm(adjacency, functional.dropout(x, self.dropout, self.training))
+        seen, device = functional.dropout(x, self.dropout, self.training), x.device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return torch.sparse.mm(adjacency, seen)
+        # a sparse product has no gradient in lower precision
+        with torch.autocast(device, enabled=False):
+            return torch.sparse.mm(adjacency, seen.to(adjacency.dtype))
 
 
 def normalised_adjacency(edge_2E: torch.Tensor, nodes: int, dtype: torch.dtype) -> torch.Tensor:

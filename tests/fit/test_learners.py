@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -145,6 +146,67 @@ def test_only_what_fills_cache_lines_stacks() -> None:
     assert not shaped(width=12, inputs=8)
     assert shaped(width=16, inputs=1) is False  # a product with one column may be another kernel
     assert not shaped(autocast="bfloat16")
+    assert not shaped(autocast="float16")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_half_precision_is_pytorchs_with_its_scaled_loss(optimizer: str, clip_norm: float | None) -> None:
+    task = Task((8,), 3)
+    rows, training = data(task), Training(batch_rows=16, optimizer=optimizer, clip_norm=clip_norm, autocast="float16")
+    learners = Single(MLP, build(0, task, widths=(16,)), training)
+    train(learners, rows, [0], training)
+    expected = with_a_scaled_loss(build(0, task, widths=(16,)), rows, training)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(learners.model.state_dict()[name], value)
+
+
+def with_a_scaled_loss(model: nn.Module, rows: Batch, training: Training) -> nn.Module:
+    """As PyTorch's documentation of automatic mixed precision has it."""
+    settings = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+    make: Any = {"sgd": partial(torch.optim.SGD, momentum=training.momentum), "adamw": torch.optim.AdamW}
+    optimizer = make[training.optimizer](model.parameters(), **settings)
+    scaler = torch.amp.GradScaler("cpu")
+    batches = order_of(ROWS, seed=0, window=0).split(training.batch_rows)
+    assert rows.label_N is not None
+    for step in range(20):
+        index = batches[step % len(batches)]
+        optimizer.param_groups[0]["lr"] = training.learning_rate * (1 - step / 20)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            logits = model(rows.inputs[0][index])
+        scaler.scale(functional.cross_entropy(logits.float(), rows.label_N[index])).backward()
+        if training.clip_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+    return model
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_gradient_that_overflows_is_left_out_and_the_loss_scaled_less(optimizer: str) -> None:
+    task = Task((8,), 3)
+    rows = data(task)
+    large = Batch((rows.inputs[0] * 6e4,), rows.uid_N, rows.label_N)
+    training = Training(batch_rows=16, optimizer=optimizer, learning_rate=0.01, autocast="float16")
+    learners = Single(MLP, build(0, task, widths=(16,)), training)
+    before = learners.state(0)
+    train(learners, large, [0], training, steps=1)
+    after = learners.state(0)
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("weights."))
+    assert after["scaler.scale"] == before["scaler.scale"] / 2
+    train(learners, rows, [0], training, steps=3)
+    assert learners.state(0)["scaler._growth_tracker"] == 3
+    assert all(value.isfinite().all() for value in learners.state(0).values())
+    other = Single(MLP, build(1, task, widths=(16,)), training)
+    other.restore([learners.state(0)])
+    for one in (learners, other):
+        train(one, large, [0], training, steps=1)
+        train(one, rows, [0], training, steps=2)
+    left, right = learners.state(0), other.state(0)
+    assert left["scaler.scale"] == before["scaler.scale"] / 4
+    assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize("name", sorted(set(families()) - {"mlp"}))

@@ -219,13 +219,21 @@ def curve(one: Recipe) -> list[tuple[int, str, float]]:
     return saved([one], portions())[-1].checkpoint.record["curve"]  # type: ignore[no-any-return]
 
 
-def test_lower_precision_of_the_forward_leaves_the_weights_in_full() -> None:
-    one = recipe("cnn", autocast="bfloat16", steps=20)
-    low, full = saved([one], portions("cnn"))[-1], saved([recipe("cnn", steps=20)], portions("cnn"))[-1]
-    assert all(value.dtype != torch.bfloat16 for value in low.checkpoint.weights.values())
-    name = "classifier.weight"
-    assert not torch.equal(low.checkpoint.weights[name], full.checkpoint.weights[name])
-    torch.testing.assert_close(low.checkpoint.weights[name], full.checkpoint.weights[name], rtol=0.1, atol=0.05)
+@every_family
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_of_the_forward_leaves_the_weights_in_full(family: str, precision: str) -> None:
+    low, full = (
+        saved([recipe(family, autocast=autocast, checkpoints=(4,))], portions(family))
+        for autocast in (precision, "none")
+    )
+    weights = low[-1].checkpoint.weights
+    assert not {value.dtype for value in weights.values()} & {torch.bfloat16, torch.float16}
+    assert any(not torch.equal(value, full[-1].checkpoint.weights[name]) for name, value in weights.items())
+    for name, value in weights.items():
+        torch.testing.assert_close(value, full[-1].checkpoint.weights[name], rtol=0.1, atol=0.05)
+    stored = decode_checkpoint(encode_checkpoint(low[1].resume))
+    rest = checkpoints([recipe(family, autocast=precision, checkpoints=(4,))], portions(family), [stored])
+    assert rest == {(0, 12): encode_checkpoint(low[-1].checkpoint)}
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("float64", torch.float64), ("bfloat16", torch.float32)])
