@@ -319,7 +319,8 @@ def _problems(places: Places, raw: Any, errors: ValidationError) -> list[str]:
             lines.append(_structural(places, parts, error))
         else:
             wanted = error["msg"].removeprefix("Input should be ")
-            expected.setdefault(dotted(parts), []).append(_TOML_WORDS.get(wanted, wanted))
+            said = _TOML_WORDS.get(wanted, wanted) + _meaning(parts, error)
+            expected.setdefault(dotted(parts), []).append(said)
             values[dotted(parts)] = error["input"]
     return lines + [_misfit(places, key, values[key], " or ".join(wanted)) for key, wanted in expected.items()]
 
@@ -332,6 +333,13 @@ _TOML_WORDS = {
     "a valid tuple": "an array",
     "a valid dictionary": "a table",
 }
+
+
+def _meaning(parts: list[int | str], error: ErrorDetails) -> str:
+    """What the field of a section means, where an array or a table was expected: that word alone says too little."""
+    field = _section_at(parts[:-1]).model_fields.get(str(parts[-1])) if parts else None
+    told = field is not None and field.description and error["type"] in ("tuple_type", "dict_type")
+    return f" ({field.description})" if field is not None and told else ""
 
 
 def _structural(places: Places, parts: list[int | str], error: ErrorDetails) -> str:

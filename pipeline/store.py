@@ -158,7 +158,7 @@ class DirectoryStore(Store):
         try:
             _make_directories(target.parent)
         except FileNotFoundError as error:
-            raise StoreError(f"{self.url}: no directory can be made there: {error}") from error
+            raise StoreError(f"{self.url}: no directory can be made there ({error.strerror})") from error
         draft = target.with_name(f".{uuid.uuid4().hex}")
         try:
             with open(draft, "xb") as file:

@@ -76,7 +76,7 @@ def test_several_grids_are_a_list(tmp_path: Path):
 
 def test_a_number_of_seeds_is_those_from_0(tmp_path: Path):
     assert job_identity(job(tmp_path, "seeds = 3")) == job_identity(job(tmp_path, "seeds = [0, 1, 2]"))
-    with pytest.raises(JobError, match=r"seeds = 0: expected an array$"):
+    with pytest.raises(JobError, match=r"seeds = 0: expected an array \(one model for each; "):
         job(tmp_path, "seeds = 0")
 
 
