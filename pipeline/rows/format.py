@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -163,11 +162,12 @@ def check_columns(footer: Footer, roles: Sequence[Role]) -> None:
 def _joined(stretches: Sequence[tuple[np.ndarray, int, int]], part: Part) -> torch.Tensor:
     rows = sum(stop - start for _, start, stop in stretches)
     tensor = torch.empty((rows, *part.shape), dtype=part.dtype)
-    width = prod(part.shape)
-    flat_NF = tensor.numpy().reshape(rows, width)
+    into = tensor.numpy()
     filled = 0
     with np.errstate(over="ignore"):  # beyond float32: infinite, and counted as such by the statistics
         for values, start, stop in stretches:
-            flat_NF[filled : filled + stop - start] = values[start:stop].reshape(stop - start, width)
-            filled += stop - start
+            some = values[start:stop]
+            # copied once, in whatever order they lie
+            into[filled : filled + len(some)] = some if some.shape[1:] == part.shape else some.reshape(-1, *part.shape)
+            filled += len(some)
     return tensor
