@@ -44,7 +44,13 @@ _MODELS = _of(
     ("step", "int64", "optimiser steps taken: 0 is the model before training", "null where unknown"),
     ("lineage", "string", "what all checkpoints of one training share", "null for a loaded model"),
     ("control", "string", "id of its untrained twin", "null where it has none"),
-    ("control_of", "string", "lineage, or architecture of loaded models, whose untrained twin it is", "null otherwise"),
+    (
+        "control_of",
+        "string",
+        "lineage (of several that begin with the same weights, the first), or architecture of loaded models, whose "
+        "untrained twin it is",
+        "null otherwise",
+    ),
     ("hyperparameters", "string", "hyperparameters of the family, or arguments that it is built with, as JSON"),
     ("training", "string", "training recipe as JSON", "null for a loaded model"),
     ("loaded_from", "string", "files that it was loaded from, as the job names them", "null where it was made here"),

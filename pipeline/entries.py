@@ -6,8 +6,8 @@ followed by its untrained twin.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -35,7 +35,8 @@ class Model:
     """One model of a run.
 
     step        of its training; None where that is not known
-    control     id of its untrained twin, `control_of` the lineage or architecture whose twin it is
+    control     id of its untrained twin
+    control_of  the lineage (of several that begin alike, the first) or architecture whose twin it is
     """
 
     id: str
@@ -163,11 +164,29 @@ def _refuse_other_rows(job: Job, where: str, data: str, family: Family, source: 
 
 
 def once(models: Iterable[Model]) -> tuple[Model, ...]:
-    """The models without repeated twins of loaded ones: entries of one architecture share theirs."""
-    found: dict[int | str, Model] = {}
+    """The models without repeated twins: entries of one architecture share theirs, trainings that begin alike too.
+
+    A grid of ten learning rates has one twin for each seed; which of the ten it belongs to changes none of its weights.
+    """
+    found: dict[Hashable, Model] = {}
+    twin_of: dict[str, str] = {}
     for number, model in enumerate(models):
-        found.setdefault(model.id if isinstance(model.origin, Untrained) else number, model)
-    return tuple(found.values())
+        first = found.setdefault(_twin(model) or number, model)
+        twin_of[model.id] = first.id
+    return tuple(
+        replace(model, control=twin_of.get(model.control, model.control)) if model.control else model
+        for model in found.values()
+    )
+
+
+def _twin(model: Model) -> Hashable:
+    """What an untrained twin is told from others by; None for any other model."""
+    match model.origin:
+        case Untrained():
+            return model.id
+        case Recipe(beginning=beginning) if model.control_of is not None:
+            return model.data, beginning
+    return None
 
 
 def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:

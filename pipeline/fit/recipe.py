@@ -63,6 +63,12 @@ class Recipe:
             together = can_stack(self.kind, self.build(), self.settings)
         return digest(asdict(shared)) if together else self.lineage
 
+    @cached_property
+    def beginning(self) -> str:
+        """The same for recipes whose models are the same before the first step: equal weights, scored on equal rows."""
+        rows = {"held_out": self.settings.held_out, "batch_rows": self.settings.batch_rows}
+        return digest(asdict(replace(self, training=rows)))
+
     @property
     def kind(self) -> Family:
         """Its family."""
