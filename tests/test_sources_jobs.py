@@ -124,3 +124,23 @@ def test_the_zoo_is_learnt(tmp_path: Path):
     assert found.log_loss["gpt-0"] < 2.7
     assert found.perplexity["gpt-0"] == pytest.approx(math.exp(found.log_loss["gpt-0"]))
     assert found.auc["deepfm-0"] > 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_pretrained_transformer_is_measured(tmp_path: Path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("tokenizers")
+    if not (JOBS / "data" / "minilm").exists():
+        MAKERS["minilm"]()
+    job = load_job(JOBS / "minilm.toml").model_copy(update={"statistics": {"template": {}}})
+    store = open_store(str(tmp_path))
+    outcome = run(job, store, InlineExecutor())
+    assert (outcome.loaded, outcome.failed) == (2, {})
+    neurons, models, sites = (table(store, outcome.run, name) for name in ("neurons", "models", "sites"))
+    assert sites.error.max() < 1e-6
+    assert set(neurons.n) == {28_425}
+    # a few hundredths about what the job's header says
+    cosines = neurons.join(models.set_index("model").name, on="model").groupby("name").template_cos
+    assert cosines.count().to_dict() == {"minilm-l6": 6 * 1536, "bert-init": 6 * 1536}
+    assert cosines.mean().to_dict() == pytest.approx({"minilm-l6": 0.250, "bert-init": 0.499}, abs=0.03)

@@ -51,6 +51,15 @@ def test_above_it_the_run_fails_and_nothing_is_published(damaged: Path):
     assert not [key for key in store.keys("runs/") if "tables" in key or "_manifest" in key]
 
 
+def test_rows_to_train_on_may_be_unreadable_as_well(damaged: Path):
+    digits_file(damaged / "data" / "train.parquet", rows=range(200), split="train", group_rows=50)
+    corrupt_group(damaged / "data" / "train.parquet", 1)
+    with pytest.raises(DataError, match=r"mlp-0.*train\.parquet, row 50: row group 1 is corrupt: .*allows 40: repair"):
+        run_inline(job(damaged, 0.2), str(damaged / "store"))
+    outcome, _ = run_inline(job(damaged, 0.5), str(damaged / "other"))
+    assert (outcome.trained, outcome.failed) == (1, {})
+
+
 def test_chunks_without_a_row_of_their_split_are_measured_as_empty(tmp_path: Path):
     # between "alpha" and "zulu" a footer cannot exclude "test", and this file comes first
     for name, splits in (("a", ["alpha", "zulu"]), ("b", ["test"]), ("c", ["train"])):
