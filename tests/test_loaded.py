@@ -17,12 +17,13 @@ from click.testing import CliRunner
 from torch import nn
 
 from pipeline.cli import cli
+from pipeline.cluster import ray_executor
 from pipeline.errors import CensusError, DataError, JobError
 from pipeline.estimate import estimate
 from pipeline.executor import InlineExecutor
 from pipeline.gc import find_garbage
 from pipeline.hashing import sha256
-from pipeline.job import load_job
+from pipeline.job import Resources, load_job
 from pipeline.manifest import manifest_key
 from pipeline.models.base import Task, decode_checkpoint
 from pipeline.plan import make_plan
@@ -111,6 +112,28 @@ def test_what_is_wrong_with_one_model_costs_no_other(mixed: Path) -> None:
     assert torch.equal(decode_checkpoint(store.get(key)).weights["hidden0.weight"], weights(0)["hidden0.weight"])
     again = take(job_of(mixed), store)
     assert (again.run, again.new, again.failed) == (outcome.run, False, outcome.failed)
+
+
+def exported() -> bytes:
+    buffer = io.BytesIO()
+    model, rows = build("mlp", TASK, seed=3, widths=(6,)).eval(), torch.export.Dim.DYNAMIC
+    torch.export.save(torch.export.export(model, (torch.randn(3, 1, 8, 8),), dynamic_shapes=({0: rows},)), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.real
+def test_ray_loads_the_same_models_and_fails_the_same(mixed: Path, ray_cluster: str) -> None:
+    path = job_of(mixed)
+    put(mixed / "programs" / "m.pt2", exported())
+    programs = "[[models]]\ndata = 'digits'\nload = { url = 'programs' }\n[statistics.response]"
+    path.write_text(path.read_text().replace("[statistics.response]", programs))
+    here, there = (open_store(str(mixed / name)) for name in ("here", "there"))
+    outcome = take(path, here)
+    with ray_executor(ray_cluster, Resources(workers=2)) as executor:
+        other = run(load_job(path), there, executor)
+    assert (other.loaded, sorted(other.failed)) == (4, ["cut", "lacking", "wide"])
+    assert (other.run, other.failed) == (outcome.run, outcome.failed)
+    assert published(there, other.run) == published(here, outcome.run)
 
 
 def test_the_command_line_says_what_failed_and_exits_with_1(mixed: Path) -> None:
@@ -371,12 +394,7 @@ def test_a_model_without_known_initialisers_has_no_twin(allowed: None, tmp_path:
 
 
 def test_a_program_is_measured_and_has_no_twin(tmp_path: Path) -> None:
-    model = build("mlp", TASK, seed=3, widths=(6,)).eval()
-    buffer = io.BytesIO()
-    rows = torch.export.Dim.DYNAMIC
-    torch.export.save(torch.export.export(model, (torch.randn(3, 1, 8, 8),), dynamic_shapes=({0: rows},)), buffer)
-    put(tmp_path / "models" / "m.pt2", buffer.getvalue())
-    put(tmp_path / "models" / "cut.pt2", buffer.getvalue()[:-50])
+    put(tmp_path / "models" / "cut.pt2", put(tmp_path / "models" / "m.pt2", exported())[:-50])
     store = open_store(str(tmp_path / "store"))
     outcome = take(job_of(tmp_path, "url = 'models'"), store)
     assert list(outcome.failed) == ["cut"]
