@@ -28,10 +28,11 @@ from pipeline.manifest import (
     Committed,
     File,
     Manifest,
-    committed_among,
+    commits_among,
     committed_runs,
     from_json,
     in_order,
+    read_manifests,
 )
 from pipeline.published import FIRST_READ_BYTES, PROTOCOL, Piece, PublishedFiles
 from pipeline.store import MissingObject, Store
@@ -82,12 +83,13 @@ def read_catalogue(store: Store) -> Catalogue | None:
 
 
 def published_runs(store: Store, catalogue: Catalogue | None) -> list[Committed]:
-    """Every committed run, oldest first: those of the catalogue that are still there, and those that it lacks."""
+    """Every run that is committed now, oldest first: from the catalogue, or what it lacks from its manifest."""
     if catalogue is None:
         return committed_runs(store)
-    there = set(store.folders("runs/"))
-    known = [one for one in catalogue.runs if one.manifest.run in there]
-    return in_order([*known, *committed_among(store, sorted(there - {one.manifest.run for one in known}))])
+    there = commits_among(store, store.folders("runs/"))
+    known = [one for one in catalogue.runs if there.get(one.manifest.run) == one.when]
+    others = there.keys() - {one.manifest.run for one in known}
+    return in_order([*known, *read_manifests(store, {run: there[run] for run in others})])
 
 
 def write_catalogue(store: Store) -> Catalogue:

@@ -31,6 +31,10 @@ class StoreError(CensusError):
     """The store cannot be read or written, or holds what it should not: the operator must act."""
 
 
+class SpoiltObject(StoreError):  # noqa: N818
+    """A stored object is damaged, or is not of what stands beside it: whatever needs it waits for the operator."""
+
+
 class Unfinished(CensusError):  # noqa: N818
     """Tasks came to nothing though their input is not at fault: the run stays open, and the same run goes on there."""
 

@@ -14,7 +14,7 @@ from functools import cache
 
 from pipeline.claims import NAME as CLAIMS
 from pipeline.claims import Claims, claims_key, read_claims
-from pipeline.manifest import decode, manifest_key
+from pipeline.manifest import manifest_key, read_manifest
 from pipeline.store import Store, Stored
 
 DEFAULT_AGE = timedelta(days=7)
@@ -140,7 +140,7 @@ def _of_committed(store: Store, run: str, objects: Objects, before: datetime) ->
     if claims_key(run) in objects:
         needed = _Needed.by(read_claims(store, run))
     else:
-        needed = _Needed(models=frozenset(decode(store.get(manifest_key(run)), key=manifest_key(run)).models))
+        needed = _Needed(models=frozenset(read_manifest(store, run).models))
     if objects[manifest_key(run)].when >= before:
         # another driver of the same run may still be reading the rows of its models
         return needed, []

@@ -15,7 +15,7 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from pipeline.errors import StoreError
+from pipeline.errors import SpoiltObject, StoreError
 from pipeline.store import Store
 
 FORMAT = 1
@@ -28,7 +28,7 @@ PACKAGES = ("neuron-census", "torch", "numpy", "pyarrow")
 
 @dataclass(frozen=True)
 class Coverage:
-    """The ledger of rows of one split: read + unreadable + excluded = total, or StoreError."""
+    """The ledger of rows of one split: read + unreadable + excluded = total, or SpoiltObject."""
 
     total: int
     read: int
@@ -37,7 +37,7 @@ class Coverage:
 
     def __post_init__(self) -> None:
         if min(self.total, self.read, self.unreadable, self.excluded) < 0 or self.accounted != self.total:
-            raise StoreError(f"the ledger of rows does not add up: {self}; run `neuron-census verify --deep`")
+            raise SpoiltObject(f"the ledger of rows does not add up: {self}; run `neuron-census verify --deep`")
 
     @property
     def accounted(self) -> int:
@@ -124,7 +124,7 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def decode(content: bytes, *, key: str = NAME) -> Manifest:
-    """Read a manifest back; StoreError if it is damaged, or of a newer format than this program knows."""
+    """Read a manifest back; SpoiltObject if it is damaged, or of a newer format than this program knows."""
     try:
         value = json.loads(content)
     except ValueError as error:
@@ -133,10 +133,10 @@ def decode(content: bytes, *, key: str = NAME) -> Manifest:
 
 
 def from_json(value: Any, *, key: str = NAME) -> Manifest:
-    """The manifest that a decoded JSON object stands for; StoreError as for `decode`."""
+    """The manifest that a decoded JSON object stands for; SpoiltObject as for `decode`."""
     try:
         if value["format"] > FORMAT:
-            raise StoreError(
+            raise SpoiltObject(
                 f"{key} has format {value['format']}, newer than {FORMAT}: update neuron-census to read it"
             )
         return Manifest(
@@ -152,30 +152,43 @@ def from_json(value: Any, *, key: str = NAME) -> Manifest:
         raise _damaged(key, error) from error
 
 
-def _damaged(key: str, error: Exception) -> StoreError:
-    return StoreError(
+def _damaged(key: str, error: Exception) -> SpoiltObject:
+    return SpoiltObject(
         f"{key} is damaged ({type(error).__name__}: {error}); restore it, or remove the run's folder and run again"
     )
 
 
 def committed_runs(store: Store) -> list[Committed]:
     """The manifest of every committed run and when it was stored, oldest first, by one listing."""
-    found = store.modified("runs/")
-    return read_manifests(store, {key: when for key, when in found.items() if _is_manifest(key)})
+    return read_manifests(store, commits(store))
 
 
-def committed_among(store: Store, runs: Iterable[str]) -> list[Committed]:
-    """Those of the given runs that are committed, by one small listing of each."""
+def commits(store: Store) -> dict[str, datetime]:
+    """The id of every committed run and when its manifest was stored, by one listing."""
+    return _of_manifests(store.modified("runs/"))
+
+
+def commits_among(store: Store, runs: Iterable[str]) -> dict[str, datetime]:
+    """Those of the given runs that are committed, with when their manifests were stored, by a small listing of each."""
     with ThreadPoolExecutor(READERS) as pool:
-        listings = list(pool.map(store.modified, [manifest_key(run) for run in runs]))
-    return read_manifests(store, {key: when for found in listings for key, when in found.items() if _is_manifest(key)})
+        listings = pool.map(store.modified, [manifest_key(run) for run in runs])
+        return {run: when for found in listings for run, when in _of_manifests(found).items()}
 
 
 def read_manifests(store: Store, found: Mapping[str, datetime]) -> list[Committed]:
-    """The manifests stored under the given keys, each with its time, in order of time and run."""
+    """The manifests of the given runs, each with its time, in order of time and run."""
     with ThreadPoolExecutor(READERS) as pool:
-        manifests = pool.map(lambda key: decode(store.get(key), key=key), found)
+        manifests = pool.map(lambda run: read_manifest(store, run), found)
         return in_order(Committed(*one) for one in zip(manifests, found.values(), strict=True))
+
+
+def read_manifest(store: Store, run: str) -> Manifest:
+    """The manifest of a committed run; SpoiltObject as for `decode`, and if it is another run's."""
+    key = manifest_key(run)
+    manifest = decode(store.get(key), key=key)
+    if manifest.run != run:
+        raise SpoiltObject(f"{key} is the manifest of run {manifest.run}; restore it, or remove it and run again")
+    return manifest
 
 
 def in_order(runs: Iterable[Committed]) -> list[Committed]:
@@ -183,5 +196,7 @@ def in_order(runs: Iterable[Committed]) -> list[Committed]:
     return sorted(runs, key=lambda one: (one.when, one.manifest.run))
 
 
-def _is_manifest(key: str) -> bool:
-    return key.count("/") == 2 and key.endswith(f"/{NAME}")
+def _of_manifests(found: Mapping[str, datetime]) -> dict[str, datetime]:
+    """The runs whose manifests are among the keys of a listing."""
+    keys = {key: key.split("/") for key in found}
+    return {parts[1]: found[key] for key, parts in keys.items() if parts[2:] == [NAME]}

@@ -100,15 +100,20 @@ def _published(store: Store, files: Mapping[str, File], catalogue: Catalogue | N
 
 def chosen_runs(store: Store, prefix: str | None = None, catalogue: Catalogue | None = None) -> list[Committed]:
     """Every committed run with its time, oldest first; the one whose id begins with `prefix` if that is given."""
-    runs = published_runs(store, catalogue)
+    runs = {one.manifest.run: one for one in published_runs(store, catalogue)}
+    return [runs[one] for one in among(store, list(runs), prefix)]
+
+
+def among(store: Store, runs: Sequence[str], prefix: str | None) -> list[str]:
+    """Those of a store's committed runs that are asked for: all, or the one whose id begins with `prefix`."""
     if not runs:
         raise StoreError(f"{store.url}: holds no committed run; `neuron-census run JOB.toml --store …` makes one")
-    found = [one for one in runs if one[0].run.startswith(prefix or "")]
+    found = [run for run in runs if run.startswith(prefix or "")]
     if prefix is None or len(found) == 1:
         return found
     if found:
-        raise QueryError(f"run {prefix!r} is ambiguous: {', '.join(manifest.run for manifest, _ in found)}")
-    raise QueryError(f"no committed run begins with {prefix!r}: {nearest(prefix, [one.run for one, _ in runs])}")
+        raise QueryError(f"run {prefix!r} is ambiguous: {', '.join(found)}")
+    raise QueryError(f"no committed run begins with {prefix!r}: {nearest(prefix, runs)}")
 
 
 def ask(con: Connection, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Answer:

@@ -16,7 +16,7 @@ from pipeline import catalogue as room
 from pipeline.catalogue import FOLDER, RUNS, published_runs, read_catalogue, write_catalogue
 from pipeline.cli import cli
 from pipeline.errors import StoreError
-from pipeline.manifest import committed_runs
+from pipeline.manifest import committed_runs, manifest_key
 from pipeline.published import PublishedFiles
 from pipeline.query import ask, connect
 from pipeline.store import MissingObject, Store, open_store
@@ -108,6 +108,16 @@ def test_a_run_that_was_removed_is_gone(store: Store) -> None:
     Path(store.url, "runs/run-1/tables").rename(Path(store.url, "elsewhere"))
     Path(store.url, "runs/run-1").rmdir()
     assert ids(store) == ["run-0", "run-2"]
+
+
+def test_a_run_whose_manifest_alone_was_removed_is_gone(store: Store) -> None:
+    write_catalogue(store)
+    key = manifest_key("run-1")
+    manifest = store.get(key)
+    store.remove(key)
+    assert ids(store) == ["run-0", "run-2"]
+    store.put_once(key, manifest)
+    assert ids(store) == ["run-0", "run-2", "run-1"], "committed anew"
 
 
 def test_a_run_that_was_committed_anew_is_read_as_it_is_now(store: Store) -> None:
