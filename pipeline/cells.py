@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load, save
 
-from pipeline.errors import StoreError
+from pipeline.errors import SpoiltObject
 from pipeline.kernels.base import State
 
 _SEPARATOR = "|"
 # of the encoding; another version of what is stored in it is another key
-FORMAT = 1
+FORMAT = 2
 # stretches of rows that could not be read of which a cell says where; the ledger counts all
 DAMAGE_KEPT = 100
 
@@ -52,13 +52,16 @@ class Damaged(NamedTuple):
 class CellState:
     """The decoded content of a state object: a state per site, the chunk's ledger, and sums of the model's scores.
 
-    `damage` says where rows were that could not be read, the first DAMAGE_KEPT stretches of them.
+    checkpoint  SHA-256 of the weights that were measured, as stored: the key names their model, and a model whose
+                checkpoint was removed may have been made anew with others
+    damage      where rows were that could not be read, the first DAMAGE_KEPT stretches of them
     """
 
     states: Mapping[str, State]
     rows: Rows
     scores: Mapping[str, float]
     device: str
+    checkpoint: str
     damage: tuple[Damaged, ...] = ()
 
 
@@ -79,6 +82,7 @@ def encode_cell(cell: CellState) -> bytes:
         "rows": asdict(cell.rows),
         "scores": dict(cell.scores),
         "device": cell.device,
+        "checkpoint": cell.checkpoint,
         "sites": sorted(cell.states),
         "damage": [list(one) for one in cell.damage[:DAMAGE_KEPT]],
     }
@@ -88,24 +92,55 @@ def encode_cell(cell: CellState) -> bytes:
 
 
 def decode_cell(content: bytes, *, key: str = "a state object") -> CellState:
-    """Read a state object back, bit for bit; StoreError if it is damaged or of another format."""
+    """Read a state object back, bit for bit; SpoiltObject if it is damaged or of another format."""
     try:
-        header_bytes = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + header_bytes])
-        record = json.loads(header["__metadata__"]["cell"])
-        if record.get("format") != FORMAT:
-            raise StoreError(
-                f"{key} has format {record.get('format')}, and this version of neuron-census reads {FORMAT}: use the "
-                "version that wrote it, or delete it and run again"
-            )
+        record = _record(content, key)
         states: dict[str, State] = {site: {} for site in record["sites"]}
         for name, value in load(content).items():
             if name != _SEPARATOR:
                 site, part = name.rsplit(_SEPARATOR, 1)
                 states[site][part] = value
         damage = tuple(Damaged(*one) for one in record.get("damage", []))
-        return CellState(states, Rows(**record["rows"]), record["scores"], record["device"], damage)
-    except StoreError:
+        rows = Rows(**record["rows"])
+        return CellState(states, rows, record["scores"], record["device"], record["checkpoint"], damage)
+    except SpoiltObject:
         raise
     except Exception as error:  # safetensors raises several kinds
-        raise StoreError(f"{key} is damaged ({error}); delete it and run again") from error
+        raise _damaged(key, error) from error
+
+
+def checkpoint_of(content: bytes, *, key: str = "a state object") -> str:
+    """SHA-256 of the weights that a state object says it was measured on; SpoiltObject as for `decode_cell`."""
+    try:
+        return str(_record(content, key)["checkpoint"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(key, error) from error
+
+
+def misfit(state: State, empty: State) -> str | None:
+    """How a state differs in kind from one of no data at the same site; an axis that is 0 there grows with the data."""
+    if state.keys() != empty.keys():
+        return f"has {', '.join(sorted(state))} where {', '.join(sorted(empty))} belong"
+    for name, value in sorted(state.items()):
+        expected = empty[name]
+        grows = value.dim() == expected.dim() and all(
+            seen == there or there == 0 for seen, there in zip(value.shape, expected.shape, strict=True)
+        )
+        if not grows or value.dtype != expected.dtype:
+            return f"has {name} as {value.dtype} {tuple(value.shape)}, not {expected.dtype} {tuple(expected.shape)}"
+    return None
+
+
+def _record(content: bytes, key: str) -> dict[str, Any]:
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    record: dict[str, Any] = json.loads(header["__metadata__"]["cell"])
+    if record.get("format") != FORMAT:
+        raise SpoiltObject(
+            f"{key} has format {record.get('format')}, and this version of neuron-census reads {FORMAT}: use the "
+            "version that wrote it, or delete it and run again"
+        )
+    return record
+
+
+def _damaged(key: str, error: Exception) -> SpoiltObject:
+    return SpoiltObject(f"{key} is damaged ({error}); delete it and run again")

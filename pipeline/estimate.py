@@ -196,7 +196,9 @@ def _shape_cost(resolved: Resolved, data: str, same: tuple[Origin, str, tuple[st
 def _encoded(running: Running, rows: int) -> dict[str, bytes]:
     """The state objects of one chunk, by statistic."""
     ledger = Rows(total=rows, read=rows)
-    return {name: encode_cell(CellState(states, ledger, {}, CPU)) for name, states in running.states().items()}
+    return {
+        name: encode_cell(CellState(states, ledger, {}, CPU, "0" * 64)) for name, states in running.states().items()
+    }
 
 
 def _merged(statistic: Statistic, found: Discovery, content: bytes) -> dict[str, State]:

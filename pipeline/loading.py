@@ -80,6 +80,11 @@ def keep_only(models: Collection[str]) -> None:
             del _KEPT[call]
 
 
+def forget() -> None:
+    """Let go of every model."""
+    _KEPT.clear()
+
+
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of a model's parameters and buffers."""
     return sum(one.numel() * one.element_size() for one in (*module.parameters(), *module.buffers()))

@@ -200,10 +200,11 @@ def _measure_chunk(
         shown = batch if is_first and shown is None else shown
     rows = Rows(total=chunk.rows, read=reading.read, unreadable=reading.unreadable, excluded=reading.excluded)
     damage = tuple(Damaged(one.first_row, one.rows, one.reason) for one in reading.damage)
+    seen = CellState({}, rows, {}, full_name(device), "", damage)
     sound = [one for one in watched if one.cell.model.id not in failed]
     with watch.on("storing"):
         for one in sound:
-            _store_cells(task, one, CellState({}, rows, {}, full_name(device), damage), store)
+            _store_cells(task, one, seen, store)
     costs: list[ModelCost] = []
     if shown is not None:
         with watch.on("comparing with the bare forward"):
@@ -239,7 +240,7 @@ def _show(batch: Batch, watched: Sequence[_Watched], *, timed: bool) -> dict[str
 
 
 def _store_cells(task: MeasureTask, one: _Watched, seen: CellState, store: Store) -> None:
-    scores = added(one.scores)
+    seen = replace(seen, scores=added(one.scores), checkpoint=one.loaded.sha256)
     for name, states in one.running.states().items():
         key = cell_key(one.cell.model.id, task.state_names[name], one.cell.chunk.id)
-        store.put_once(key, encode_cell(replace(seen, states=states, scores=scores)))
+        store.put_once(key, encode_cell(replace(seen, states=states)))

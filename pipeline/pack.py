@@ -70,16 +70,18 @@ def _cut(sizes: Sequence[tuple[str, int]]) -> list[tuple[str, ...]]:
 def run_pack(task: PackTask, store: Store) -> File:
     """Store one part, create-only, and say what it is for the manifest. StoreError if other rows are there."""
     tables = [read_parquet(store.get(reduced_key(task.run, model, f"{task.table}.parquet"))) for model in task.models]
+    _refuse_other_columns(task, tables)
     table = pa.concat_tables(tables)
     content = parquet_bytes(table)
     stored = store.put_once(task.key, content)
     if stored != sha256(content):
         # another driver, with another version of the writer perhaps, was first: the manifest describes its bytes
         content = store.get(task.key)
-        if not read_parquet(content)["model"].equals(table["model"]):
+        # by this writer the same rows are the same bytes
+        if parquet_bytes(read_parquet(content)) != parquet_bytes(table):
             raise StoreError(
-                f"{task.key} holds rows of other models than belong there, from another version of neuron-census: "
-                f"remove what is below runs/{task.run}/tables/ and run again"
+                f"{task.key} holds other rows than belong there, from another version of neuron-census or of models "
+                f"that were made anew: remove what is below runs/{task.run}/tables/ and run again"
             )
     return File(
         table=task.table,
@@ -90,3 +92,12 @@ def run_pack(task: PackTask, store: Store) -> File:
         first_model=task.models[0],
         last_model=task.models[-1],
     )
+
+
+def _refuse_other_columns(task: PackTask, tables: Sequence[pa.Table]) -> None:
+    for model, table in zip(task.models, tables, strict=True):
+        if table.schema != tables[0].schema:
+            raise StoreError(
+                f"{reduced_key(task.run, model, task.table)}.parquet has other columns than that of {task.models[0]}, "
+                f"from another version of neuron-census: remove what is below runs/{task.run}/reduced/ and run again"
+            )

@@ -15,10 +15,10 @@ import pyarrow as pa
 import torch
 
 from pipeline.base_columns import BASE
-from pipeline.cells import CellState, Rows, cell_key, decode_cell
+from pipeline.cells import CellState, Rows, cell_key, decode_cell, misfit
 from pipeline.described import described, meanings, names_of
 from pipeline.entries import Model
-from pipeline.errors import StoreError
+from pipeline.errors import SpoiltObject, StoreError
 from pipeline.flow.discover import Discovery
 from pipeline.hashing import sha256
 from pipeline.jackknife import Block, block_of, standard_errors
@@ -26,6 +26,7 @@ from pipeline.job import Numerics, SiteSelection
 from pipeline.kernels.base import State
 from pipeline.loading import Loaded, Probe, keep_only, load
 from pipeline.measure import arrow_tables, controls_of, site_table
+from pipeline.models.base import checkpoint_key
 from pipeline.numerics import in_force
 from pipeline.origins import columns_of
 from pipeline.parquet import parquet_bytes
@@ -140,7 +141,7 @@ def _split_tables(
     damage: list[dict[str, Any]] = []
     controls = controls_of(loaded.discovery, twin)
     for statistic in measured.statistics:
-        merged = _merged(task, measured, statistic, loaded.discovery, store)
+        merged = _merged(task, measured, statistic, loaded, store)
         states[statistic.name] = merged.states
         receipts += merged.receipts
         scores, damage = merged.scores, merged.damage
@@ -196,10 +197,11 @@ def _sites(statistic: Statistic, found: Discovery) -> list[Site]:
     return [site for site in found.sites if statistic.applies(site)]
 
 
-def _merged(task: ReduceTask, measured: Measured, statistic: Statistic, found: Discovery, store: Store) -> _Merged:
-    sites = _sites(statistic, found)
+def _merged(task: ReduceTask, measured: Measured, statistic: Statistic, loaded: Loaded, store: Store) -> _Merged:
+    sites = _sites(statistic, loaded.discovery)
     keeps_blocks = any(column.se for column in statistic.COLUMNS)
-    whole = {site.name: statistic.empty(site) for site in sites}
+    empty = {site.name: statistic.empty(site) for site in sites}
+    whole: Mapping[str, State] = empty
     blocks: list[tuple[dict[str, State], int]] = []
     receipts = []
     damage: list[dict[str, Any]] = []
@@ -209,8 +211,7 @@ def _merged(task: ReduceTask, measured: Measured, statistic: Statistic, found: D
         key = cell_key(task.model.id, measured.state_names[statistic.name], chunk.id)
         content = store.get(key)
         cell = decode_cell(content, key=key)
-        if set(cell.states) != set(whole):
-            raise StoreError(f"{key} holds other sites than the model has; delete it and run again")
+        _refuse_misfit(cell, key, task.model.id, loaded.sha256, empty)
         whole = _merge(statistic, sites, whole, cell.states)
         if keeps_blocks and block_of(index, len(chunks)) == len(blocks):
             blocks.append((dict(cell.states), cell.rows.read))
@@ -220,7 +221,21 @@ def _merged(task: ReduceTask, measured: Measured, statistic: Statistic, found: D
         scores.append(dict(cell.scores))
         receipts.append(_receipt(statistic, chunk, cell, key=key, content=content))
         damage += [{"chunk": chunk.id, "file": chunk.url, **one._asdict()} for one in cell.damage]
-    return _Merged(whole, added(scores), blocks, receipts, damage)
+    return _Merged(dict(whole), added(scores), blocks, receipts, damage)
+
+
+def _refuse_misfit(cell: CellState, key: str, model: str, checkpoint: str, empty: Mapping[str, State]) -> None:
+    """SpoiltObject unless a cell is of the weights that are stored, and of sites and states as they have them."""
+    if cell.checkpoint != checkpoint:
+        raise SpoiltObject(
+            f"{key} was measured on other weights (SHA-256 {cell.checkpoint[:12]}…) than {checkpoint_key(model)} holds "
+            f"({checkpoint[:12]}…), which was made anew since: delete what is below states/{model}/ and run again"
+        )
+    if cell.states.keys() != empty.keys():
+        raise SpoiltObject(f"{key} holds other sites than the model has; delete it and run again")
+    for site, state in cell.states.items():
+        if wrong := misfit(state, empty[site]):
+            raise SpoiltObject(f"{key}: {site} {wrong}; delete it and run again")
 
 
 def _merge(

@@ -7,7 +7,7 @@ job names is checked here, before anything but such counts is written.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,9 +22,12 @@ from pipeline.registry import statistics as known_statistics
 from pipeline.sources.base import Chunk, Source
 from pipeline.statistics.base import Statistic
 from pipeline.store import Store
+from pipeline.tables import table_columns
 
 # raised whenever the same model and rows would give other sites, states or scores
-MEASURE_VERSION = 3
+MEASURE_VERSION = 4
+# raised whenever the same states would give other rows, though no column says so
+REDUCE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -58,19 +61,27 @@ class Resolved:
 
     @cached_property
     def run(self) -> str:
-        """The run id: digest of job, models, chunks and statistics. The same inputs are the same run."""
+        """The run id: digest of job, models, chunks, statistics and tables. The same inputs are the same run."""
         chunks = [[split.data, split.name, [chunk.id for chunk in split.chunks]] for split in self.splits]
         states = [[self.state_name(statistic) for statistic in self.statistics_of(split)] for split in self.splits]
-        return digest([job_identity(self.job), [model.id for model in self.models], chunks, states], length=16)
+        models = [model.id for model in self.models]
+        return digest([job_identity(self.job), models, chunks, states, self.tables_key], length=16)
+
+    @cached_property
+    def tables_key(self) -> str:
+        """What besides the states decides the rows: the columns with their documentation, our version.
+
+        A version of this program that has others is another run, which shares no row with one that was left.
+        """
+        columns = table_columns([column for statistic in self.statistics for column in statistic.COLUMNS])
+        described = {table: [asdict(column) for column in those] for table, those in columns.items()}
+        return digest([REDUCE_VERSION, described], length=8)
 
     @cached_property
     def measure_key(self) -> str:
-        """What besides model, chunk and statistic decides a state's bytes: kernel, numerics, sites, our version."""
-        job = self.job
-        return digest(
-            [MEASURE_VERSION, self.kernel, job.numerics.model_dump(mode="json"), job.sites.model_dump(mode="json")],
-            length=8,
-        )
+        """What besides model, chunk and statistic decides a state's bytes: where, by which kernel, numerics, sites."""
+        numerics, sites = (one.model_dump(mode="json") for one in (self.job.numerics, self.job.sites))
+        return digest([MEASURE_VERSION, self.device, self.kernel, numerics, sites], length=8)
 
     def statistics_of(self, split: Split) -> tuple[Statistic, ...]:
         """The statistics with their samples sized for this split."""

@@ -15,11 +15,12 @@ from typing import Any
 
 from pipeline.claims import Claims, write_claims
 from pipeline.devices import memory_bytes
-from pipeline.errors import DataError, Unfinished
+from pipeline.errors import DataError, StoreError, Unfinished
 from pipeline.executor import Executor, Lost
 from pipeline.job import Job, job_identity
 from pipeline.kernels import choose
-from pipeline.manifest import Coverage, Failed, Manifest, decode, encode, manifest_key, versions
+from pipeline.loading import forget
+from pipeline.manifest import Coverage, Failed, Manifest, encode, manifest_key, read_manifest, versions
 from pipeline.measuring import MeasureTask
 from pipeline.pack import pack_tasks
 from pipeline.plan import Plan, make_plan, reduce_tasks, trained
@@ -63,6 +64,8 @@ def run(job: Job, store: Store, executor: Executor, progress: Progress | None = 
     if manifest_key(resolved.run) in store.keys(f"runs/{resolved.run}/_manifest"):
         show.note(f"run {resolved.run} is already committed")
         return _committed(resolved, store)
+    # a process that has done another run may hold models whose checkpoints were made anew since
+    forget()
     write_claims(store, resolved.run, _claims(resolved))
     if remark := choose.remark(resolved.kernel, resolved.device):
         show.note(remark)
@@ -133,17 +136,17 @@ def _without(tasks: Sequence[MeasureTask], done: Stage) -> list[MeasureTask]:
 
 
 def _refuse_open(resolved: Resolved, done: Stage) -> None:
-    """Raise what keeps a run open, after everything else is done: rows that cannot be read, or tasks that were lost."""
+    """Raise what keeps a run open, after everything else is done: what a person must act on before what was lost."""
     if not done.open:
         return
     names = {model.id: model.name for model in resolved.models}
     models: dict[str, list[str]] = {}
-    for model, reason in (done.unread or done.lost).items():
+    for model, reason in (done.unread or done.spoilt or done.lost).items():
         models.setdefault(reason, []).append(names.get(model, model))
     listed = [f"{_few(sorted(those), 'models')}: {reason}" for reason, those in sorted(models.items())]
     lines = [f"run {resolved.run} is not finished; the rest of it is done:", *listed[:5]]
     more = [f"… and {len(listed) - 5} reasons more"] if len(listed) > 5 else []
-    raise (DataError if done.unread else Unfinished)("\n".join(lines + more))
+    raise (DataError if done.unread else StoreError if done.spoilt else Unfinished)("\n".join(lines + more))
 
 
 def _few(names: Sequence[str], what: str) -> str:
@@ -198,6 +201,6 @@ def _outcome(manifest: Manifest, plan: Plan, done: Stage) -> Outcome:
 
 def _committed(resolved: Resolved, store: Store) -> Outcome:
     """The outcome of a run that is already committed: nothing was done."""
-    manifest = decode(store.get(manifest_key(resolved.run)))
+    manifest = read_manifest(store, resolved.run)
     failed = {one.name: one.reason for one in manifest.failed}
     return Outcome(resolved.run, False, 0, 0, resolved.cells, failed, {})

@@ -99,6 +99,6 @@ def _seconds(receipts: list[Receipt]) -> dict[str, dict[str, float]]:
 
 def _task(receipt: Receipt) -> dict[str, Any]:
     named = {"kind": receipt.kind, "units": receipt.units, "host": receipt.host, "device": receipt.device}
-    reasons = {name: value for name in ("failed", "unread", "lost") if (value := getattr(receipt, name))}
+    reasons = {name: value for name in ("failed", "unread", "spoilt", "lost") if (value := getattr(receipt, name))}
     spent = {"seconds": receipt.seconds, "spent": receipt.spent, "remarks": list(receipt.remarks)}
     return {**named, **spent, **reasons}

@@ -23,18 +23,20 @@ class Stage:
 
     failed  models that failed by themselves: the same in every run
     unread  models with rows that cannot be read, which the owner of the data must act on
+    spoilt  models with a stored object that is not what it should be, which the operator must act on
     lost    models whose tasks came to nothing, which another run may do
     """
 
     receipts: tuple[Receipt, ...]
     failed: Mapping[str, str]
     unread: Mapping[str, str]
+    spoilt: Mapping[str, str]
     lost: Mapping[str, str]
 
     @property
     def open(self) -> frozenset[str]:
         """Models that are neither done nor failed by themselves."""
-        return frozenset(self.unread.keys() | self.lost.keys())
+        return frozenset(self.unread.keys() | self.spoilt.keys() | self.lost.keys())
 
     def then(self, later: Stage) -> Stage:
         """This stage and one that came after it; the earlier reason stays."""
@@ -42,6 +44,7 @@ class Stage:
             self.receipts + later.receipts,
             {**later.failed, **self.failed},
             {**later.unread, **self.unread},
+            {**later.spoilt, **self.spoilt},
             {**later.lost, **self.lost},
         )
 
@@ -56,19 +59,24 @@ def run_stage(do: Callable[[Task], Receipt], tasks: Iterable[Task], *, executor:
         for number, outcome in executor.map(do, [task for _, task in waiting]):
             place, task = waiting[number]
             smaller: Sequence[Task] = task.parts()
-            if not isinstance(outcome, Lost):
+            if smaller and _came_to_nothing(outcome):
+                parts += [((*place, index), part) for index, part in enumerate(smaller)]
+            elif isinstance(outcome, Lost):
+                receipts.append((place, Receipt(kind_of(task), 0, lost=dict.fromkeys(task.models, outcome.reason))))
+                progress.note(f"lost: {outcome.reason}")
+            else:
                 receipts.append((place, outcome))
                 progress.advance(outcome.units)
                 for remark in sorted(set(outcome.remarks) - said):
                     progress.note(remark)
                 said |= set(outcome.remarks)
-            elif smaller:
-                parts += [((*place, index), part) for index, part in enumerate(smaller)]
-            else:
-                receipts.append((place, Receipt(kind_of(task), 0, lost=dict.fromkeys(task.models, outcome.reason))))
-                progress.note(f"lost: {outcome.reason}")
         waiting = parts
     return _stage([receipt for _, receipt in sorted(receipts, key=lambda one: one[0])])
+
+
+def _came_to_nothing(outcome: Receipt | Lost) -> bool:
+    """Whether nothing of a task was done, which one of its models, or what is stored of it, may be the reason for."""
+    return isinstance(outcome, Lost) or bool(outcome.spoilt or outcome.lost)
 
 
 def _stage(receipts: Sequence[Receipt]) -> Stage:
@@ -76,5 +84,6 @@ def _stage(receipts: Sequence[Receipt]) -> Stage:
     last_first = receipts[::-1]
     failed = {model: reason for receipt in last_first for model, reason in receipt.failed.items()}
     unread = {model: reason for receipt in last_first for model, reason in receipt.unread.items()}
+    spoilt = {model: reason for receipt in last_first for model, reason in receipt.spoilt.items()}
     lost = {model: reason for receipt in last_first for model, reason in receipt.lost.items()}
-    return Stage(tuple(receipts), failed, unread, lost)
+    return Stage(tuple(receipts), failed, unread, spoilt, lost)

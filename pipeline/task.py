@@ -1,7 +1,8 @@
 """The boundary between a run and its workers: tasks go out, receipts come back, tensors go through the store.
 
 Layer 3. A model that fails by itself (ModelError) and rows that cannot be read (DataError) are written on the receipt,
-so that the rest of the run goes on, and so is an object that is gone; everything else is an exception of the run.
+so that the rest of the run goes on, and so is an object that is gone or spoilt; everything else is an exception of
+the run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.cost import ModelCost
 from pipeline.devices import CPU
-from pipeline.errors import DataError, ModelError
+from pipeline.errors import DataError, ModelError, SpoiltObject
 from pipeline.manifest import File
 from pipeline.measuring import MeasureTask, run_measure
 from pipeline.pack import PackTask, run_pack
@@ -28,15 +29,17 @@ Task = TrainTask | LoadTask | MeasureTask | ReduceTask | PackTask
 class Receipt:
     """What a task did: `units` of work, the `file` it packed.
 
-    `failed` are models that failed by themselves, `unread` models that were not shown all their rows, `lost` those
-    whose checkpoint or cells were there and are not any more, each with the reason. `remarks` say what a person should
-    know of how it was done. For the log: what the statistics cost, seconds and what they were `spent` on, host, device.
+    `failed` are models that failed by themselves, `unread` models that were not shown all their rows, `spoilt` those
+    whose checkpoint or cells are not what they should be, `lost` those whose were there and are not any more, each with
+    the reason. `remarks` say what a person should know of how it was done. For the log: what the statistics cost,
+    seconds and what they were `spent` on, host, device.
     """
 
     kind: str
     units: int
     failed: dict[str, str] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
+    spoilt: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     file: File | None = None
     remarks: tuple[str, ...] = ()
@@ -54,6 +57,8 @@ def run_task(task: Task, store: Store) -> Receipt:
         receipt = _run(task, store)
     except DataError as error:
         receipt = Receipt(kind_of(task), 0, unread=dict.fromkeys(task.models, str(error)))
+    except SpoiltObject as error:
+        receipt = Receipt(kind_of(task), 0, spoilt=dict.fromkeys(task.models, str(error)))
     except MissingObject as error:
         receipt = Receipt(kind_of(task), 0, lost=dict.fromkeys(task.models, str(error)))
     return replace(receipt, seconds=time.perf_counter() - start, host=socket.gethostname())

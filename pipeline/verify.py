@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import StoreError
+from pipeline.cells import checkpoint_of
+from pipeline.errors import SpoiltObject, StoreError
 from pipeline.hashing import sha256
-from pipeline.manifest import File, Manifest
+from pipeline.manifest import File, Manifest, commits, read_manifest
+from pipeline.models.base import checkpoint_key
 from pipeline.parquet import read_parquet
-from pipeline.query import chosen_runs
+from pipeline.query import among
 from pipeline.store import MissingObject, Store
 
 # tables that are looked into; of the others the hash says enough
@@ -39,8 +41,14 @@ class Report:
 
 def verify_runs(store: Store, *, run: str | None = None, deep: bool = False) -> Iterator[Report]:
     """Check every committed run, or the one whose id begins with `run`; `deep` hashes cells and checkpoints too."""
-    for manifest, _ in chosen_runs(store, run):
-        yield verify_run(store, manifest, deep=deep)
+    found = commits(store)
+    for one in among(store, sorted(found, key=lambda one: (found[one], one)), run):
+        try:
+            manifest = read_manifest(store, one)
+        except (SpoiltObject, MissingObject) as error:
+            yield Report(one, f"run {one}: 1 wrong", (str(error),), ())
+        else:
+            yield verify_run(store, manifest, deep=deep)
 
 
 def verify_run(store: Store, manifest: Manifest, *, deep: bool = False) -> Report:
@@ -60,11 +68,15 @@ def verify_run(store: Store, manifest: Manifest, *, deep: bool = False) -> Repor
     # of a table that cannot be read, that is said already
     if {file.key for file in manifest.files if file.table in _WHOLE} <= read:
         problems += [*_other_models(manifest, models), *_without_receipt(manifest, models, receipts)]
+        problems += _without_rows(manifest, models, receipts)
     hashed = 0
     if deep:
-        objects = _named(receipts, "key") | _checkpoints(models)
-        hashed = len(objects)
-        problems += [wrong for key, expected in sorted(objects.items()) for wrong in _rehash(store, key, expected)]
+        weights = {str(model["model"]): str(model["sha256"]) for model in models if model["sha256"] is not None}
+        hashed = len(weights) + len(receipts)
+        for model, expected in sorted(weights.items()):
+            problems += _rehash(store, checkpoint_key(model), expected)
+        for receipt in sorted(receipts, key=lambda one: str(one["key"])):
+            problems += _rehash(store, receipt["key"], receipt["sha256"], weights=weights.get(receipt["model"]))
     rows = sum(file.rows for file in manifest.files)
     summary = f"run {manifest.run} ({manifest.name}): {len(manifest.files)} files, {rows} rows"
     summary += f", {hashed} cells and checkpoints" if deep else ""
@@ -151,24 +163,27 @@ def _without_receipt(manifest: Manifest, models: list[dict[str, Any]], receipts:
                 yield f"model {row['model']} has no receipt of {statistic} on {split}"
 
 
-def _named(receipts: list[dict[str, Any]], key: str) -> dict[str, str]:
-    return {receipt[key]: receipt["sha256"] for receipt in receipts}
+def _without_rows(manifest: Manifest, models: list[dict[str, Any]], receipts: list[dict[str, Any]]) -> Iterator[str]:
+    """No split is covered of which no model has a receipt."""
+    there = {f"{receipt['data']}/{receipt['split']}" for receipt in receipts}
+    measured = {str(model["data"]) for model in models if model["status"] == "ok"}
+    for split in sorted(manifest.coverage.keys() - there):
+        # of the data of a model that was measured, that is said of each of its statistics
+        if split.rpartition("/")[0] not in measured:
+            yield f"the manifest covers {split}, of which no model has a receipt"
 
 
-def _checkpoints(models: list[dict[str, Any]]) -> dict[str, str]:
-    return {
-        f"models/{model['model']}.safetensors": str(model["sha256"])
-        for model in models
-        if model.get("sha256") is not None
-    }
-
-
-def _rehash(store: Store, key: str, expected: str) -> list[str]:
+def _rehash(store: Store, key: str, expected: str, *, weights: str | None = None) -> list[str]:
+    """An object is the one that the run was made from; a cell also of the `weights` that the run names."""
     try:
-        found = sha256(store.get(key))
+        content = store.get(key)
+        if (found := sha256(content)) != expected:
+            return [f"{key} was changed: SHA-256 {found}, at the time of the run {expected}"]
+        if weights is not None and (measured := checkpoint_of(content, key=key)) != weights:
+            return [f"{key} was measured on other weights: SHA-256 {measured}, those of the run {weights}"]
     except StoreError as error:
         return [str(error)]
-    return [] if found == expected else [f"{key} was changed: SHA-256 {found}, at the time of the run {expected}"]
+    return []
 
 
 def _remarks(manifest: Manifest, receipts: list[dict[str, Any]]) -> list[str]:

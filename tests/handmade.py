@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from pipeline.cells import CellState, Rows, cell_key, encode_cell
 from pipeline.columns import Column, DType
 from pipeline.hashing import digest, sha256
 from pipeline.manifest import Coverage, File, Manifest, encode, manifest_key
+from pipeline.models.base import checkpoint_key
 from pipeline.parquet import parquet_bytes
 from pipeline.store import Store
 from pipeline.tables import arrow_table, table_columns
@@ -40,7 +43,14 @@ def model_id(name: str) -> str:
     return digest(name)
 
 
-def models(run: str, names: Sequence[str], data: str) -> list[dict[str, Any]]:
+def weights(name: str) -> bytes:
+    """What stands for a model's checkpoint."""
+    return f"weights of {name}".encode()
+
+
+def models(
+    run: str, names: Sequence[str], data: str, trained_anew: Mapping[str, bytes] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     return [
         {
             "run": run,
@@ -56,6 +66,7 @@ def models(run: str, names: Sequence[str], data: str) -> list[dict[str, Any]]:
             "hyperparameters": json.dumps({"widths": [4]}),
             "parameters": 100,
             "train_accuracy": 0.9,
+            "sha256": sha256(trained_anew.get(name, weights(name))),
             "status": "ok",
         }
         for name in sorted(names, key=model_id)
@@ -172,11 +183,15 @@ def write_run(
     more: Sequence[Column] = (),
     coverage: Mapping[str, Coverage] | None = None,
     devices: Sequence[str] = ("cpu",),
+    trained_anew: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Manifest:
-    """Commit a run of the given models; `change` overrides columns of every neuron, `more` adds columns."""
+    """Commit a run of the given models; `change` overrides columns of every neuron, `more` adds columns.
+
+    `trained_anew` gives other checkpoints of some of them.
+    """
     keys = units(run, names, data)
     rows: dict[str, list[dict[str, Any]]] = {
-        "models": models(run, names, data),
+        "models": models(run, names, data, trained_anew),
         "sites": sites(run, names, data),
         "neurons": [{**neuron(key), **(change or {})} for key in keys],
         "patterns": [pattern(key) for key in keys],
@@ -204,7 +219,10 @@ def write_run(
 def receipts(store: Store, run: str, names: Sequence[str], data: str, devices: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for number, name in enumerate(sorted(names, key=model_id)):
-        key, content = f"states/{model_id(name)}/template-1/chunk.safetensors", f"state of {name}".encode()
+        rows, device = Rows(total=100, read=90, unreadable=3, excluded=7), devices[number % len(devices)]
+        checkpoint = store.put_once(checkpoint_key(model_id(name)), weights(name))
+        key = cell_key(model_id(name), "template-1", "chunk")
+        content = encode_cell(CellState({}, rows, {}, device, checkpoint))
         stored = store.put_once(key, content)
         row = {
             "run": run,
@@ -222,7 +240,7 @@ def receipts(store: Store, run: str, names: Sequence[str], data: str, devices: S
                 "first_row": 0,
                 "key": key,
                 **ledger,
-                "device": devices[number % len(devices)],
+                "device": device,
             }
         )
     return found

@@ -166,8 +166,11 @@ def test_a_job_works_on_the_device_that_it_asks_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(native_build, "library", lambda: "no compiler")
     monkeypatch.setattr(triton_build, "lacking", lambda: "no Triton")
     monkeypatch.setattr(cost, "PASSES", 1)
-    outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "here"))
     job = small_job(tmp_path, more="[resources]\ngpus_per_worker = 1\n")
+    # the same run on a GPU that is this CPU: the key of every state names the device
+    for module in (measuring, training):
+        monkeypatch.setattr(module, "device_named", {GPU: torch.device(CPU)}.__getitem__)
+    outcome, store = run_inline(job, str(tmp_path / "here"))
     for module in (measuring, training):
         monkeypatch.setattr(module, "device_named", {GPU: ELSEWHERE}.__getitem__)
     monkeypatch.setattr(task, "run_measure", measured_elsewhere)
@@ -199,3 +202,15 @@ def trained_elsewhere(one: TrainTask, store: Store) -> dict[str, str]:
 def devices_of(tables: dict[str, bytes]) -> set[str]:
     parts = [content for key, content in tables.items() if "/receipts/" in key]
     return {name for part in parts for name in pq.read_table(io.BytesIO(part))["device"].to_pylist()}
+
+
+def test_the_reference_of_one_device_is_not_that_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.kernels.choose.name", lambda _: "reference")
+    store = open_store(str(tmp_path / "store"))
+    here, there = (
+        resolve(small_job(tmp_path, more=f"[resources]\ngpus_per_worker = {gpus}"), store) for gpus in (0, 1)
+    )
+    assert here.kernel == there.kernel
+    assert {here.state_name(one) for one in here.statistics}.isdisjoint(
+        there.state_name(one) for one in there.statistics
+    )

@@ -16,11 +16,16 @@ import pytest
 from sklearn.datasets import load_digits
 
 from pipeline import pack
+from pipeline.base_columns import BASE
+from pipeline.columns import Column
 from pipeline.errors import StoreError
 from pipeline.executor import InlineExecutor
 from pipeline.pack import PackTask
+from pipeline.reduce import ReduceTask
+from pipeline.resolve import Resolved
 from pipeline.run import run
 from pipeline.store import Store, open_store
+from pipeline.verify import verify_runs
 from tests.census import CNN, digits_file, parquet_job, published, run_inline, small_job, write_job
 from tests.durability.schedules import tiny_job
 
@@ -38,20 +43,75 @@ def test_a_finished_run_is_found_finished(undisturbed, tmp_path: Path) -> None:
     assert (outcome.run, outcome.new, outcome.cells) == (run_id, False, 0)
 
 
-def test_parts_that_another_version_cut_otherwise_are_not_committed(tmp_path: Path, monkeypatch) -> None:
-    class Killed(InlineExecutor):
-        def map(self, function, tasks):
-            yield from super().map(function, tasks)
-            if isinstance(tasks[0], PackTask):
+class Killed(InlineExecutor):
+    """Ends the process after so many tasks of a kind."""
+
+    def __init__(self, kind: type, after: int) -> None:
+        self._kind = kind
+        self._left = after
+
+    def map(self, function, tasks):
+        for one in super().map(function, tasks):
+            yield one
+            self._left -= isinstance(tasks[0], self._kind)
+            if not self._left:
                 raise KeyboardInterrupt
 
-    store, job = open_store(str(tmp_path / "store")), tiny_job(tmp_path)
+
+def left_by(kind: type, after: int, directory: Path) -> Store:
+    """What a driver leaves that was killed after so many tasks of a kind."""
+    store = open_store(str(directory / "store"))
     with pytest.raises(KeyboardInterrupt):
-        run(job, store, Killed())
+        run(tiny_job(directory), store, Killed(kind, after))
+    return store
+
+
+def manifests(store: Store) -> list[str]:
+    return [key for key in store.keys("runs/") if key.endswith("_manifest.json")]
+
+
+def test_parts_that_another_version_cut_otherwise_are_not_committed(tmp_path: Path, monkeypatch) -> None:
+    store = left_by(PackTask, 3, tmp_path)
     monkeypatch.setattr(pack, "PART_BYTES", 1)
-    with pytest.raises(StoreError, match=r"part-00000\.parquet holds rows of other models than belong there"):
-        run(job, store, InlineExecutor())
-    assert not [key for key in store.keys("runs/") if key.endswith("_manifest.json")]
+    with pytest.raises(StoreError, match=r"part-00000\.parquet holds other rows than belong there"):
+        run(tiny_job(tmp_path), store, InlineExecutor())
+    assert not manifests(store)
+
+
+def test_a_part_by_another_writer_is_committed_as_it_is(tmp_path: Path) -> None:
+    store = left_by(PackTask, 3, tmp_path)
+    key = next(key for key in store.keys("runs/") if "/tables/" in key)
+    pq.write_table(pq.read_table(io.BytesIO(store.get(key))), Path(store.url, key), compression="none")
+    outcome = run(tiny_job(tmp_path), store, InlineExecutor())
+    assert outcome.new
+    assert [report.problems for report in verify_runs(store, deep=True)] == [()]
+
+
+def more_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a later version of this program has them."""
+    column = Column("more", "int64", "what a later version says of a model", table="models")
+    monkeypatch.setitem(BASE, "models", (*BASE["models"], column))
+
+
+def test_a_version_with_other_columns_goes_on_from_the_cells_alone(tmp_path: Path, monkeypatch) -> None:
+    store = left_by(ReduceTask, 1, tmp_path)
+    (left,) = store.folders("runs/")
+    more_columns(monkeypatch)
+    outcome = run(tiny_job(tmp_path), store, InlineExecutor())
+    assert (outcome.new, outcome.trained, outcome.cells, outcome.reused_cells) == (True, 0, 0, 6)
+    assert outcome.run != left
+    assert set(_table(store, outcome.run, "models").run) == {outcome.run}
+    assert len(_table(store, outcome.run, "models").more) == 2
+    assert [report.problems for report in verify_runs(store, deep=True)] == [()]
+
+
+def test_rows_with_other_columns_are_never_mixed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Resolved, "tables_key", "of a version that says nothing of it")
+    store = left_by(ReduceTask, 1, tmp_path)
+    more_columns(monkeypatch)
+    with pytest.raises(StoreError, match=r"models.parquet has other columns than that of .*: remove what is below"):
+        run(tiny_job(tmp_path), store, InlineExecutor())
+    assert not manifests(store)
 
 
 def test_adding_a_model_computes_only_its_cells(undisturbed, tmp_path: Path) -> None:

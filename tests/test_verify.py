@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import StoreError
-from pipeline.manifest import Coverage, Failed, Manifest, encode, manifest_key
+from pipeline.errors import SpoiltObject
+from pipeline.hashing import sha256
+from pipeline.manifest import Coverage, Failed, Manifest, committed_runs, encode, manifest_key
+from pipeline.models.base import checkpoint_key
 from pipeline.query import QueryError
 from pipeline.store import Store, open_store
 from pipeline.verify import Report, verify_run, verify_runs
-from tests.handmade import model_id, write_run
+from tests.handmade import model_id, weights, write_run
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_a_run_as_it_was_committed_is_sound(store: Store) -> None:
     write_run(store, "run")
     report = check(store)
     assert report.problems == ()
-    assert report.summary == "run run (handmade): 7 files, 134 rows, 2 cells and checkpoints: sound"
+    assert report.summary == "run run (handmade): 7 files, 134 rows, 4 cells and checkpoints: sound"
     assert report.remarks == ("digits/test: 3 of 100 rows could not be read",)
 
 
@@ -128,9 +130,38 @@ def test_one_run_is_checked_by_the_beginning_of_its_id(store: Store) -> None:
         list(verify_runs(store, run="c"))
 
 
-def test_a_manifest_that_does_not_add_up_is_refused(store: Store) -> None:
+def test_a_manifest_that_is_damaged_is_reported_among_the_others(store: Store) -> None:
     manifest = write_run(store, "run")
-    damaged = encode(manifest).replace(b'"read": 90', b'"read": 80')
-    Path(store.url, manifest_key("run")).write_bytes(damaged)
-    with pytest.raises(StoreError, match="does not add up"):
-        check(store)
+    write_run(store, "sound")
+    Path(store.url, manifest_key("run")).write_bytes(encode(manifest).replace(b'"read": 90', b'"read": 80'))
+    Path(store.url, "runs/other").mkdir()
+    Path(store.url, manifest_key("other")).write_bytes(encode(manifest))
+    reports = {report.run: report for report in verify_runs(store, deep=True)}
+    assert reports.keys() == {"run", "sound", "other"}
+    assert reports["sound"].problems == ()
+    assert reports["run"].summary == "run run: 1 wrong"
+    assert "does not add up" in reports["run"].problems[0]
+    assert reports["other"].problems == (
+        "runs/other/_manifest.json is the manifest of run run; restore it, or remove it and run again",
+    )
+    with pytest.raises(SpoiltObject, match=r"does not add up|is the manifest of run run"):
+        committed_runs(store)
+
+
+def test_a_cell_of_other_weights_is_found(store: Store) -> None:
+    """Every hash is right: the checkpoint was made anew between two runs, which both name the cell."""
+    model = model_id("mlp-0")
+    write_run(store, "run")
+    Path(store.url, checkpoint_key(model)).write_bytes(b"other weights")
+    write_run(store, "later", trained_anew={"mlp-0": b"other weights"})
+    found = {report.run: report.problems for report in verify_runs(store, deep=True)}
+    (changed,), (other,) = found["run"], found["later"]
+    assert changed.startswith(f"{checkpoint_key(model)} was changed: SHA-256 {sha256(b'other weights')}")
+    assert other.startswith(f"{CELL} was measured on other weights: SHA-256 {sha256(weights('mlp-0'))}, those of the")
+
+
+def test_a_split_that_is_covered_was_measured(store: Store) -> None:
+    manifest = write_run(store, "run")
+    coverage = {**manifest.coverage, "letters/test": Coverage(total=1, read=1)}
+    (problem,) = verify_run(store, replace(manifest, coverage=coverage)).problems
+    assert problem == "the manifest covers letters/test, of which no model has a receipt"

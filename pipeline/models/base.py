@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.func import functional_call, vmap
 
-from pipeline.errors import ModelError, StoreError
+from pipeline.errors import ModelError, SpoiltObject
 from pipeline.names import UNNAMED, Names
 from pipeline.sites import InputSpace
 
@@ -169,10 +169,10 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
 
 
 def decode_checkpoint(content: bytes, *, key: str = "a checkpoint") -> Checkpoint:
-    """Read a stored checkpoint back; StoreError if it is damaged: its model is not at fault. Nothing is unpickled."""
+    """Read a stored checkpoint back; SpoiltObject if it is damaged: its model is not at fault. Nothing is unpickled."""
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         record = json.loads(header["__metadata__"]["record"])
         return Checkpoint(weights=load(content), record=record)
     except Exception as error:  # safetensors raises several kinds
-        raise StoreError(f"{key} is damaged ({error}); delete it and run again") from error
+        raise SpoiltObject(f"{key} is damaged ({error}); delete it and run again") from error
