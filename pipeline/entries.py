@@ -6,7 +6,8 @@ followed by its untrained twin.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import JobError, ModelError
 from pipeline.fit.recipe import Recipe
 from pipeline.fit.settings import Training
-from pipeline.foreign.entry import Place, loaded_models, pin_of, twins
+from pipeline.foreign.entry import Place, loaded_models, twins
 from pipeline.foreign.origin import Untrained
 from pipeline.foreign.spec import LoadSpec
 from pipeline.grid import Point, label, points
@@ -137,13 +138,12 @@ def _loaded(job: Job, entry: LoadEntry, source: Source, store: Store) -> list[Mo
     task = Task(tuple(source.shape), source.classes, tuple(source.categories), source.vocabulary)
     place = Place(spec.located(load.url), spec.named)
     chunks = source.chunks(job.data[spec.data].train) or source.chunks(job.data[spec.data].measure[0])
-    try:
-        found = loaded_models(load, place, task, dtype=job.numerics.dtype, store=store)
-        if load.sha256 is not None and load.sha256 != (pin := pin_of(found)):
-            raise misfit(job, f"{where}.load.sha256", load.sha256, f"the sha256 of what is there, {pin}")
+    with _named(job, f"{where}.load"):
+        found, pin = loaded_models(load, place, task, dtype=job.numerics.dtype, store=store)
+    if load.sha256 not in (None, pin):
+        raise misfit(job, f"{where}.load.sha256", load.sha256, f"the sha256 of what is there, {pin}")
+    with _named(job, f"{where}.load"):
         made = twins(found, seed=_seed(job, 0), data=spec.data, chunks=chunks, numerics=job.numerics)
-    except ModelError as error:
-        raise refusal(job, f"{where}.load", str(error)) from error
     controls = made if spec.control else {}
     models = []
     for name, origin in found.items():
@@ -155,6 +155,15 @@ def _loaded(job: Job, entry: LoadEntry, source: Source, store: Store) -> list[Mo
         several = "" if len(controls) == 1 else f"-{twin.id[:8]}"
         models.append(Model(twin.id, f"{base}{several}-init", spec.data, twin, 0, None, architecture.id))
     return models
+
+
+@contextmanager
+def _named(job: Job, where: str) -> Iterator[None]:
+    """Say which entry asks for what cannot be."""
+    try:
+        yield
+    except (JobError, ModelError) as error:
+        raise refusal(job, where, str(error)) from error
 
 
 def _refuse_other_rows(job: Job, where: str, data: str, family: Family, source: Source) -> None:

@@ -265,6 +265,7 @@ WRONG = [
     ("url = 'models/*', family = 'tcn'", "", "[models[0].load] family tcn takes series, the data has image"),
     ("url = 'models/*'", "", "[models[0].load] a file of weights alone says nothing of its model: name load.family"),
     ("url = 'models/*', builder = 'os:system'", "", "load.builder = 'os:system': package os is not allowed"),
+    ("url = 'models/*', builder = 'pipeline.no:No'", "", "[models[0].load] pipeline.no cannot be imported on "),
     ("url = 'models/*', builder = 'torch.nn:Linear', family = 'mlp'", "", "expected it only without family"),
     (f"url = 'models/*', sha256 = '{'0' * 64}', {MLP}", "", "expected the sha256 of what is there, "),
     (f"url = 'models/*', sha256 = 'abc', {MLP}", "", '[models[0].load] sha256 = "abc": expected String should match'),
@@ -292,6 +293,20 @@ def test_a_pin_that_fits_is_accepted(tmp_path: Path) -> None:
     pin = sha256(put(tmp_path / "models" / "a.safetensors", weights(0)))
     job = load_job(job_of(tmp_path, f"url = 'models/*', sha256 = '{pin}', {MLP}"))
     assert [one.name for one in resolve(job, open_store(str(tmp_path / "store"))).models] == ["a", "mlp-init"]
+
+
+def test_a_glob_is_pinned_as_one(tmp_path: Path) -> None:
+    lines = [
+        f"{sha256(put(tmp_path / 'models' / f'{name}.safetensors', weights(seed)))}  {name}.safetensors\n"
+        for seed, name in enumerate("ab")
+    ]
+    pin = sha256("".join(lines).encode())
+    job = load_job(job_of(tmp_path, f"url = 'models/*', sha256 = '{pin}', {MLP}"))
+    store = open_store(str(tmp_path / "store"))
+    assert [one.name for one in resolve(job, store).models] == ["a", "b", "mlp-init"]
+    put(tmp_path / "models" / "b.safetensors", weights(5))
+    with pytest.raises(JobError, match=r"\[models\[0\].load\] sha256 = .*: expected the sha256 of what is there, "):
+        resolve(job, store)
 
 
 def test_names_of_entries_tell_their_models_apart(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -109,8 +110,11 @@ def optional(name: str, extra: str | None) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        install = f"; pip install 'neuron-census[{extra}]'" if extra else ""
-        raise JobError(f"{name} cannot be imported: {error}{install}") from error
+        where = "" if extra else f" on {socket.gethostname()}"
+        cure = (
+            f"pip install 'neuron-census[{extra}]'" if extra else "install it there, or name its folder in PYTHONPATH"
+        )
+        raise JobError(f"{name} cannot be imported{where}: {error}; {cure}") from error
 
 
 def _from_family(name: str, hyperparameters: Mapping[str, Any], task: Task) -> nn.Module:

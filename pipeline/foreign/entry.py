@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pipeline.errors import DataError, ModelError
 from pipeline.foreign.architecture import Architecture, auto_class, optional
 from pipeline.foreign.digests import known_digests
-from pipeline.foreign.files import CONFIG, ModelFiles, find_models, read_model, sha256_of
+from pipeline.foreign.files import CONFIG, ModelFiles, find_models, pin_of, read_model
 from pipeline.foreign.origin import Loaded, Untrained
 from pipeline.foreign.spec import LoadSpec
 from pipeline.foreign.untrained import untrained
@@ -30,12 +31,19 @@ class Place:
     named: Callable[[str], str]
 
 
-def loaded_models(spec: LoadSpec, place: Place, task: Task, *, dtype: str, store: Store) -> dict[str, Loaded]:
+class Found(NamedTuple):
+    """Models by name, and what `sha256` would have to be to pin them."""
+
+    models: dict[str, Loaded]
+    pin: str
+
+
+def loaded_models(spec: LoadSpec, place: Place, task: Task, *, dtype: str, store: Store) -> Found:
     """Every model of the entry by its name; files of the same content are one model, named by the first.
 
     DataError where there is none; JobError where a package is missing that they need.
     """
-    models = find_models(spec, place.location)
+    models = find_models(place.location)
     digests = known_digests(models, place.location, store)
     _require_packages(spec, models)
     architectures: dict[str | None, Architecture] = {}
@@ -48,13 +56,7 @@ def loaded_models(spec: LoadSpec, place: Place, task: Task, *, dtype: str, store
         name, first = found.setdefault(loaded.id, (model.name, loaded))
         if first is not loaded:
             found[loaded.id] = name, replace(first, named=first.named + named)
-    return dict(found.values())
-
-
-def pin_of(models: Mapping[str, Loaded]) -> str:
-    """What `sha256` would have to be to pin the only model."""
-    (only,) = models.values()
-    return sha256_of(only.digests)
+    return Found(dict(found.values()), pin_of(models, digests))
 
 
 def twins(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.errors import DataError
-from pipeline.foreign.spec import LoadSpec
 from pipeline.inputs import InputFile, input_errors, list_inputs, open_input
 
 STATES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -40,8 +39,8 @@ class ModelFiles:
         return any(name.endswith(PROGRAMS) for name, _ in self.files)
 
 
-def find_models(spec: LoadSpec, location: str) -> tuple[ModelFiles, ...]:
-    """Every model at `location`, the spec's URL made absolute; DataError if there is none, or more than are pinned."""
+def find_models(location: str) -> tuple[ModelFiles, ...]:
+    """Every model at `location`, an absolute URL; DataError if there is none."""
     files = [(PurePosixPath(file.url), file) for file in _listed(location)]
     directories = {path.parent for path, _ in files if path.name == CONFIG}
     found = [_directory(directory, files) for directory in sorted(directories)]
@@ -52,8 +51,6 @@ def find_models(spec: LoadSpec, location: str) -> tuple[ModelFiles, ...]:
         raise DataError(
             f"{location}: no model is there; expected a directory with {CONFIG}, or *{', *'.join(STATES + PROGRAMS)}"
         )
-    if spec.sha256 is not None and len(found) > 1:
-        raise DataError(f"{location}: {len(found)} models are there, and load.sha256 pins one; name its file alone")
     return tuple(
         ModelFiles(name, kept) for name, (_, kept) in zip(_names([path for path, _ in found]), found, strict=True)
     )
@@ -99,6 +96,21 @@ def sha256_of(digests: Mapping[str, str]) -> str:
     if CONFIG not in digests:
         (only,) = digests.values()
         return only
+    return _sha256_of_lines(digests)
+
+
+def pin_of(models: Sequence[ModelFiles], digests: Sequence[Mapping[str, str]]) -> str:
+    """What a job may pin: SHA-256 of the only model, or of what sha256sum says of all files of several, by their names.
+
+    Those are without the directories that all of them share: `cd models; LC_ALL=C sha256sum * | sha256sum`.
+    """
+    if len(models) == 1:
+        return sha256_of(digests[0])
+    urls = {file.url: hashed[name] for model, hashed in zip(models, digests, strict=True) for name, file in model.files}
+    return _sha256_of_lines(dict(sorted(zip(_names([PurePosixPath(url) for url in urls]), urls.values(), strict=True))))
+
+
+def _sha256_of_lines(digests: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()).hexdigest()
 
 

@@ -28,7 +28,7 @@ class LoadSpec(BaseModel):
     sha256: str | None = Field(
         default=None,
         pattern="^[0-9a-f]{64}$",
-        description="of the only match: its file, or sha256sum's lines of several",
+        description="of the only file, or of sha256sum's lines of all that match, by name",
     )
     family: str | None = Field(default=None, description="family of the weights")
     builder: str | None = Field(default=None, description="'package.module:name' of a class or function that builds it")

@@ -27,4 +27,4 @@ def print_outcome(outcome: Outcome, store: Store, console: Console) -> None:
             print_question(con, question, console, limit=_ROWS)
     console.print(f"\ntables in {store.url}: ask more with `neuron-census query`, see one with `neuron-census show`")
     for name, reason in sorted(outcome.failed.items()):
-        console.print(Text(f"failed: {name}: {reason}", style="bold red"))
+        console.print(Text(f"failed: {name}: {reason}", style="bold red"), soft_wrap=True)

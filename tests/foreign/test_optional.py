@@ -63,7 +63,7 @@ def test_a_transformers_directory(bert: Path) -> None:
     transformers = pytest.importorskip("transformers")
     spec = LoadSpec(url="x")
     (bert / "pytorch_model.bin").write_bytes(b"a pickle that is never read")
-    (found,) = find_models(spec, str(bert))
+    (found,) = find_models(str(bert))
     assert found.config is not None
     module = load_module(spec, read_model(found, digests_of(found)), TASK)
     token = torch.randint(30, (2, 5))
@@ -89,7 +89,7 @@ def test_a_directory_of_pickles_alone_is_refused(bert: Path) -> None:
 
 
 def read_all(directory: Path) -> dict[str, bytes]:
-    (found,) = find_models(LoadSpec(url="x"), str(directory))
+    (found,) = find_models(str(directory))
     return dict(read_model(found, digests_of(found)))
 
 

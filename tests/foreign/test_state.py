@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from pipeline.errors import DataError, JobError, ModelError
 from pipeline.foreign.architecture import MORE_PACKAGES
-from pipeline.foreign.files import digests_of, find_models, read_model
+from pipeline.foreign.files import digests_of, find_models, pin_of, read_model
 from pipeline.foreign.load import load_module
 from pipeline.foreign.spec import LoadSpec
 from pipeline.foreign.state import read_state
@@ -231,10 +232,10 @@ def test_a_glob_is_many_models_with_names_that_tell_them_apart(tmp_path: Path) -
             write(tmp_path / f"run{run}" / f"{step}.safetensors", as_safetensors(dict(model(run).state_dict())))
             write(tmp_path / f"run{run}" / "notes.txt", b"no model")
     spec = LoadSpec(url="x", **SPEC)
-    found = find_models(spec, f"{tmp_path}/run*/*.safetensors")
+    found = find_models(f"{tmp_path}/run*/*.safetensors")
     assert [one.name for one in found] == [f"run{run}/{step}" for run in range(3) for step in (100, 200)]
-    assert [one.name for one in find_models(spec, f"{tmp_path}/run1")] == ["100", "200"]
-    assert [one.name for one in find_models(spec, f"{tmp_path}/run1/100.safetensors")] == ["100"]
+    assert [one.name for one in find_models(f"{tmp_path}/run1")] == ["100", "200"]
+    assert [one.name for one in find_models(f"{tmp_path}/run1/100.safetensors")] == ["100"]
     digests = [digests_of(one) for one in found]
     assert len({tuple(one.values()) for one in digests}) == 3  # two checkpoints of a run have the same weights here
     assert digests[0] == {"100.safetensors": sha256((tmp_path / "run0/100.safetensors").read_bytes())}
@@ -247,30 +248,36 @@ def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     write(path, as_safetensors(dict(model().state_dict())))
     pin = sha256(path.read_bytes())
-    spec = LoadSpec(url="x", sha256=pin, **SPEC)
-    (found,) = find_models(spec, str(path))
+    (found,) = find_models(str(path))
     assert read_model(found, {"m.safetensors": pin})
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(DataError, match=f"expected {pin}"):
         read_model(found, {"m.safetensors": pin})
-    write(tmp_path / "n.safetensors", b"")
-    with pytest.raises(DataError, match=r"2 models are there, and load.sha256 pins one"):
-        find_models(spec, str(tmp_path))
     with pytest.raises(ValidationError, match="sha256"):
         LoadSpec(url="x", sha256="abc")
+
+
+def test_several_models_are_pinned_by_what_sha256sum_says_of_them(tmp_path: Path) -> None:
+    for name in ("b/2.pt", "b/1.pt", "a.pt", "b/n.txt"):
+        write(tmp_path / "models" / name, name.encode())
+    found = find_models(f"{tmp_path}/models")
+    program = "LC_ALL=C sha256sum a.pt b/1.pt b/2.pt | sha256sum"
+    said = subprocess.run(["bash", "-c", program], cwd=tmp_path / "models", capture_output=True, text=True, check=True)
+    assert pin_of(found, [digests_of(one) for one in found]) == said.stdout.split()[0]
+    assert pin_of(found[:1], [digests_of(found[0])]) == sha256(b"a.pt")
 
 
 def test_no_model_at_all_is_said(tmp_path: Path) -> None:
     write(tmp_path / "notes.txt", b"")
     with pytest.raises(DataError, match="no model is there"):
-        find_models(LoadSpec(url="x"), str(tmp_path))
+        find_models(str(tmp_path))
 
 
 def test_models_lie_on_any_url() -> None:
     content = as_safetensors(dict(model().state_dict()))
     fs, path = filesystem("memory://models/a.safetensors")
     fs.pipe_file(path, content)
-    (found,) = find_models(LoadSpec(url="x"), "memory://models/a.safetensors")
+    (found,) = find_models("memory://models/a.safetensors")
     assert digests_of(found) == {"a.safetensors": sha256(content)}
     assert read_model(found, digests_of(found)) == {"a.safetensors": content}
 
