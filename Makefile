@@ -23,7 +23,8 @@ zoo: $(INSTALLED)  ## every family at once, trained and untrained, on what is at
 	$(BIN)/neuron-census run jobs/zoo.toml --store $(STORE) --ray local
 
 test: $(INSTALLED) check  ## formatting, types, layers and the tests that CI runs
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not real" -n logical --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and real"
 
 test-all: $(INSTALLED) check  ## every test, the slow ones too
 	$(BIN)/python -m pytest

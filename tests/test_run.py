@@ -185,6 +185,7 @@ def _table(store: Store, run_id: str, name: str) -> pd.DataFrame:
     return pq.read_table(io.BytesIO(content)).to_pandas()
 
 
+@pytest.mark.real
 def test_the_executor_changes_no_byte(undisturbed, tmp_path: Path) -> None:
     from pipeline.cluster import executor_at
 
