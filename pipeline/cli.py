@@ -88,6 +88,7 @@ def run(job: str, url: str, ray: str, prefect: bool) -> None:
 
 
 def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
+    from pipeline.address import LOCAL, NONE, knock
     from pipeline.devices import expect_gpus
     from pipeline.executor import InlineExecutor
     from pipeline.job import load_job
@@ -95,10 +96,14 @@ def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
     from pipeline.store import open_store
 
     asked, store = load_job(job), open_store(url)
-    if ray == "none":
+    if ray == NONE:
         expect_gpus(asked.allotted)
         return take_census(asked, store, InlineExecutor(), progress)
-    _check_before_start(job, url, ray)
+    if ray == LOCAL:
+        _check_before_start(job, url, ray)
+    else:
+        # the run looks at the store once the cluster is there: if it is not, nothing is left behind
+        knock(ray)
     from pipeline.cluster import executor_at  # imports ray, which only this needs
 
     with executor_at(ray, asked.allotted) as executor:
@@ -114,14 +119,17 @@ def _run_in_flow(job: str, url: str, ray: str, progress: Progress) -> Outcome:
 
 def _check_before_start(job: str, url: str, ray: str) -> None:
     """Find mistakes in what was asked for before the seconds that Ray and Prefect take to start."""
+    from pipeline.address import LOCAL, NONE, knock
     from pipeline.devices import expect_gpus
     from pipeline.job import load_job
     from pipeline.resolve import resolve
     from pipeline.store import open_store
 
     asked, store = load_job(job), open_store(url)
-    if ray in ("none", "local"):
+    if ray in (NONE, LOCAL):
         expect_gpus(asked.allotted)
+    else:
+        knock(ray)
     resolve(asked, store)
     store.probe()
 

@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
+from pipeline.address import LOCAL, NONE, knock, unanswered
 from pipeline.errors import CensusError, StoreError
 from pipeline.executor import Executor, InlineExecutor, Lost
 from pipeline.job import Resources
@@ -36,12 +36,10 @@ from pipeline.schedule import Schedule
 T = TypeVar("T")
 R = TypeVar("R")
 
-NONE, LOCAL = "none", "local"
 # never block longer: a signal is served between two looks at the receipts
 POLL_S = 0.5
 # a cluster that scales up takes minutes to give the first worker
 START_TIMEOUT_S = 600.0
-KNOCK_TIMEOUT_S = 5.0
 
 
 class _Worker:
@@ -373,11 +371,7 @@ def _own_signals() -> Iterator[None]:
 
 def _connect(address: str, resources: Resources) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address.startswith(("ray://", "http://", "https://")):
-        raise StoreError(
-            f"{address}: give the address of the cluster's head as HOST:6379, or `auto` on one of its nodes; "
-            "from outside, `neuron-census submit` takes its http:// address"
-        )
+    knock(address)
     try:
         if address == LOCAL:
             # Ray's ports are open to the network: it asks for a token, and this one nobody else has
@@ -385,22 +379,11 @@ def _connect(address: str, resources: Resources) -> None:
             cpus = max(resources.workers * resources.cpus_per_worker, os.cpu_count() or 1)
             ray.init(address=LOCAL, num_cpus=cpus, include_dashboard=False, _temp_dir=_temporary(), **quiet)
             return
-        _knock(address)
         # how often, not how many seconds: Ray would take a quarter of an hour to give up a wrong port
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        doing = "cannot be started here" if address == LOCAL else "does not answer"
-        raise StoreError(
-            f"Ray at {address!r} {doing}: {_last_line(error)}. Start it, or use --ray local or none"
-        ) from error
-
-
-def _knock(address: str) -> None:
-    """OSError if nothing listens at HOST:PORT; "auto" is Ray's to find."""
-    host, separator, port = address.rpartition(":")
-    if separator:
-        socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_S).close()
+        raise unanswered(address, _last_line(error)) from error
 
 
 def _temporary() -> str:

@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -267,6 +268,19 @@ def test_a_job_is_refused_in_one_message_and_nothing_is_written(tmp_path: Path) 
     unwritable.write_text("")
     refused(call("run", str(job), "--ray", "none", store=str(unwritable / "store")), "cannot write")
     refused(call("run", str(job), "--ray", "none", store="/proc/store"), "/proc/store: no directory can be made there")
+    assert not Path(url).exists()
+
+
+def test_a_ray_address_that_does_not_answer_leaves_nothing_behind(tmp_path: Path) -> None:
+    job, url = write_job(tmp_path / "job.toml"), str(tmp_path / "store")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        said = f"error: Ray at '{address}' does not answer: [Errno 111] Connection refused. Start it, or use --ray"
+        for more in ([], ["--prefect"]):
+            refused(call("run", str(job), "--ray", address, *more, store=url), said)
+    refused(call("run", str(job), "--ray", "head:port", store=url), "error: Ray at 'head:port' does not answer: ")
+    refused(call("run", str(job), "--ray", "http://head:8265", store=url), "HOST:6379", "neuron-census submit")
     assert not Path(url).exists()
 
 

@@ -17,6 +17,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(
         [
             "sites",
+            "address",
             "flow",
             "forms",
             "kernels",
