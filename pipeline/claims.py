@@ -28,6 +28,11 @@ def claims_key(run: str) -> str:
     return f"runs/{run}/{NAME}"
 
 
+def log_prefix(run: str) -> str:
+    """Where the drivers of a run say that they are at work, and what they did; the names are in order of time."""
+    return f"runs/{run}/log/"
+
+
 def write_claims(store: Store, run: str, claims: Claims) -> None:
     """Store what a run needs, unless that is known already."""
     store.put_once(claims_key(run), json.dumps(asdict(claims), sort_keys=True).encode())

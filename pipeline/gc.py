@@ -1,8 +1,8 @@
 """Find and remove what no run needs any more: garbage is named first, with the reason, and removed only when asked to.
 
 Layer 5. Nothing is garbage that is younger than an age, or that a committed run or an open one has claimed. A run is
-open while anything that it wrote is younger than the age. Whoever still misses what was removed measures it again: a
-missing cell is not done, never empty.
+open while anything that it wrote is younger than the age; whoever takes one up that was left writes so first. Whoever
+still misses what was removed measures it again: a missing cell is not done, never empty.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from pathlib import PurePosixPath
 
 from pipeline.claims import NAME as CLAIMS
-from pipeline.claims import Claims, claims_key, read_claims
+from pipeline.claims import Claims, claims_key, log_prefix, read_claims
 from pipeline.manifest import manifest_key, read_manifest
 from pipeline.store import Store, Stored
 
@@ -77,7 +78,7 @@ def find_garbage(store: Store, *, age: timedelta = DEFAULT_AGE, now: datetime | 
     judged = [_judged(store, run, objects, parts, before) for run, objects in runs.items()]
     needed = _Needed.all_of([needs for needs, _ in judged])
     found = [one for _, garbage in judged for one in garbage]
-    found += [Garbage(key, stored, "no run needs it") for key, stored in parts.items() if not needed.holds(key)]
+    found += _unneeded(parts, needed, before)
     found += _left_trainings(store, before)
     checks = store.listing("probe-").items()
     found += [Garbage(key, stored, "left by a check of the store that was killed") for key, stored in checks]
@@ -94,9 +95,15 @@ def remove_garbage(store: Store, found: Sequence[Garbage]) -> Iterator[Garbage]:
     needed = _Needed.all_of([_Needed.by(read_claims(store, key.split("/")[1])) for key in kept])
     # of a run it is asked at its first object, because what comes before may take hours to remove
     goes_on = cache(lambda run: _goes_on(store, run, doomed))
-    for one in found:
+    # checkpoints last: a cell without one, where the removal ended early, would be of weights that nobody knows
+    for one in sorted(found, key=lambda one: one.key.startswith("models/")):
         kind, _, rest = one.key.partition("/")
-        if not one.is_draft and (goes_on(rest.split("/")[0]) if kind == "runs" else needed.claim(one.key)):
+        run = rest.split("/")[0]
+        if not one.is_draft and (
+            goes_on(run) or _goes_on(store, run, doomed, below=log_prefix(run))
+            if kind == "runs"
+            else needed.claim(one.key)
+        ):
             continue
         if one.is_draft:
             store.clear(one.key)
@@ -105,11 +112,22 @@ def remove_garbage(store: Store, found: Sequence[Garbage]) -> Iterator[Garbage]:
         yield one
 
 
-def _goes_on(store: Store, run: str, doomed: Objects) -> bool:
-    """Whether a run that was left unfinished has stored something since: its commit may name what is doomed."""
+def _goes_on(store: Store, run: str, doomed: Objects, *, below: str = "") -> bool:
+    """Whether a run that was left unfinished has stored something since: its commit may name what is doomed.
+
+    Whoever takes it up writes a log before all else: to list those (`below`) is enough once everything has been.
+    """
     own = f"runs/{run}/"
     was_left = any(key.startswith(own) and not key.startswith(f"{own}reduced/") for key in doomed)
-    return was_left and any(doomed.get(key) != stored for key, stored in store.listing(own).items())
+    return was_left and any(doomed.get(key) != stored for key, stored in store.listing(below or own).items())
+
+
+def _unneeded(parts: Objects, needed: _Needed, before: datetime) -> Iterator[Garbage]:
+    """Checkpoints and cells that no run claims; no checkpoint of which a cell is too young to go."""
+    young = {key.split("/")[1] for key, stored in parts.items() if key.startswith("states/") and stored.when >= before}
+    for key, stored in parts.items():
+        if not needed.holds(key) and not (key.startswith("models/") and PurePosixPath(key).stem in young):
+            yield Garbage(key, stored, "no run needs it")
 
 
 def _left_trainings(store: Store, before: datetime) -> list[Garbage]:

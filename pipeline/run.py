@@ -66,11 +66,12 @@ def run(job: Job, store: Store, executor: Executor, progress: Progress | None = 
         return _committed(resolved, store)
     # a process that has done another run may hold models whose checkpoints were made anew since
     forget()
+    log = RunLog(resolved, executor.workers)
+    log.begin(store)
     write_claims(store, resolved.run, _claims(resolved))
     if remark := choose.remark(resolved.kernel, resolved.device):
         show.note(remark)
     plan = make_plan(resolved, store, workers=executor.workers, memory_bytes=partial(_memory_bytes, job, executor))
-    log = RunLog(resolved, executor.workers)
     do = partial(_stage, store=store, executor=executor, progress=show, log=log)
     done = do("train", plan.train, total=plan.trainings)
     done = done.then(do("load", plan.load, total=plan.loads))

@@ -1,7 +1,7 @@
 """What a run's tasks took, where and by which kernel, and what the statistics cost: one log object per driver.
 
 Layer 4. Nothing in it decides anything, and nothing is made from it: it differs between two drivers of one run, so it
-is in no manifest. A driver that was killed leaves none.
+is in no manifest. A driver that was killed leaves only that it had begun.
 """
 
 from __future__ import annotations
@@ -16,16 +16,12 @@ from typing import Any
 
 import torch
 
+from pipeline.claims import log_prefix
 from pipeline.kernels import choose
 from pipeline.resolve import Resolved
 from pipeline.stage import Stage
 from pipeline.store import Store
 from pipeline.task import Receipt
-
-
-def log_prefix(run: str) -> str:
-    """Where the logs of a run are stored; their names are in order of time."""
-    return f"runs/{run}/log/"
 
 
 @dataclass
@@ -36,6 +32,15 @@ class RunLog:
     workers: int
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     receipts: list[Receipt] = field(default_factory=list)
+    _mark: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+
+    @property
+    def _name(self) -> str:
+        return f"{log_prefix(self.resolved.run)}{self.started:%Y%m%dT%H%M%SZ}-{self._mark}"
+
+    def begin(self, store: Store) -> None:
+        """Say that a driver is at work: what earlier ones have left is no garbage from now on."""
+        store.put_once(f"{self._name}.begun", json.dumps({"run": self.resolved.run, "driver": _driver()}).encode())
 
     def add(self, stage: Stage) -> None:
         """Take down what the tasks of a stage took."""
@@ -45,7 +50,7 @@ class RunLog:
         """Store the log; return its key, or None where nothing was done."""
         if not self.receipts:
             return None
-        key = f"{log_prefix(self.resolved.run)}{self.started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json"
+        key = f"{self._name}.json"
         store.put_once(key, json.dumps(self.content(), indent=1, sort_keys=True).encode())
         return key
 
@@ -76,7 +81,7 @@ class RunLog:
             "job": self.resolved.job.name,
             "started": self.started.isoformat(),
             "finished": datetime.now(UTC).isoformat(),
-            "driver": {"host": socket.gethostname(), "process": os.getpid(), "torch": torch.__version__},
+            "driver": _driver(),
             "workers": self.workers,
             "kernel": self.resolved.kernel,
             "remarks": self._remarks(),
@@ -85,6 +90,10 @@ class RunLog:
             "statistics": costs,
             "tasks": [_task(receipt) for receipt in self.receipts],
         }
+
+
+def _driver() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "process": os.getpid(), "torch": torch.__version__}
 
 
 def _seconds(receipts: list[Receipt]) -> dict[str, dict[str, float]]:

@@ -117,6 +117,53 @@ def test_a_run_that_was_left_and_goes_on_meanwhile_keeps_what_its_commit_names(
     assert all(report.problems == () for report in verify_runs(store, deep=True))
 
 
+class Interrupted(InlineExecutor):
+    """Of a driver that is killed before its first task."""
+
+    def map(self, function, tasks):
+        raise KeyboardInterrupt
+
+
+def take_up(store: Store, directory: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_job(directory), store, Interrupted())
+
+
+def test_a_run_that_was_left_is_open_as_soon_as_it_is_taken_up(committed: tuple[Store, str], tmp_path: Path) -> None:
+    store, run_id = committed
+    store.remove(manifest_key(run_id))
+    everything = store.keys("")
+    for key in everything:
+        os.utime(Path(store.url, key), (0, 0))
+    assert keys(find_garbage(store)) == everything
+    take_up(store, tmp_path)
+    assert find_garbage(store) == []
+
+
+def test_the_removal_of_a_run_ends_where_it_is_taken_up(committed: tuple[Store, str], tmp_path: Path) -> None:
+    store, run_id = committed
+    store.remove(manifest_key(run_id))
+    removing = remove_garbage(store, find_garbage(store, now=LATER))
+    while not next(removing).key.startswith(f"runs/{run_id}/"):
+        pass
+    there = store.keys(f"runs/{run_id}/")
+    assert any("/tables/" in key for key in there)
+    take_up(store, tmp_path)
+    assert all(not one.key.startswith("runs/") for one in removing)
+    assert set(there) <= set(store.keys(f"runs/{run_id}/"))
+
+
+def test_no_checkpoint_goes_before_its_cells(committed: tuple[Store, str]) -> None:
+    store, _ = committed
+    for key in store.keys("runs/"):
+        store.remove(key)
+    for key in store.keys("models/"):
+        os.utime(Path(store.url, key), (0, 0))
+    assert find_garbage(store) == [], "its cells are young"
+    kinds = [one.key.split("/")[0] for one in remove_garbage(store, find_garbage(store, now=LATER))]
+    assert kinds == ["states"] * 6 + ["models"] * 2
+
+
 def test_cells_removed_under_a_run_are_measured_again(tmp_path: Path) -> None:
     class Removing(InlineExecutor):
         """Removes the cells of one model before they are reduced."""

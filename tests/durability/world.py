@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from random import Random
 
 from aiohttp import ClientPayloadError
@@ -151,6 +152,9 @@ class FaultyStore(Store):
         if key.startswith("probe-"):
             # its name is drawn anew every time: no schedule could repeat it
             return None
+        if "/log/" in key:
+            # and so is the end of a log's
+            key = f"{key.partition('/log/')[0]}/log/{Path(key).suffix}"
         self._asked[operation, key] += 1
         count = self._asked[operation, key]
         fault = self.weather.fault(operation, key, count, kinds)
