@@ -19,7 +19,10 @@ from pipeline.hashing import digest
 
 OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-w")
 # what torch calls the processor's vectors, and the compilers' name for such processors
-PROCESSORS = {"AVX2": "-march=x86-64-v3", "AVX512": "-march=x86-64-v3"}
+PROCESSORS = {
+    "AVX2": ("-march=x86-64-v3",),
+    "AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+}
 ZIG = "ziglang"
 
 
@@ -34,7 +37,7 @@ def compiled(source: str, *, constants: Mapping[str, int], processor: str) -> st
     """
     file = Path(__file__).parent / source
     flags = [*OPTIONS, *(f"-D{name}={value}" for name, value in constants.items())]
-    flags += [PROCESSORS[processor]] if processor in PROCESSORS else []
+    flags += PROCESSORS.get(processor, ())
     sources = {path.name: path.read_text() for path in sorted(file.parent.iterdir()) if path.is_file()}
     path = _cache() / f"{file.stem}-{digest([sources, flags, sys.platform, bool(find_spec(ZIG))], length=16)}.so"
     if not path.exists():
@@ -67,7 +70,7 @@ def _spelt(compiler: list[str], flags: list[str]) -> list[str]:
         return flags
     # it takes seconds to make the run-time library that it would link, and Python has loaded all that is missing
     alone = ["-nostdlib"] if sys.platform == "linux" else []
-    return [flag.replace("x86-64-v3", "x86_64_v3") for flag in flags] + alone
+    return [flag.replace("x86-64-v", "x86_64_v") for flag in flags] + alone
 
 
 def _compile(file: Path, flags: list[str], path: Path) -> None:

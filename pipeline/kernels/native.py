@@ -24,17 +24,17 @@ from pipeline.kernels.match import patterns_of
 from pipeline.kernels.matchbins import InputNorm, MatchBins
 from pipeline.kernels.moments import Moments
 from pipeline.kernels.native_show import Norms, show
-from pipeline.kernels.native_state import DRAWN, ByClass, Kept, Sums
-from pipeline.kernels.native_task import FORMS, GIVEN, RECTIFIED, SAME, Task
+from pipeline.kernels.native_state import DRAWN, ByClass, Kept, Sums, in_lanes
+from pipeline.kernels.native_task import FORMS, GIVEN, LANES, RECTIFIED, SAME, Task
 from pipeline.kernels.ranked import Ranked
 from pipeline.sites import Presentations, Site
 
 # raised whenever the same presentations would give other bits
-VERSION = 2
+VERSION = 3
 # values of z below which a batch is not worth a second thread
 WORTH_A_THREAD = 1 << 15
-# units that are gathered together
-TILE = 32
+# units that a thread takes at least
+TILE = 4 * LANES
 
 
 def fused(primitives: Sequence[Primitive]) -> list[Primitive]:
@@ -63,13 +63,14 @@ class Native(Accumulator):
         self._primitives = tuple(primitives)
         self._classed = [one for one in primitives if isinstance(one, ClassSums)]
         forms = {one.form for one in primitives if isinstance(one, MatchBins)}
-        self._patterns = patterns_of(site)
+        more = (0, in_lanes(site.units) - site.units)
+        self._patterns = [torch.nn.functional.pad(one, more) for one in patterns_of(site)]
         matches = any(isinstance(one, MatchBins | InputNorm | Ranked) for one in primitives)
         self._norms = Norms.empty(site.groups) if matches else None
         self._sums = Sums.empty(site.units, forms=bool(forms))
         self._kept = Kept.empty(site.units, primitives)
         self._by_class = ByClass.empty(site.units, ways=len(self._classed), classes=0)
-        self._task = task = Task(units=site.units, groups=site.groups)
+        self._task = task = Task(units=site.units, lanes=in_lanes(site.units), groups=site.groups)
         bias_U, mean_U, task.scale_U[0], task.scale_U[1] = (one.data_ptr() for one in self._patterns)
         task.bias_U, task.mean_U = bias_U, mean_U
         task.moments = any(isinstance(one, Moments) for one in primitives)
@@ -129,9 +130,9 @@ class Native(Accumulator):
         if isinstance(primitive, InputNorm) and self._norms is not None:
             return self._norms.state()
         if isinstance(primitive, ClassSums):
-            return self._by_class.state(self._classed.index(primitive), primitive)
+            return self._by_class.state(self._classed.index(primitive), primitive, self._site)
         if isinstance(primitive, Ranked):
-            return self._kept.state(primitive)
+            return self._kept.state(primitive, self._site)
         return self._sums.state(primitive, self._site)
 
 

@@ -1,6 +1,7 @@
 """The numbers that the native kernel grows: as they begin, and as the states of the primitives that they stand for.
 
-Layer 1: torch. A state is a copy: what is added later does not change it.
+Layer 1: torch. A state is a copy: what is added later does not change it. Here U is the number of units rounded up to
+whole vectors of `LANES`: numbers of neighbouring units lie side by side, those beyond the last unit mean nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pipeline.kernels.matchbins import BINS as MATCH_BINS
 from pipeline.kernels.matchbins import MatchBins
 from pipeline.kernels.moments import Moments
 from pipeline.kernels.native_show import point
-from pipeline.kernels.native_task import COUNTED, COUNTS, FORMS, KINDS, MATCH_MOMENTS, MOMENTS, Task
+from pipeline.kernels.native_task import COUNTED, COUNTS, FORMS, KINDS, LANES, MATCH_MOMENTS, MOMENTS, Task
 from pipeline.kernels.ranked import STRATA, Ranked
 from pipeline.sites import Site
 
@@ -27,100 +28,102 @@ from pipeline.sites import Site
 class Sums:
     """Counts, moments and bins of every unit; F forms of match, each of the silent and of the firing."""
 
-    count_U6: torch.Tensor
-    z_U7: torch.Tensor
-    a_U7: torch.Tensor
+    count_6U: torch.Tensor
+    z_7U: torch.Tensor
+    a_7U: torch.Tensor
     top_U: torch.Tensor
     bin_UB: torch.Tensor
     undefined_FU: torch.Tensor
     match_FU2B: torch.Tensor
-    match_FU23: torch.Tensor
+    match_F23U: torch.Tensor
 
     @classmethod
     def empty(cls, units: int, *, forms: bool) -> Sums:
         """Nothing seen; room for matches only where they are wanted."""
-        both = len(FORMS) if forms else 0
-        moments_U7 = torch.zeros(units, len(MOMENTS), dtype=torch.float64)
-        moments_U7[:, :2] = torch.tensor([torch.inf, -torch.inf])
+        both, units = len(FORMS) if forms else 0, in_lanes(units)
+        moments_7U = torch.zeros(len(MOMENTS), units, dtype=torch.float64)
+        moments_7U[0], moments_7U[1] = torch.inf, -torch.inf
         return cls(
-            count_U6=torch.zeros(units, len(COUNTED), dtype=torch.int64),
-            z_U7=moments_U7,
-            a_U7=moments_U7.clone(),
+            count_6U=torch.zeros(len(COUNTED), units, dtype=torch.int64),
+            z_7U=moments_7U,
+            a_7U=moments_7U.clone(),
             top_U=torch.full((units,), EMPTY_TOP, dtype=torch.int64),
             bin_UB=torch.zeros(units, BINS, dtype=torch.int64),
             undefined_FU=torch.zeros(both, units, dtype=torch.int64),
             match_FU2B=torch.zeros(both, units, 2, MATCH_BINS, dtype=torch.int64),
-            match_FU23=torch.zeros(both, units, 2, len(MATCH_MOMENTS), dtype=torch.float64),
+            match_F23U=torch.zeros(both, 2, len(MATCH_MOMENTS), units, dtype=torch.float64),
         )
 
     def bind(self, task: Task) -> None:
         """Let a task grow these."""
         point(
-            task, count_U6=self.count_U6, z_U=self.z_U7, a_U=self.a_U7, top_U=self.top_U, bin_UB=self.bin_UB,
-            undefined_FU=self.undefined_FU, match_FUB=self.match_FU2B, match_FU2=self.match_FU23,
+            task, count_6U=self.count_6U, z_7U=self.z_7U, a_7U=self.a_7U, top_U=self.top_U, bin_UB=self.bin_UB,
+            undefined_FU=self.undefined_FU, match_FU2B=self.match_FU2B, match_F23U=self.match_F23U,
         )  # fmt: skip
 
     def state(self, primitive: Primitive, site: Site) -> State:
         """The state of a primitive that has neither rows nor classes."""
         match primitive:
             case Firing():
-                return _copied(dict(zip(COUNTED, self.count_U6.unbind(1), strict=True)))
+                return _copied(dict(zip(COUNTED, self.count_6U, strict=True)), site.units)
             case Moments(quantity):
-                moments_U7 = self.z_U7 if quantity == "z" else self.a_U7
-                found = {"n": self.count_U6[:, 0], **dict(zip(MOMENTS, moments_U7.unbind(1), strict=True))}
-                return _copied({name: found[name] for name in primitive.empty(site)})
+                moments_7U = self.z_7U if quantity == "z" else self.a_7U
+                found = {"n": self.count_6U[0], **dict(zip(MOMENTS, moments_7U, strict=True))}
+                return _copied({name: found[name] for name in primitive.empty(site)}, site.units)
             case Bins():
-                return _copied({"top": self.top_U, "count": self.bin_UB})
+                return _copied({"top": self.top_U, "count": self.bin_UB}, site.units)
             case MatchBins(form):
-                return self._match_state(FORMS.index(form))
+                return _copied(self._match_state(FORMS.index(form)), site.units)
         raise TypeError(f"{primitive} is not among what is summed")
 
     def _match_state(self, form: int) -> State:
         state = {"undefined": self.undefined_FU[form]}
         for which, name in enumerate(("silent", "fired")):
-            _, mean_U, m2_U = self.match_FU23[form, :, which].unbind(1)
+            _, mean_U, m2_U = self.match_F23U[form, which]
             state |= {f"{name}_count": self.match_FU2B[form, :, which], f"{name}_mean": mean_U, f"{name}_m2": m2_U}
-        return _copied(state)
+        return state
 
 
 @dataclass(frozen=True, eq=False)
 class ByClass:
     """Rows, firing rows, mean and Σ(a − ā)² of the greatest a of a row, by class; J ways to label rows."""
 
-    n_JUC: torch.Tensor
-    fired_JUC: torch.Tensor
-    mean_JUC: torch.Tensor
-    m2_JUC: torch.Tensor
+    n_JCU: torch.Tensor
+    fired_JCU: torch.Tensor
+    mean_JCU: torch.Tensor
+    m2_JCU: torch.Tensor
 
     @classmethod
     def empty(cls, units: int, *, ways: int, classes: int) -> ByClass:
         """No rows."""
-        counts = (torch.zeros(ways, units, classes, dtype=torch.int64) for _ in range(2))
-        return cls(*counts, *(torch.zeros(ways, units, classes, dtype=torch.float64) for _ in range(2)))
+        shape = (ways, classes, in_lanes(units))
+        counts = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
+        return cls(*counts, *(torch.zeros(shape, dtype=torch.float64) for _ in range(2)))
 
     @property
     def classes(self) -> int:
         """How many classes there is room for."""
-        return self.n_JUC.shape[2]
+        return self.n_JCU.shape[1]
 
     def widened(self, classes: int) -> ByClass:
         """The same with room for more classes."""
-        more = (0, classes - self.classes)
-        arrays = (self.n_JUC, self.fired_JUC, self.mean_JUC, self.m2_JUC)
+        more = (0, 0, 0, classes - self.classes)
+        arrays = (self.n_JCU, self.fired_JCU, self.mean_JCU, self.m2_JCU)
         return ByClass(*(torch.nn.functional.pad(value, more) for value in arrays))
 
     def bind(self, task: Task) -> None:
         """Let a task grow these."""
         task.classes = self.classes
         point(
-            task, class_n_JUC=self.n_JUC, class_fired_JUC=self.fired_JUC, class_mean_JUC=self.mean_JUC,
-            class_m2_JUC=self.m2_JUC,
+            task, class_n_JCU=self.n_JCU, class_fired_JCU=self.fired_JCU, class_mean_JCU=self.mean_JCU,
+            class_m2_JCU=self.m2_JCU,
         )  # fmt: skip
 
-    def state(self, way: int, primitive: ClassSums) -> State:
+    def state(self, way: int, primitive: ClassSums, site: Site) -> State:
         """The state of one way to label the rows."""
-        arrays = {"n": self.n_JUC, "fired": self.fired_JUC, "mean": self.mean_JUC, "m2": self.m2_JUC}
-        return _copied({name: arrays[name][way] for name in arrays if name != "m2" or primitive.null_seed is None})
+        arrays = {"n": self.n_JCU, "fired": self.fired_JCU, "mean": self.mean_JCU, "m2": self.m2_JCU}
+        wanted = {name: arrays[name][way].T for name in arrays if name != "m2" or primitive.null_seed is None}
+        return _copied(wanted, site.units)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,11 +147,13 @@ class Kept:
         for kind, one in ranked.items():
             first[kind] = places
             places += _places(one)
+        units = in_lanes(units)
         return cls(
             ranked=ranked,
             first=first,
             count_UC=torch.zeros(units, COUNTS, dtype=torch.int64),
-            key_UK=torch.zeros(units, places, dtype=torch.int64),
+            # of a place without a row the last of all keys
+            key_UK=torch.full((units, places), torch.iinfo(torch.int64).max),
             uid_UK=torch.full((units, places), -1),
             position_UK=torch.full((units, places), -1),
             value_UK3=torch.full((units, places, 3), torch.nan, dtype=torch.float64),
@@ -167,12 +172,13 @@ class Kept:
             value_UK3=self.value_UK3,
         )  # fmt: skip
 
-    def state(self, primitive: Ranked) -> State:
+    def state(self, primitive: Ranked, site: Site) -> State:
         """The rows kept of one kind."""
         first = self.first[primitive.kind]
         of_kind = slice(first, first + _places(primitive))
         values = dict(zip(("z", "a", "match"), self.value_UK3[:, of_kind].unbind(2), strict=True))
-        return _copied({"uid": self.uid_UK[:, of_kind], "position": self.position_UK[:, of_kind], **values})
+        found = {"uid": self.uid_UK[:, of_kind], "position": self.position_UK[:, of_kind], **values}
+        return _copied(found, site.units)
 
 
 # kinds whose rows are drawn by a hash
@@ -183,5 +189,10 @@ def _places(ranked: Ranked) -> int:
     return ranked.k * (STRATA if ranked.kind == "octave" else 1)
 
 
-def _copied(tensors: Mapping[str, torch.Tensor]) -> State:
-    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+def in_lanes(units: int) -> int:
+    """The number of units, rounded up to whole vectors."""
+    return -(-units // LANES) * LANES
+
+
+def _copied(tensors: Mapping[str, torch.Tensor], units: int) -> State:
+    return {name: value[:units].clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}

@@ -21,6 +21,9 @@ MATCH_MOMENTS = ("n", "mean", "m2")
 SAME, RECTIFIED, GIVEN = range(3)
 TYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
 
+# units that the kernel takes side by side: there is room for a multiple of them
+LANES = 8
+
 _I, _P = ctypes.c_int64, ctypes.c_void_p
 
 
@@ -36,15 +39,15 @@ class Task(ctypes.Structure):
     _fields_ = [
         ("memory", _P * 3), ("type", _I * 3), ("stride", (_I * 3) * 3),
         ("first_N", _P), ("run_R", _P), ("entry_P", _P), ("index_P", _P),
-        ("runs", _I), ("presentations", _I), ("units", _I), ("groups", _I),
+        ("runs", _I), ("presentations", _I), ("units", _I), ("lanes", _I), ("groups", _I),
         ("sum_GP", _P), ("length_GP", _P * 2),
         ("bias_U", _P), ("mean_U", _P), ("scale_U", _P * 2),
         ("a_is", _I), ("moments", _I), ("bins", _I), ("forms", _I * 2), ("best_match", _I), ("keeps", _I),
         ("ways", _I), ("classes", _I), ("rows", _I),
         ("keeping", Keeping), ("label_JN", _P),
-        ("count_U6", _P), ("z_U", _P), ("a_U", _P), ("top_U", _P), ("bin_UB", _P),
-        ("undefined_FU", _P), ("match_FUB", _P), ("match_FU2", _P),
-        ("class_n_JUC", _P), ("class_fired_JUC", _P), ("class_mean_JUC", _P), ("class_m2_JUC", _P),
+        ("count_6U", _P), ("z_7U", _P), ("a_7U", _P), ("top_U", _P), ("bin_UB", _P),
+        ("undefined_FU", _P), ("match_FU2B", _P), ("match_F23U", _P),
+        ("class_n_JCU", _P), ("class_fired_JCU", _P), ("class_mean_JCU", _P), ("class_m2_JCU", _P),
         ("places", _I), ("kept_count_UC", _P), ("key_UK", _P), ("uid_UK", _P), ("position_UK", _P), ("value_UK3", _P),
     ]  # fmt: skip
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -251,12 +252,17 @@ def test_the_compiler_that_pip_installs_compiles_for_this_processor(
 
 
 @pytest.mark.slow
-def test_every_compiler_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_compiler_and_width_of_vectors_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     shown = [laid_out(draw(LARGE[kind]), layout) for kind in sorted(LARGE) for layout in sorted(LAYOUTS)]
+    known = ["DEFAULT", *compiler.PROCESSORS]
+    widths = known[: known.index(torch.backends.cpu.get_cpu_capability()) + 1]
     found = []
-    for number, command in enumerate(compiler.compilers()):
+    for number, (command, width) in enumerate(product(compiler.compilers(), widths)):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(number)))
         monkeypatch.setattr(compiler, "compilers", lambda command=command: [command])
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda width=width: width)
         library = native_build.library.__wrapped__()
         assert isinstance(library, ctypes.CDLL), library
         states = []

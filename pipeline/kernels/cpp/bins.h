@@ -1,7 +1,7 @@
 // The histogram of z, as kernels/bins.py defines it.
 //
-// A run is counted in raw bins, the first bits of a float32: sign, exponent, BIN_BITS of the mantissa. Once per batch the raw
-// bins of a unit are folded into the window that ends at its largest magnitude.
+// A block is counted in raw bins, the first bits of a float32: sign, exponent, BIN_BITS of the mantissa. Once per batch
+// the raw bins of a unit are folded into the window that ends at its largest magnitude.
 
 #pragma once
 
@@ -12,34 +12,43 @@ static const int ZERO = KEPT + 1, BINS = 2 * (KEPT + 1) + 1;
 static const int RAW_SIDE = 1 << (8 + BIN_BITS), RAW_SHIFT = 23 - BIN_BITS;
 // lattice number of the raw bin 0
 static const int RAW_LEAST = -(127 << BIN_BITS);
+// MATCH_SIDE is that of kernels/matchbins.py; of each form the bins by sign and firing, then one for what is undefined
+enum { PEARSON, COSINE, FORMS };
+static const int MATCH_STEP = 128, MATCH_COUNTS = 4 * MATCH_STEP + 1;
 
-// One unit's raw counts, and between which magnitudes and with how many zeros they lie.
-struct Raw {
-    uint32_t count[2 * RAW_SIDE];
-    int64_t first, last, zero, negative_zero;
+// One unit's counts of a batch, and its largest magnitude; `tiny` are those of the raw bins 0 and −0 that have been
+// looked at for zeros.
+struct Counts {
+    uint32_t raw[2 * RAW_SIDE];
+    uint32_t match[FORMS][MATCH_COUNTS];
+    uint32_t tiny;
+    float largest;
+    int64_t zero, negative_zero;
 };
 
-static void count_raw(Raw *raw, const float *z, int64_t n) {
-    int64_t p = 0;
-    for (; p + 4 <= n; p += 4) {
-        uint64_t pair[2];
-        memcpy(pair, z + p, sizeof pair);
-        raw->count[(uint32_t)pair[0] >> RAW_SHIFT]++;
-        raw->count[pair[0] >> (32 + RAW_SHIFT)]++;
-        raw->count[(uint32_t)pair[1] >> RAW_SHIFT]++;
-        raw->count[pair[1] >> (32 + RAW_SHIFT)]++;
+// Count the values of eight units BY times, each in its own bins.
+template <int BY>
+static inline void count_raw(Counts *counts, const float *at) {
+    uint64_t pair[LANES / 2];
+    memcpy(pair, at, sizeof pair);
+    for (int half = 0; half < LANES / 2; half++) {
+        counts[2 * half].raw[(uint32_t)pair[half] >> RAW_SHIFT] += BY;
+        counts[2 * half + 1].raw[pair[half] >> (32 + RAW_SHIFT)] += BY;
     }
-    for (; p < n; p++) raw->count[bits_of(z[p]) >> RAW_SHIFT]++;
 }
 
-// Widen the range of what was counted by a run between the magnitudes `least` and `largest`.
-static void widen(Raw *raw, float least, float largest, int64_t zero, const float *z, int64_t n) {
-    int64_t first = zero ? 0 : bits_of(least) >> RAW_SHIFT, last = bits_of(largest) >> RAW_SHIFT;
-    if (first < raw->first) raw->first = first;
-    if (last > raw->last) raw->last = last;
-    raw->zero += zero;
-    if (zero)
-        for (int64_t p = 0; p < n; p++) raw->negative_zero += bits_of(z[p]) == 0x80000000u;
+// Look for zeros among what was counted of a block with the smallest magnitudes; how many there are.
+static int64_t count_zeros(Counts *counts, const float *z, int64_t n) {
+    uint32_t tiny = counts->raw[0] + counts->raw[RAW_SIDE];
+    if (tiny == counts->tiny) return 0;
+    counts->tiny = tiny;
+    int64_t zero = 0;
+    for (int64_t p = 0; p < n; p++) {
+        zero += z[LANES * p] == 0;
+        counts->negative_zero += bits_of(z[LANES * p]) == 0x80000000u;
+    }
+    counts->zero += zero;
+    return zero;
 }
 
 // Move a unit's window up: what falls out below joins the small ones.
@@ -52,29 +61,40 @@ static void raise(int64_t *bin, int64_t rise) {
     }
 }
 
-// Add the raw counts to a unit's bins and clear them.
-static void fold(Raw *raw, int64_t *top, int64_t *bin) {
-    if (raw->last + RAW_LEAST > *top) {
-        raise(bin, raw->last + RAW_LEAST - *top);
-        *top = raw->last + RAW_LEAST;
+// How many positive numbers were counted.
+static int64_t count_fired(const Counts &counts) {
+    int64_t fired = counts.negative_zero - counts.zero;
+    for (int64_t raw = 0; raw <= bits_of(counts.largest) >> RAW_SHIFT; raw++) fired += counts.raw[raw];
+    return fired;
+}
+
+// Add the raw counts to a unit's bins.
+static void fold(const Counts &counts, int64_t *top, int64_t *bin) {
+    int64_t last = bits_of(counts.largest) >> RAW_SHIFT;
+    if (last + RAW_LEAST > *top) {
+        raise(bin, last + RAW_LEAST - *top);
+        *top = last + RAW_LEAST;
     }
     // a place in the window is a lattice number less the number below the window
-    int64_t bottom = *top - KEPT - RAW_LEAST, small = bottom > 0 ? 0 : -bottom;
-    int64_t first = raw->first, last = raw->last;
-    for (; first <= last && first < bottom; first++) {
-        bin[ZERO + 1] += raw->count[first];
-        bin[KEPT] += raw->count[RAW_SIDE + first];
-    }
-    for (; first <= last; first++) {
-        bin[ZERO + 1 + first - bottom] += raw->count[first];
-        bin[KEPT - first + bottom] += raw->count[RAW_SIDE + first];
+    int64_t bottom = *top - KEPT - RAW_LEAST, small = bottom > 0 ? 0 : -bottom, raw = 0;
+    uint32_t above = 0, below = 0;
+    for (; raw <= last && raw < bottom; raw++) above += counts.raw[raw], below += counts.raw[RAW_SIDE + raw];
+    bin[ZERO + 1] += above;
+    bin[KEPT] += below;
+    for (; raw <= last; raw++) {
+        bin[ZERO + 1 + raw - bottom] += counts.raw[raw];
+        bin[KEPT - raw + bottom] += counts.raw[RAW_SIDE + raw];
     }
     // zeros were counted with the smallest magnitudes
-    bin[ZERO + 1 + small] -= raw->zero - raw->negative_zero;
-    bin[KEPT - small] -= raw->negative_zero;
-    bin[ZERO] += raw->zero;
-    int64_t cleared = raw->first <= last ? (last - raw->first + 1) * sizeof(uint32_t) : 0;
-    memset(raw->count + raw->first, 0, cleared);
-    memset(raw->count + RAW_SIDE + raw->first, 0, cleared);
-    raw->first = RAW_SIDE - 1, raw->last = 0, raw->zero = raw->negative_zero = 0;
+    bin[ZERO + 1 + small] -= counts.zero - counts.negative_zero;
+    bin[KEPT - small] -= counts.negative_zero;
+    bin[ZERO] += counts.zero;
+}
+
+// Forget what was counted of z.
+static void clear(Counts *counts) {
+    int64_t bytes = ((bits_of(counts->largest) >> RAW_SHIFT) + 1) * sizeof *counts->raw;
+    memset(counts->raw, 0, bytes);
+    memset(counts->raw + RAW_SIDE, 0, bytes);
+    counts->tiny = 0, counts->largest = 0, counts->zero = counts->negative_zero = 0;
 }

@@ -1,4 +1,4 @@
-// How well inputs match a pattern, as kernels/match.py and kernels/matchbins.py define it, operation by operation.
+// How well inputs match patterns, as kernels/match.py and kernels/matchbins.py define it, operation by operation.
 
 #pragma once
 
@@ -6,130 +6,142 @@
 
 // MATCH_SIDE, MATCH_BITS and MATCH_BELOW are kernels/matchbins.py's SIDE, MANTISSA_BITS and BELOW
 static const int MATCH_BINS = 2 * MATCH_SIDE;
-static const int MATCH_SHIFT = 20 - MATCH_BITS, MATCH_LEAST = (1023 << MATCH_BITS) + MATCH_BELOW;
+static const int MATCH_SHIFT = 52 - MATCH_BITS;
+static const int64_t MATCH_LEAST = (1023 << MATCH_BITS) + MATCH_BELOW;
+static_assert(MATCH_SIDE < MATCH_STEP, "one place more than bins, for a match of 1");
 
-// A unit's −b and w̄, and 1/‖w − w̄‖ or 1/‖w‖; NaN where undefined.
+// Eight units' −b and w̄, and 1/‖w − w̄‖ or 1/‖w‖; NaN where undefined. Of one unit: Pattern<double>.
+template <class Double>
 struct Pattern {
-    double bias, mean, scale;
+    Double bias, mean, scale;
 };
 
-// Moments of the matches of the silent, or of the firing.
-struct MatchMoments {
-    double n, mean, m2;
-};
+// Moments of the matches of the silent, then of the firing, in the order of native_task.py's MATCH_MOMENTS
+enum { MATCH_N, MATCH_MEAN, MATCH_M2, MATCH_MOMENTS };
+
+static inline d8 like(d8, double v) { return all(v); }
+static inline double like(double, double v) { return v; }
+static inline double larger(double a, double b) { return a > b ? a : b; }
+static inline double smaller(double a, double b) { return a < b ? a : b; }
 
 // CENTRED: the correlation, else the cosine. `length` is 1/‖x − x̄‖ or 1/‖x‖, NaN where undefined; so is the match.
 template <bool CENTRED, class Double>
-static inline Double match_of(Double y, Double sum, Double length, const Pattern &pattern) {
+static inline Double match_of(Double y, Double sum, Double length, const Pattern<Double> &pattern) {
     Double value = y + pattern.bias;
     if (CENTRED) value = value - sum * pattern.mean;
     value = value * pattern.scale * length;
-    const Double one = Double{} + 1;
-    value = value < -one ? -one : value;
-    return value > one ? one : value;
+    // of one and NaN the second, which is NaN
+    return smaller(like(value, 1), larger(like(value, -1), value));
 }
 
-template <bool CENTRED>
-static void matches(const float *y, const double *sum, const double *length, int64_t n, const Pattern &pattern,
-                    double *match) {
-    int64_t p = 0;
-    for (; p + 4 <= n; p += 4)
-        store(match + p,
-              match_of<CENTRED>(widened(y + p), load<d4>(sum + p), load<d4>(length + p), pattern));
-    for (; p < n; p++) match[p] = match_of<CENTRED>((double)y[p], sum[p], length[p], pattern);
-}
-
-// Of the silent and of the firing, where m is defined: how many, Σ(m − centre) and Σ(m − centre)².
-struct MatchSums {
-    int64_t n[2];
-    double s1[2], s2[2];
+// What a form of match is computed of: y, and Σx and 1/‖x − x̄‖ or 1/‖x‖ of each presentation (APART: of each unit).
+struct Inputs {
+    const float *y, *z;
+    const double *sum, *length;
 };
 
-static MatchSums match_sums(const double *match, const float *z, int64_t n, double silent, double firing) {
-    const d4 zero = {}, of_silent = zero + silent, of_firing = zero + firing;
-    d4 s1[2] = {}, s2[2] = {};
-    l4 count[2] = {};
-    int64_t p = 0;
-    for (; p + 4 <= n; p += 4) {
-        d4 value = load<d4>(match + p);
-        l4 fired = widened(z + p) > zero, known = value == value;
-        d4 rest = value - (fired ? of_firing : of_silent);
-        l4 which[2] = {known & ~fired, known & fired};
-        for (int i = 0; i < 2; i++) {
-            d4 counted = (d4)((l4)rest & which[i]);
-            count[i] -= which[i];
-            s1[i] += counted, s2[i] += counted * counted;
+// Of the silent and of the firing, where the match is defined: how many, Σ(m − centre) and Σ(m − centre)².
+struct MatchSums {
+    l8 n[2];
+    d8 s1[2], s2[2];
+};
+
+template <bool APART>
+static inline d8 of_presentation(const double *x, int64_t p) { return APART ? load<d8>(x + LANES * p) : all(x[p]); }
+
+// Places of matches among the counts of their units, some presentations at a time: counted apart from where they are
+// computed, a place is known long before its count is read.
+struct Places {
+    static const int64_t MOST = 64;
+    int64_t n;
+    alignas(64) int64_t at[MOST * LANES];
+
+    void add(d8 value, l8 known, l8 fired) {
+        const d8 floor = double_of(all(MATCH_LEAST << MATCH_SHIFT));
+        l8 place = (bits_of(larger(absolute(value), floor)) >> MATCH_SHIFT) - all(MATCH_LEAST);
+        place = place + (as_signed(as_unsigned(bits_of(value)) >> 56) & all((int64_t)MATCH_STEP));
+        place = place + (fired & all((int64_t)(2 * MATCH_STEP)));
+        store(at + LANES * n++, select(known, place, all((int64_t)(4 * MATCH_STEP))));
+    }
+
+    void count(Counts *counts, int form) {
+        for (int64_t p = 0; p < n; p++)
+            for (int lane = 0; lane < LANES; lane++) counts[lane].match[form][at[LANES * p + lane]]++;
+        n = 0;
+    }
+};
+
+// Add up the matches of a block, count them if there are `counts`, and find each row's best if `best` is wanted.
+template <bool CENTRED, bool APART, bool SUMMED, bool COUNTED, bool RANKED>
+static MatchSums sweep_matches(const Values &rows, const Inputs &x, const Pattern<d8> &pattern, const d8 *centre,
+                               Counts *counts, double *best) {
+    MatchSums sums = {};
+    Places places;
+    places.n = 0;
+    const d8 zero = {};
+    for (int64_t r = 0; r < rows.rows; r++) {
+        d8 high = all(-__builtin_inf());
+        for (int64_t p = rows.first[r]; p < rows.first[r + 1]; p++) {
+            d8 sum = CENTRED ? of_presentation<APART>(x.sum, p) : zero;
+            d8 value = match_of<CENTRED>(widened(load<f8>(x.y + LANES * p)), sum, of_presentation<APART>(x.length, p), pattern);
+            // NaN, where undefined, is never greater
+            if (RANKED) high = larger(value, high);
+            if (!SUMMED) continue;
+            l8 fired = widened(load<f8>(x.z + LANES * p)) > zero, known = value == value;
+            d8 rest = select(known, value - select(fired, centre[1], centre[0]), zero), square = rest * rest;
+            l8 which[2] = {known ^ (known & fired), known & fired};
+            for (int i = 0; i < 2; i++) {
+                sums.n[i] = select(which[i], sums.n[i] + all((int64_t)1), sums.n[i]);
+                sums.s1[i] = select(which[i], sums.s1[i] + rest, sums.s1[i]);
+                sums.s2[i] = select(which[i], sums.s2[i] + square, sums.s2[i]);
+            }
+            if (!COUNTED) continue;
+            places.add(value, known, fired);
+            if (places.n == Places::MOST) places.count(counts, CENTRED ? PEARSON : COSINE);
         }
+        if (RANKED) store(best + LANES * r, high);
     }
-    MatchSums sums;
-    for (int i = 0; i < 2; i++)
-        sums.n[i] = count[i][0] + count[i][1] + count[i][2] + count[i][3], sums.s1[i] = sum(s1[i]), sums.s2[i] = sum(s2[i]);
-    for (; p < n; p++) {
-        if (match[p] != match[p]) continue;
-        bool fired = z[p] > 0;
-        double rest = match[p] - (fired ? firing : silent);
-        sums.n[fired]++, sums.s1[fired] += rest, sums.s2[fired] += rest * rest;
-    }
+    if (COUNTED) places.count(counts, CENTRED ? PEARSON : COSINE);
     return sums;
 }
 
-// The bins of the silent first, then those of the firing, then one for what is undefined.
-static inline int32_t match_bin(double match, bool fired) {
-    if (match != match) return 2 * MATCH_BINS;
-    int32_t high = (int32_t)(bits_of(match) >> 32), place = ((high & INT32_MAX) >> MATCH_SHIFT) - MATCH_LEAST;
-    place = place < 0 ? 0 : place > MATCH_SIDE - 1 ? MATCH_SIDE - 1 : place;
-    // the bits of −1 turn a place p on the negative side into −1 − p
-    return (place ^ (high >> 31)) + MATCH_SIDE + (fired ? MATCH_BINS : 0);
+static void merge_matches(const Numbers &state, l8 active, l8 n_block, d8 centre, d8 s1, d8 s2) {
+    active = active & (n_block > l8{});
+    d8 n = widened(n_block), d = s1 / n, m2 = larger(s2 - s1 * d, d8{}), mean = centre + d;
+    // of units that have seen nothing all numbers are 0
+    d8 total = state[MATCH_N] + n, step = mean - state[MATCH_MEAN];
+    state.set(MATCH_M2, active, state[MATCH_M2] + m2 + step * step * (state[MATCH_N] / total * n));
+    state.set(MATCH_MEAN, active, state[MATCH_MEAN] + step * (n / total));
+    state.set(MATCH_N, active, total);
 }
 
-static void count_matches(const double *match, const float *z, int64_t n, uint32_t *count) {
-    const w8 none = {};
-    int64_t p = 0;
-    for (; p + 8 <= n; p += 8) {
-        d4 left = load<d4>(match + p), right = load<d4>(match + p + 4);
-        w8 high = SHUFFLE((w8)left, (w8)right, 1, 3, 5, 7, 9, 11, 13, 15);
-        w8 known = SHUFFLE((w8)(left == left), (w8)(right == right), 1, 3, 5, 7, 9, 11, 13, 15);
-        w8 place = ((high & INT32_MAX) >> MATCH_SHIFT) - MATCH_LEAST;
-        place = smaller(larger(place, none), none + (MATCH_SIDE - 1));
-        place = (place ^ (high >> 31)) + MATCH_SIDE + ((w8)(load<f8>(z + p) > (f8)none) & MATCH_BINS);
-        place = (place & known) | (2 * MATCH_BINS & ~known);
-        for (int lane = 0; lane < 8; lane++) count[place[lane]]++;
+// Merge a block's matches of one form into the moments of its units, and find each row's best if RANKED.
+template <bool CENTRED, bool APART, bool RANKED>
+static void add_matches(const Values &rows, const Inputs &x, const Pattern<d8> &pattern, l8 active,
+                        const Numbers state[2], Counts *counts, double *best) {
+    d8 centre[2] = {state[0][MATCH_MEAN], state[1][MATCH_MEAN]};
+    MatchSums sums = sweep_matches<CENTRED, APART, true, true, RANKED>(rows, x, pattern, centre, counts, best);
+    bool again = false;
+    for (int i = 0; i < 2; i++) {
+        d8 n = widened(sums.n[i]), d = sums.s1[i] / n;
+        l8 far = active & (d * d * n > all(FAR) * (sums.s2[i] - d * sums.s1[i]));
+        centre[i] = select(far, centre[i] + d, centre[i]);
+        again |= lanes_of(far) != 0;
     }
-    for (; p < n; p++) count[match_bin(match[p], z[p] > 0)]++;
+    if (again) sums = sweep_matches<CENTRED, APART, true, false, false>(rows, x, pattern, centre, counts, best);
+    for (int i = 0; i < 2; i++) merge_matches(state[i], active, sums.n[i], centre[i], sums.s1[i], sums.s2[i]);
 }
 
-static void merge_matches(MatchMoments *state, int64_t n_run, double centre, double s1, double s2) {
-    if (n_run == 0) return;
-    double n = (double)n_run, d = s1 / n, m2 = s2 - s1 * d, mean = centre + d;
-    if (m2 < 0) m2 = 0;
-    if (state->n == 0) {
-        *state = {n, mean, m2};
-        return;
-    }
-    double total = state->n + n, step = mean - state->mean;
-    state->m2 += m2 + step * step * (state->n / total * n);
-    state->mean += step * (n / total);
-    state->n = total;
-}
-
-// Count a run's matches and merge their moments: those of the silent, then those of the firing.
-static void add_matches(const double *match, const float *z, int64_t n, uint32_t *count, MatchMoments *moments) {
-    count_matches(match, z, n, count);
-    double centre[2] = {moments[0].mean, moments[1].mean};
-    MatchSums sums = match_sums(match, z, n, centre[0], centre[1]);
-    bool far = false;
-    for (int i = 0; i < 2; i++)
-        if (sums.n[i] && is_far(sums.n[i], sums.s1[i], sums.s2[i])) {
-            centre[i] += sums.s1[i] / sums.n[i];
-            far = true;
-        }
-    if (far) sums = match_sums(match, z, n, centre[0], centre[1]);
-    for (int i = 0; i < 2; i++) merge_matches(moments + i, sums.n[i], centre[i], sums.s1[i], sums.s2[i]);
-}
-
-// Add a unit's counts of a batch to its bins and clear them.
+// Add a unit's counts of a batch to its bins (those of the silent, then of the firing) and clear them.
 static void fold_matches(uint32_t *count, int64_t *bin, int64_t *undefined) {
-    for (int b = 0; b < 2 * MATCH_BINS; b++) bin[b] += count[b];
-    *undefined += count[2 * MATCH_BINS];
-    memset(count, 0, (2 * MATCH_BINS + 1) * sizeof *count);
+    for (int fired = 0; fired < 2; fired++, bin += MATCH_BINS)
+        for (int place = 0; place <= MATCH_SIDE; place++) {
+            // 1 itself is in the last bin
+            int at = place < MATCH_SIDE ? place : MATCH_SIDE - 1;
+            const uint32_t *of = count + 2 * MATCH_STEP * fired + place;
+            bin[MATCH_SIDE + at] += of[0];
+            bin[MATCH_SIDE - 1 - at] += of[MATCH_STEP];
+        }
+    *undefined += count[4 * MATCH_STEP];
+    memset(count, 0, MATCH_COUNTS * sizeof *count);
 }

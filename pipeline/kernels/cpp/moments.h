@@ -1,133 +1,134 @@
-// Moments of a run: the values that one unit gives at some presentations, contiguous in memory.
+// Moments of a block: the values of eight units at some presentations, side by side.
 //
-// They are summed around a centre, which is the unit's mean so far; where that turns out to be too far from the run's
-// own mean for the digits of a double, the run is summed again around the latter. Runs are merged by the pairwise
+// They are summed around a centre, which is the unit's mean so far; where that turns out to be too far from the block's
+// own mean for the digits of a double, the block is summed again around the latter. Blocks are merged by the pairwise
 // updates of Chan, Golub & LeVeque (1979) and Pébay (2008), as kernels/moments.py does with batches.
 
 #pragma once
 
-#include "vectors.h"
+#include "bins.h"
 
-// one unit's moments
-struct Moments {
-    double min, max, absolute, mean, m2, m3, m4;
-};
+// what is known of a unit's values, in the order of native_task.py's MOMENTS
+enum { LOW, HIGH, ABSOLUTE, MEAN, M2, M3, M4 };
 
-// Σ|v| and Σ(v − centre)^p
-struct PowerSums {
-    double absolute, s1, s2, s3, s4;
-};
-
+// presentations whose terms are added up before they join the rest: rounding grows with the terms of one sum
+static const int64_t SEGMENT = 1024;
 // mean² of the centred values up to this many times their variance costs less than one digit
 static const double FAR = 4;
 
-// Rectified values are max(v, 0).
-template <bool RECTIFIED>
-static PowerSums power_sums(const float *value, int64_t n, double centre) {
-    d4 absolute_[2] = {}, s1[2] = {}, s2[2] = {}, s3[2] = {}, s4[2] = {};
-    const d4 zero = {}, around = zero + centre;
-    int64_t p = 0;
-    for (; p + 8 <= n; p += 8)
-        for (int half = 0; half < 2; half++) {
-            d4 v = widened(value + p + 4 * half);
-            if (RECTIFIED) v = larger(v, zero);
-            d4 rest = v - around, square = rest * rest;
-            absolute_[half] += RECTIFIED ? v : absolute(v);
-            s1[half] += rest;
-            s2[half] += square;
-            s3[half] += square * rest;
-            s4[half] += square * square;
-        }
-    PowerSums sums = {sum(absolute_[0] + absolute_[1]), sum(s1[0] + s1[1]), sum(s2[0] + s2[1]), sum(s3[0] + s3[1]),
-                      sum(s4[0] + s4[1])};
-    for (; p < n; p++) {
-        double v = RECTIFIED && !(value[p] > 0) ? 0 : value[p], rest = v - centre, square = rest * rest;
-        sums.absolute += absolute(v);
-        sums.s1 += rest;
-        sums.s2 += square;
-        sums.s3 += square * rest;
-        sums.s4 += square * square;
+// Σ(v − centre)^p
+struct Powers {
+    d8 s1, s2, s3, s4;
+
+    void add(d8 rest) {
+        d8 square = rest * rest;
+        s1 += rest, s2 += square, s3 += square * rest, s4 += square * square;
     }
-    return sums;
+
+    void add(const Powers &other) { s1 += other.s1, s2 += other.s2, s3 += other.s3, s4 += other.s4; }
+};
+
+// The values of a block: n presentations, of which row r has first[r] … first[r + 1] − 1.
+struct Values {
+    const float *value;
+    const int64_t *first;
+    int64_t n, rows;
+};
+
+// The sums of a block, and Σ|v|; of max(v, 0) too where that is wanted, whose sum then stands for Σ|v|.
+struct Sums {
+    Powers own, rectified;
+    d8 absolute;
+
+    void add(const Sums &other) {
+        own.add(other.own), rectified.add(other.rectified);
+        absolute += other.absolute;
+    }
+};
+
+// Add up the moments of values and the extremes of every row; count the raw bins if there are `counts`.
+template <bool RECTIFIED, bool COUNTED>
+static Sums sweep(const Values &values, d8 centre, d8 rectified_centre, float *greatest, float *smallest, Counts *counts) {
+    Sums complete = {}, sums = {};
+    const d8 zero = {};
+    int64_t pending = 0;
+    for (int64_t r = 0; r < values.rows; r++) {
+        const f8 infinite = f8{} + __builtin_inff();
+        f8 high = -infinite, low = infinite;
+        for (int64_t p = values.first[r]; p < values.first[r + 1]; p++) {
+            const float *at = values.value + LANES * p;
+            f8 narrow = load<f8>(at);
+            d8 v = widened(narrow);
+            high = larger(narrow, high), low = smaller(narrow, low);
+            sums.own.add(v - centre);
+            if (RECTIFIED)
+                sums.rectified.add(larger(v, zero) - rectified_centre);
+            else
+                sums.absolute += absolute(v);
+            if (COUNTED) count_raw<1>(counts, at);
+            if (++pending == SEGMENT) {
+                complete.add(sums);
+                sums = Sums{}, pending = 0;
+            }
+        }
+        store(greatest + LANES * r, high), store(smallest + LANES * r, low);
+    }
+    complete.add(sums);
+    return complete;
 }
 
-static bool is_far(int64_t n, double s1, double s2) {
-    double d = s1 / n;
-    return d * d * n > FAR * (s2 - d * s1);
+static l8 is_far(double n, d8 s1, d8 s2) {
+    d8 d = s1 / all(n);
+    return d * d * all(n) > all(FAR) * (s2 - d * s1);
 }
 
 // The mean of the first values; of equal values exactly that value.
-static double near_mean(const float *value, int64_t n) {
+static d8 near_mean(const float *value, int64_t n) {
     int64_t few = n < 32 ? n : 32;
-    double sum_ = 0;
-    for (int64_t p = 0; p < few; p++) sum_ += value[p];
-    return sum_ / few;
+    d8 sum = {};
+    for (int64_t p = 0; p < few; p++) sum += widened(load<f8>(value + LANES * p));
+    return sum / all((double)few);
 }
 
-static void merge(Moments *state, int64_t n_before, int64_t n_run, double low, double high, double centre,
-                  const PowerSums &sums) {
-    double n = (double)n_run, d = sums.s1 / n, mean = centre + d;
-    mean = mean < low ? low : mean > high ? high : mean;
-    double m2 = sums.s2 - sums.s1 * d;
-    double m3 = sums.s3 - 3 * d * sums.s2 + 2 * n * d * d * d;
-    double m4 = sums.s4 - 4 * d * sums.s3 + 6 * d * d * sums.s2 - 3 * n * d * d * d * d;
-    if (n_before == 0) {
-        state->mean = mean, state->m2 = m2, state->m3 = m3, state->m4 = m4;
-    } else {
-        double before = (double)n_before, total = before + n, f = before / total, g = n / total;
-        double step = mean - state->mean, square = step * step;
-        state->m4 += m4 + square * square * (total * f * g * (f * f - f * g + g * g)) +
-                     6 * square * (f * f * m2 + g * g * state->m2) + 4 * step * (f * m3 - g * state->m3);
-        state->m3 += m3 + square * step * (total * f * g * (f - g)) + 3 * step * (f * m2 - g * state->m2);
-        state->m2 += m2 + square * (total * f * g);
-        state->mean += step * g;
-    }
-    state->absolute += sums.absolute;
-    state->min = smaller(state->min, low);
-    state->max = larger(state->max, high);
-}
+// The numbers of eight units among those of all, `step` from one kind of number to the next.
+struct Numbers {
+    double *first;
+    int64_t step;
 
-// Merge a run whose sums around `centre` are known.
-template <bool RECTIFIED>
-static void add_moments(Moments *state, int64_t n_before, const float *value, int64_t n, double low, double high,
-                        double centre, PowerSums sums) {
-    if (is_far(n, sums.s1, sums.s2)) {
-        centre += sums.s1 / n;
-        sums = power_sums<RECTIFIED>(value, n, centre);
-    }
-    merge(state, n_before, n, low, high, centre, sums);
-}
-
-// Counts and extremes of z.
-struct Extent {
-    int64_t zero, fired;
-    float low, high, least;  // least: the smallest |z| other than 0, infinity if there is none
+    d8 operator[](int which) const { return load<d8>(first + which * step); }
+    void set(int which, l8 active, d8 v) const { store(first + which * step, select(active, v, (*this)[which])); }
 };
 
-static Extent extent_of(const float *z, int64_t n) {
-    const f8 none = {}, infinite = none + __builtin_inff();
-    f8 low = infinite, high = -infinite, least = infinite;
-    w8 zero = {}, fired = {};
-    int64_t p = 0;
-    for (; p + 8 <= n; p += 8) {
-        f8 v = load<f8>(z + p);
-        low = smaller(v, low), high = larger(v, high);
-        w8 is_zero = v == none;
-        zero -= is_zero, fired -= v > none;
-        // of a zero, whose bits are 0, the mask leaves the bits of infinity
-        least = smaller((f8)(((w8)v & INT32_MAX) | (is_zero & (w8)infinite)), least);
-    }
-    Extent extent = {0, 0, __builtin_inff(), -__builtin_inff(), __builtin_inff()};
-    for (int lane = 0; lane < 8; lane++) {
-        extent.zero += zero[lane], extent.fired += fired[lane];
-        extent.low = smaller(low[lane], extent.low), extent.high = larger(high[lane], extent.high);
-        extent.least = smaller(least[lane], extent.least);
-    }
-    for (; p < n; p++) {
-        float v = z[p], magnitude = v < 0 ? -v : v;
-        extent.zero += v == 0, extent.fired += v > 0;
-        extent.low = smaller(v, extent.low), extent.high = larger(v, extent.high);
-        if (v != 0) extent.least = smaller(magnitude, extent.least);
-    }
-    return extent;
+// The extremes of a block.
+struct Extent {
+    d8 low, high;
+};
+
+static Extent extent_of(const float *greatest, const float *smallest, int64_t rows) {
+    const f8 infinite = f8{} + __builtin_inff();
+    f8 high = -infinite, low = infinite;
+    for (int64_t r = 0; r < rows; r++)
+        high = larger(load<f8>(greatest + LANES * r), high), low = smaller(load<f8>(smallest + LANES * r), low);
+    return {widened(low), widened(high)};
+}
+
+// Merge a block of n presentations into the moments of its units, which have seen `before`.
+static void merge(const Numbers &state, l8 active, d8 before, double n_block, const Extent &extent, d8 centre,
+                  d8 absolute, const Powers &sums) {
+    d8 n = all(n_block), d = sums.s1 / n, mean = smaller(extent.high, larger(extent.low, centre + d));
+    d8 m2 = sums.s2 - sums.s1 * d;
+    d8 m3 = sums.s3 - all(3.0) * d * sums.s2 + all(2.0) * n * d * d * d;
+    d8 m4 = sums.s4 - all(4.0) * d * sums.s3 + all(6.0) * d * d * sums.s2 - all(3.0) * n * d * d * d * d;
+    // of units that have seen nothing all numbers are 0, and so is f
+    d8 total = before + n, f = before / total, g = n / total, step = mean - state[MEAN], square = step * step;
+    d8 of_m4 = square * square * (total * f * g * (f * f - f * g + g * g)) +
+               all(6.0) * square * (f * f * m2 + g * g * state[M2]) + all(4.0) * step * (f * m3 - g * state[M3]);
+    d8 of_m3 = square * step * (total * f * g * (f - g)) + all(3.0) * step * (f * m2 - g * state[M2]);
+    state.set(M4, active, state[M4] + m4 + of_m4);
+    state.set(M3, active, state[M3] + m3 + of_m3);
+    state.set(M2, active, state[M2] + m2 + square * (total * f * g));
+    state.set(MEAN, active, state[MEAN] + step * g);
+    state.set(ABSOLUTE, active, state[ABSOLUTE] + absolute);
+    state.set(LOW, active, smaller(extent.low, state[LOW]));
+    state.set(HIGH, active, larger(extent.high, state[HIGH]));
 }

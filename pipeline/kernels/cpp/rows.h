@@ -1,7 +1,7 @@
 // What is kept of rows: sums by class, and the rows that stand for a unit (kernels/classsums.py, kernels/ranked.py).
 //
-// A row comes with the greatest and smallest z of its presentations, the greatest a and the best match. Where they stand
-// is looked up only if the row is kept, which after a few batches is rare.
+// A row comes with the greatest and smallest z of its presentations, the greatest a and the best match, of eight units
+// side by side. Where they stand is looked up only if the row is kept, which after a few batches is rare.
 
 #pragma once
 
@@ -11,20 +11,25 @@ enum Kind { GREATEST, SMALLEST, MATCH, RANDOM, OCTAVE, KINDS };
 // LEAST_OCTAVE and LAST_OCTAVE are those of kernels/ranked.py
 static const int STRATA = 2 * (LAST_OCTAVE - LEAST_OCTAVE + 1), COUNTS = OCTAVE + STRATA;
 
-// The presentations of some rows to one unit.
+// The presentations of some rows to eight units, side by side.
 //
-// x's sums and lengths are as in matches.h. Presentation p is number start + p of the batch, or start + where[p] where
-// some were left out; the run's first row is row `row` of the batch.
-struct Run {
+// Σx and lengths are as in matches.h, of each unit if they are `apart`. Presentation p is number start + p of the batch,
+// or start + where[p] where some were left out; the block's first row is row `row` of the batch. Units that are not
+// active are no part of it.
+struct Block {
     const float *z, *a, *y;
-    const double *sum, *pearson, *cosine;
+    const double *sum, *length[FORMS];
     const int64_t *first, *where;
-    int64_t n, rows, row, start;
-    bool rectified;
-    double *greatest, *smallest, *output, *match;  // of each row; −∞ (∞) where it has none
+    int64_t n, rows, row, start, unit;
+    l8 active;
+    bool rectified, apart;
+    float *greatest, *smallest, *output;  // of each row; −∞ (∞) where it has none
+    double *match;
+
+    double input(const double *x, int64_t p, int lane) const { return x[apart ? LANES * p + lane : p]; }
 };
 
-// The rows kept of one unit: of equal keys the smaller uid first, unused places at the end.
+// The rows kept of one unit: of equal keys the smaller uid first, unused places, with the last of all keys, at the end.
 struct Kept {
     int64_t *count, *key, *uid, *position;
     double *value;  // z, a, correlation
@@ -37,11 +42,14 @@ struct Keeping {
     int64_t positions;
 };
 
-static inline int64_t splitmix64(uint64_t value) {
-    uint64_t z = value + 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return (z ^ (z >> 31)) & INT64_MAX;
+template <class Bits>
+static inline Bits shifted(Bits v, int by) { return v ^ (v >> by); }
+
+static inline u8 splitmix64(u8 value) {
+    u8 z = value + all((uint64_t)0x9E3779B97F4A7C15u);
+    z = shifted(z, 30) * all((uint64_t)0xBF58476D1CE4E5B9u);
+    z = shifted(z, 27) * all((uint64_t)0x94D049BB133111EBu);
+    return shifted(z, 31) & all((uint64_t)INT64_MAX);
 }
 
 // An integer in the order of the double, the same for both zeros.
@@ -56,108 +64,158 @@ static inline int64_t octave_of(double z) {
     return z < 0 ? LAST_OCTAVE - octave : STRATA / 2 + octave - LEAST_OCTAVE;
 }
 
-static inline double pearson_at(const Run &run, int64_t p, const Pattern &pattern) {
-    return match_of<true>((double)run.y[p], run.sum[p], run.pearson[p], pattern);
-}
+// One unit of a block.
+struct Unit {
+    const Block &block;
+    const Keeping &keeping;
+    int lane;
+    Pattern<double> pattern;
+    Kept kept;
 
-static inline int64_t number_of(const Run &run, const Keeping &keeping, int64_t p) {
-    int64_t at = run.start + (run.where ? run.where[p] : p);
-    return keeping.number ? keeping.number[at] : at % keeping.positions;
-}
-
-// The presentation that stands for a row: where its extreme is, of equals the one with the smallest number.
-static int64_t place_of(const Run &run, const Keeping &keeping, const Pattern &pattern, int64_t r, int kind) {
-    int64_t best = -1, smallest = 0;
-    for (int64_t p = run.first[r]; p < run.first[r + 1]; p++) {
-        bool here = kind == SMALLEST  ? run.z[p] == run.smallest[r]
-                    : kind == MATCH   ? pearson_at(run, p, pattern) == run.match[r]
-                                      : run.z[p] == run.greatest[r];
-        if (!here) continue;
-        int64_t number = number_of(run, keeping, p);
-        if (best < 0 || number < smallest) best = p, smallest = number;
+    double pearson(int64_t p) const {
+        double y = block.y[LANES * p + lane];
+        return match_of<true>(y, block.input(block.sum, p, lane), block.input(block.length[PEARSON], p, lane), pattern);
     }
-    return best;
+
+    int64_t number(int64_t p) const {
+        int64_t at = block.start + (block.where ? block.where[p] : p);
+        return keeping.number ? keeping.number[at] : at % keeping.positions;
+    }
+
+    // The presentation that stands for a row: where its extreme is, of equals the one with the smallest number.
+    int64_t place(int64_t r, int kind) const {
+        int64_t best = -1, smallest = 0, row = LANES * r + lane;
+        for (int64_t p = block.first[r]; p < block.first[r + 1]; p++) {
+            float z = block.z[LANES * p + lane];
+            bool here = kind == SMALLEST ? z == block.smallest[row]
+                        : kind == MATCH  ? pearson(p) == block.match[row]
+                                         : z == block.greatest[row];
+            if (!here) continue;
+            int64_t called = number(p);
+            if (best < 0 || called < smallest) best = p, smallest = called;
+        }
+        return best;
+    }
+
+    // Keep row r if its key is among the k smallest of its kind and stratum.
+    void offer(int64_t r, int kind, int64_t stratum, int64_t key) const {
+        int64_t k = keeping.k[kind], first = keeping.first[kind] + stratum * k, uid = keeping.uid[block.row + r];
+        int64_t *count = kept.count + kind + stratum, at = first + *count;
+        if (k == 0) return;
+        if (*count == k) {
+            at--;
+            if (key > kept.key[at] || (key == kept.key[at] && uid >= kept.uid[at])) return;
+        } else {
+            ++*count;
+        }
+        for (; at > first; at--) {
+            if (key > kept.key[at - 1] || (key == kept.key[at - 1] && uid > kept.uid[at - 1])) break;
+            kept.key[at] = kept.key[at - 1];
+            kept.uid[at] = kept.uid[at - 1];
+            kept.position[at] = kept.position[at - 1];
+            memcpy(kept.value + 3 * at, kept.value + 3 * (at - 1), 3 * sizeof(double));
+        }
+        int64_t p = place(r, kind);
+        float z = block.z[LANES * p + lane];
+        kept.key[at] = key;
+        kept.uid[at] = uid;
+        kept.position[at] = number(p);
+        kept.value[3 * at] = z;
+        kept.value[3 * at + 1] = block.rectified ? (z > 0 ? z : 0) : block.a[LANES * p + lane];
+        kept.value[3 * at + 2] = pearson(p);
+    }
+
+    // The key of the last place of a kind and stratum: a row with a greater one is not kept.
+    int64_t last_key(int kind, int64_t stratum) const {
+        int64_t k = keeping.k[kind];
+        return k ? kept.key[keeping.first[kind] + (stratum + 1) * k - 1] : INT64_MIN;
+    }
+};
+
+// The last keys of eight units, kept beside them.
+struct Bounds {
+    int64_t greatest[LANES], smallest[LANES], match[LANES], random[LANES];
+
+    void of(const Unit &unit) {
+        greatest[unit.lane] = unit.last_key(GREATEST, 0), smallest[unit.lane] = unit.last_key(SMALLEST, 0);
+        match[unit.lane] = unit.last_key(MATCH, 0), random[unit.lane] = unit.last_key(RANDOM, 0);
+    }
+};
+
+static inline l8 keys_of(d8 v) {
+    l8 bits = bits_of(v + d8{});
+    return bits ^ ((bits >> 63) & all(INT64_MAX));
 }
 
-// Keep row r if its key is among the k smallest of its kind and stratum.
-static inline void offer(const Run &run, const Keeping &keeping, const Pattern &pattern, const Kept &kept, int64_t r,
-                         int kind, int64_t stratum, int64_t key) {
-    int64_t k = keeping.k[kind], first = keeping.first[kind] + stratum * k, uid = keeping.uid[run.row + r];
-    int64_t *count = kept.count + kind + stratum, at = first + *count;
-    if (k == 0) return;
-    if (*count == k) {
-        at--;
-        if (key > kept.key[at] || (key == kept.key[at] && uid >= kept.uid[at])) return;
-    } else {
-        ++*count;
+// Offer the rows of a block to its units. Most are refused by one comparison of eight keys with the last ones kept.
+static void keep_rows(const Block &block, const Keeping &keeping, const Unit *units) {
+    const int active = lanes_of(block.active);
+    Bounds bound;
+    uint64_t number[LANES];
+    for (int lane = 0; lane < LANES; lane++) {
+        bound.of(units[lane]);
+        number[lane] = block.unit + lane;
     }
-    for (; at > first; at--) {
-        if (key > kept.key[at - 1] || (key == kept.key[at - 1] && uid > kept.uid[at - 1])) break;
-        kept.key[at] = kept.key[at - 1];
-        kept.uid[at] = kept.uid[at - 1];
-        kept.position[at] = kept.position[at - 1];
-        memcpy(kept.value + 3 * at, kept.value + 3 * (at - 1), 3 * sizeof(double));
-    }
-    int64_t p = place_of(run, keeping, pattern, r, kind);
-    kept.key[at] = key;
-    kept.uid[at] = uid;
-    kept.position[at] = number_of(run, keeping, p);
-    kept.value[3 * at] = run.z[p];
-    kept.value[3 * at + 1] = run.rectified ? (run.z[p] > 0 ? run.z[p] : 0) : run.a[p];
-    kept.value[3 * at + 2] = pearson_at(run, p, pattern);
-}
-
-static void keep_rows(const Run &run, const Keeping &keeping, const Pattern &pattern, const Kept &kept, int64_t unit) {
-    uint64_t start = splitmix64((uint64_t)splitmix64(keeping.seed) + unit);
+    u8 start = splitmix64(splitmix64(all((uint64_t)keeping.seed)) + load<u8>(number));
     bool drawn = keeping.k[RANDOM] || keeping.k[OCTAVE];
-    for (int64_t r = 0; r < run.rows; r++) {
-        double greatest = run.greatest[r];
-        if (run.first[r] == run.first[r + 1]) continue;
-        offer(run, keeping, pattern, kept, r, GREATEST, 0, key_of(-greatest));
-        offer(run, keeping, pattern, kept, r, SMALLEST, 0, key_of(run.smallest[r]));
-        if (is_finite(run.match[r])) offer(run, keeping, pattern, kept, r, MATCH, 0, key_of(-run.match[r]));
-        if (!drawn) continue;
-        int64_t hash = splitmix64(start ^ (uint64_t)keeping.uid[run.row + r]);
-        if (greatest > 0) offer(run, keeping, pattern, kept, r, RANDOM, 0, hash);
-        offer(run, keeping, pattern, kept, r, OCTAVE, octave_of(greatest), hash);
+    for (int64_t r = 0; r < block.rows; r++) {
+        if (block.first[r] == block.first[r + 1]) continue;
+        d8 greatest = widened(load<f8>(block.greatest + LANES * r)), smallest = widened(load<f8>(block.smallest + LANES * r));
+        d8 match = load<d8>(block.match + LANES * r);
+        l8 key[3] = {keys_of(-greatest), keys_of(smallest), keys_of(-match)};
+        l8 ranked[3] = {key[0] <= load<l8>(bound.greatest), key[1] <= load<l8>(bound.smallest),
+                        (key[2] <= load<l8>(bound.match)) & is_finite(match)};
+        int chosen = lanes_of(ranked[0] | ranked[1] | ranked[2]), firing = 0;
+        int64_t hash[LANES], keys[3][LANES];
+        double z[LANES];
+        if (drawn) {
+            l8 of_row = as_signed(splitmix64(start ^ all((uint64_t)keeping.uid[block.row + r])));
+            l8 fired = greatest > d8{};
+            store(hash, of_row), store(z, greatest);
+            firing = lanes_of(fired);
+            chosen |= lanes_of(fired & (of_row <= load<l8>(bound.random)));
+            for (int lane = 0; lane < LANES; lane++)
+                chosen |= (hash[lane] <= units[lane].last_key(OCTAVE, octave_of(z[lane]))) << lane;
+        }
+        chosen &= active;
+        if (!chosen) continue;
+        const int defined = lanes_of(is_finite(match));
+        for (int kind = 0; kind < 3; kind++) store(keys[kind], key[kind]);
+        for (int lane = 0; lane < LANES; lane++) {
+            if (!(chosen >> lane & 1)) continue;
+            const Unit &unit = units[lane];
+            unit.offer(r, GREATEST, 0, keys[0][lane]);
+            unit.offer(r, SMALLEST, 0, keys[1][lane]);
+            if (defined >> lane & 1) unit.offer(r, MATCH, 0, keys[2][lane]);
+            if (drawn) {
+                if (firing >> lane & 1) unit.offer(r, RANDOM, 0, hash[lane]);
+                unit.offer(r, OCTAVE, octave_of(z[lane]), hash[lane]);
+            }
+            bound.of(unit);
+        }
     }
 }
 
-// Rows, firing rows, mean and Σ(a − ā)² of the greatest a of a row, by class, of one unit and one way to label rows.
+// Rows, firing rows, mean and Σ(a − ā)² of the greatest a of a row, by class, of eight units; `step` to the next class.
 struct ByClass {
     int64_t *n, *fired;
     double *mean, *m2;
+    int64_t step;
 };
 
-static void add_classes(const Run &run, const int64_t *label, const ByClass &sums) {
-    for (int64_t r = 0; r < run.rows; r++) {
-        int64_t of = label[run.row + r];
-        if (of < 0 || run.first[r] == run.first[r + 1]) continue;
-        double n = (double)++sums.n[of], rest = run.output[r] - sums.mean[of];
-        sums.fired[of] += run.greatest[r] > 0;
-        sums.mean[of] += rest / n;
-        sums.m2[of] += rest * (run.output[r] - sums.mean[of]);
-    }
-}
-
-// The greatest (smallest, where SIGN is −1) value of each row.
-template <int SIGN, class Number, class Vector>
-static void extreme_by_row(const Number *value, const Run &run, double *extreme) {
-    const int lanes = sizeof(Vector) / sizeof(Number);
-    for (int64_t r = 0; r < run.rows; r++) {
-        int64_t p = run.first[r], stop = run.first[r + 1];
-        Number best = (Number)(-SIGN * __builtin_inf());
-        if (stop - p >= 2 * lanes) {
-            // from what no NaN is greater (smaller) than
-            Vector all = Vector{} + best;
-            for (; p + lanes <= stop; p += lanes) {
-                Vector next = load<Vector>(value + p);
-                all = SIGN > 0 ? larger(next, all) : smaller(next, all);
-            }
-            for (int lane = 0; lane < lanes; lane++)
-                best = SIGN > 0 ? larger(all[lane], best) : smaller(all[lane], best);
-        }
-        for (; p < stop; p++) best = SIGN > 0 ? larger(value[p], best) : smaller(value[p], best);
-        extreme[r] = best;
+static void add_classes(const Block &block, const int64_t *label, const ByClass &sums) {
+    const l8 one = all((int64_t)1) & block.active;
+    for (int64_t r = 0; r < block.rows; r++) {
+        int64_t of = label[block.row + r];
+        if (of < 0 || block.first[r] == block.first[r + 1]) continue;
+        of *= sums.step;
+        l8 n = load<l8>(sums.n + of) + one;
+        l8 fired = widened(load<f8>(block.greatest + LANES * r)) > d8{};
+        d8 a = widened(load<f8>(block.output + LANES * r)), mean = load<d8>(sums.mean + of), rest = a - mean;
+        d8 moved = mean + rest / widened(n), m2 = load<d8>(sums.m2 + of);
+        store(sums.n + of, n);
+        store(sums.fired + of, load<l8>(sums.fired + of) + (one & fired));
+        store(sums.mean + of, select(block.active, moved, mean));
+        store(sums.m2 + of, select(block.active, m2 + rest * (a - moved), m2));
     }
 }

@@ -4,90 +4,89 @@
 
 #include "vectors.h"
 
-template <class Number>
-static inline d4 widened_of(const Number *from) {
-    d4 v;
-    for (int lane = 0; lane < 4; lane++) v[lane] = (float)from[lane];
-    return v;
+// Sums of n inputs v, and of their distance from a centre.
+struct InputSums {
+    d8 sum, square, rest;
+
+    void add(d8 v, d8 centre) {
+        d8 apart = v - centre;
+        sum += v, square += v * v, rest += apart * apart;
+    }
+};
+
+static inline double total(d8 v) {
+    double lane[LANES];
+    store(lane, v);
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 }
 
-template <>
-inline d4 widened_of<float>(const float *from) { return widened(from); }
+// Σ(x − x̄)² = Σ(x − c)² − (Σx − n·c)²/n for any c.
+static inline double centred_from(double rest, double sum, double n, double centre) {
+    double apart = sum - n * centre, centred = rest - apart * apart / n;
+    return centred < 0 ? 0 : centred;
+}
 
-// The sums of one vector of n inputs.
+// The sums of one vector of n inputs, in one pass around the first of them, which costs at most log2 n bits of them.
 template <class Number>
 static void sum_vector(const Number *x, int64_t n, double *sum_, double *square_, double *centred_) {
-    d4 s[2] = {}, q[2] = {};
+    double centre = n ? (float)x[0] : 0;
+    InputSums sums[2] = {};
     int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int half = 0; half < 2; half++) {
-            d4 v = widened_of(x + i + 4 * half);
-            s[half] += v, q[half] += v * v;
-        }
-    double all = sum(s[0] + s[1]), square = sum(q[0] + q[1]);
-    for (int64_t j = i; j < n; j++) {
-        double v = (float)x[j];
-        all += v, square += v * v;
-    }
-    double mean = n ? all / n : 0, centred = 0;
-    const d4 around = d4{} + mean;
-    d4 c[2] = {};
-    for (int64_t j = 0; j < i; j += 8)
-        for (int half = 0; half < 2; half++) {
-            d4 rest = widened_of(x + j + 4 * half) - around;
-            c[half] += rest * rest;
-        }
-    centred = sum(c[0] + c[1]);
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        for (int half = 0; half < 2; half++) sums[half].add(widened(eight(x + i + LANES * half)), all(centre));
+    double sum = total(sums[0].sum + sums[1].sum), square = total(sums[0].square + sums[1].square);
+    double rest = total(sums[0].rest + sums[1].rest);
     for (; i < n; i++) {
-        double rest = (float)x[i] - mean;
-        centred += rest * rest;
+        double v = (float)x[i], apart = v - centre;
+        sum += v, square += v * v, rest += apart * apart;
     }
-    *sum_ = all, *square_ = square, *centred_ = centred;
+    *sum_ = sum, *square_ = square, *centred_ = n ? centred_from(rest, sum, n, centre) : 0;
 }
 
-// The mean of the finite values.
+// channels of which one tells where the values lie
+static const int64_t FEW = 8;
+
+// The mean of the finite values of some channels of n positions.
 template <class Number>
-static double mean_of(const Number *x, int64_t n) {
-    d4 s[4] = {};
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (int part = 0; part < 4; part++) s[part] += widened_of(x + i + 4 * part);
-    double all = sum((s[0] + s[1]) + (s[2] + s[3]));
-    for (; i < n; i++) all += (float)x[i];
-    if (!is_finite(all)) {
-        all = 0;
-        for (i = 0; i < n; i++)
-            if (is_finite((float)x[i])) all += (float)x[i];
+static double near_mean(const Number *x, int64_t channels, int64_t n) {
+    double all_ = 0;
+    int64_t count = 0;
+    for (int64_t channel = 0; channel < channels; channel += FEW) {
+        const Number *at = x + channel * n;
+        d8 sums[2] = {};
+        int64_t p = 0;
+        for (; p + 2 * LANES <= n; p += 2 * LANES)
+            for (int half = 0; half < 2; half++) sums[half] += widened(eight(at + p + LANES * half));
+        double sum = total(sums[0] + sums[1]);
+        for (; p < n; p++) sum += (float)at[p];
+        if (is_finite(sum)) all_ += sum, count += n;
     }
-    return n ? all / n : 0;
+    return count ? all_ / count : 0;
 }
 
 // Over channels `step` apart, at each of n positions: Σx, Σx² and Σ(x − centre)².
 template <class Number>
-static void sum_channels(const Number *x, int64_t channels, int64_t step, int64_t n, double centre, double *sum_,
-                         double *square, double *rest_) {
-    const d4 around = d4{} + centre;
+static void sum_channels(const Number *x, int64_t channels, int64_t step, int64_t n, double centre, double *sum,
+                         double *square, double *rest) {
     int64_t p = 0;
-    for (; p + 8 <= n; p += 8) {
-        d4 s[2] = {}, q[2] = {}, r[2] = {};
+    for (; p + 2 * LANES <= n; p += 2 * LANES) {
+        InputSums sums[2] = {};
         for (int64_t channel = 0; channel < channels; channel++)
-            for (int half = 0; half < 2; half++) {
-                d4 v = widened_of(x + channel * step + p + 4 * half), rest = v - around;
-                s[half] += v, q[half] += v * v, r[half] += rest * rest;
-            }
+            for (int half = 0; half < 2; half++)
+                sums[half].add(widened(eight(x + channel * step + p + LANES * half)), all(centre));
         for (int half = 0; half < 2; half++) {
-            store(sum_ + p + 4 * half, s[half]);
-            store(square + p + 4 * half, q[half]);
-            store(rest_ + p + 4 * half, r[half]);
+            store(sum + p + LANES * half, sums[half].sum);
+            store(square + p + LANES * half, sums[half].square);
+            store(rest + p + LANES * half, sums[half].rest);
         }
     }
     for (; p < n; p++) {
         double s = 0, q = 0, r = 0;
         for (int64_t channel = 0; channel < channels; channel++) {
-            double v = (float)x[channel * step + p], rest = v - centre;
-            s += v, q += v * v, r += rest * rest;
+            double v = (float)x[channel * step + p], apart = v - centre;
+            s += v, q += v * v, r += apart * apart;
         }
-        sum_[p] = s, square[p] = q, rest_[p] = r;
+        sum[p] = s, square[p] = q, rest[p] = r;
     }
 }
 
@@ -135,7 +134,7 @@ static int sum_windows(const Windows &windows) {
     double *plain = memory, *image = memory + 3 * positions, *one = image + padded, *two = one + padded;
     for (int64_t entry = 0; entry < windows.entries; entry++) {
         const Number *x = (const Number *)windows.x + entry * windows.stride_entry;
-        double mean = mean_of(x, windows.channels * positions);
+        double mean = near_mean(x, windows.channels, positions);
         for (int64_t group = 0; group < windows.groups; group++) {
             sum_channels(x + group * of_group * positions, of_group, positions, positions, mean, plain,
                          plain + positions, plain + 2 * positions);
@@ -156,11 +155,9 @@ static int sum_windows(const Windows &windows) {
                 box(two, to[which], 1, width[0], axis[1].out * axis[2].out, axis[0]);
             }
             for (int64_t p = 0; p < out; p++) {
-                // Σ(x − x̄)² = Σ(x − c)² − (Σx − n·c)²/n for any c: of 0 and the mean, what cancels less
+                // of the centres 0 and the mean, what cancels less
                 bool around = to[2][p] < to[1][p];
-                double rest = to[0][p] - (around ? taps * mean : 0);
-                double centred = to[around ? 2 : 1][p] - rest * rest / taps;
-                to[2][p] = centred < 0 ? 0 : centred;
+                to[2][p] = centred_from(to[around ? 2 : 1][p], to[0][p], taps, around ? mean : 0);
             }
         }
     }

@@ -1,23 +1,117 @@
-// Vectors of fixed width, so that a sum has the same terms in the same order on every processor.
+// Eight units side by side: vectors of fixed width, so that a sum has the same terms in the same order everywhere.
 //
-// They are the compilers' own (GCC, Clang), not one machine's: where the machine's are narrower, several are used.
-// Floating-point contraction is off (see native_build.py): every operation rounds as IEEE 754 and torch do.
+// They are the compilers' own (GCC, Clang), not one machine's. Eight doubles are one vector where the machine has such,
+// else two: GCC would break a vector that is wider than the machine's down to single numbers.
+// Floating-point contraction is off (see compiler.py): every operation rounds as IEEE 754 and torch do.
 
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+static const int LANES = 8;
+
 typedef float f8 __attribute__((vector_size(32)));
 typedef int32_t w8 __attribute__((vector_size(32)));
-typedef double d4 __attribute__((vector_size(32)));
-typedef int64_t l4 __attribute__((vector_size(32)));
-typedef float f4 __attribute__((vector_size(16)));
 
 #ifdef __clang__
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, w8{__VA_ARGS__})
+#endif
+
+#ifdef __AVX512F__
+
+typedef double d8 __attribute__((vector_size(64)));
+typedef int64_t l8 __attribute__((vector_size(64)));
+typedef uint64_t u8 __attribute__((vector_size(64)));
+
+static inline d8 widened(f8 v) { return __builtin_convertvector(v, d8); }
+static inline d8 widened(l8 v) { return __builtin_convertvector(v, d8); }
+static inline d8 all(double v) { return d8{} + v; }
+static inline l8 all(int64_t v) { return l8{} + v; }
+static inline u8 all(uint64_t v) { return u8{} + v; }
+static inline l8 bits_of(d8 v) { return (l8)v; }
+static inline d8 double_of(l8 v) { return (d8)v; }
+static inline l8 as_signed(u8 v) { return (l8)v; }
+static inline u8 as_unsigned(l8 v) { return (u8)v; }
+static inline d8 select(l8 mask, d8 a, d8 b) { return mask ? a : b; }
+static inline l8 select(l8 mask, l8 a, l8 b) { return mask ? a : b; }
+// one bit for each lane whose mask is set
+static inline int lanes_of(l8 mask) { return _mm512_movepi64_mask((__m512i)mask); }
+
+#else
+
+typedef double d4 __attribute__((vector_size(32)));
+typedef int64_t l4 __attribute__((vector_size(32)));
+typedef uint64_t u4 __attribute__((vector_size(32)));
+typedef float f4 __attribute__((vector_size(16)));
+
+template <class Vector>
+struct Pair {
+    Vector low, high;
+};
+
+typedef Pair<d4> d8;
+typedef Pair<l4> l8;
+typedef Pair<u4> u8;
+
+#define OPERATOR(symbol)                                                    \
+    template <class V>                                                      \
+    static inline Pair<V> operator symbol(Pair<V> a, Pair<V> b) {           \
+        return {a.low symbol b.low, a.high symbol b.high};                  \
+    }
+#define SHIFT(symbol)                                                                                               \
+    template <class V>                                                                                              \
+    static inline Pair<V> operator symbol(Pair<V> a, int by) { return {a.low symbol by, a.high symbol by}; }
+#define COMPARISON(symbol)                                                                                          \
+    static inline l8 operator symbol(d8 a, d8 b) { return {(l4)(a.low symbol b.low), (l4)(a.high symbol b.high)}; } \
+    static inline l8 operator symbol(l8 a, l8 b) { return {(l4)(a.low symbol b.low), (l4)(a.high symbol b.high)}; }
+OPERATOR(+) OPERATOR(-) OPERATOR(*) OPERATOR(/) OPERATOR(&) OPERATOR(|) OPERATOR(^)
+SHIFT(<<) SHIFT(>>)
+COMPARISON(<) COMPARISON(>) COMPARISON(<=) COMPARISON(>=) COMPARISON(==)
+#undef OPERATOR
+#undef SHIFT
+#undef COMPARISON
+
+template <class V>
+static inline Pair<V> operator-(Pair<V> v) { return {-v.low, -v.high}; }
+template <class V>
+static inline Pair<V> &operator+=(Pair<V> &a, Pair<V> b) { return a = a + b; }
+template <class V>
+static inline Pair<V> &operator-=(Pair<V> &a, Pair<V> b) { return a = a - b; }
+
+static inline d8 widened(f8 v) {
+    f4 half[2];
+    memcpy(half, &v, sizeof half);
+    return {__builtin_convertvector(half[0], d4), __builtin_convertvector(half[1], d4)};
+}
+static inline d8 widened(l8 v) { return {__builtin_convertvector(v.low, d4), __builtin_convertvector(v.high, d4)}; }
+static inline d8 all(double v) { return {d4{} + v, d4{} + v}; }
+static inline l8 all(int64_t v) { return {l4{} + v, l4{} + v}; }
+static inline u8 all(uint64_t v) { return {u4{} + v, u4{} + v}; }
+static inline l8 bits_of(d8 v) { return {(l4)v.low, (l4)v.high}; }
+static inline d8 double_of(l8 v) { return {(d4)v.low, (d4)v.high}; }
+static inline l8 as_signed(u8 v) { return {(l4)v.low, (l4)v.high}; }
+static inline u8 as_unsigned(l8 v) { return {(u4)v.low, (u4)v.high}; }
+static inline d8 select(l8 mask, d8 a, d8 b) { return {mask.low ? a.low : b.low, mask.high ? a.high : b.high}; }
+static inline l8 select(l8 mask, l8 a, l8 b) { return {mask.low ? a.low : b.low, mask.high ? a.high : b.high}; }
+
+static inline int lanes_of(l8 mask) {
+#ifdef __AVX2__
+    return _mm256_movemask_pd((__m256d)mask.low) | _mm256_movemask_pd((__m256d)mask.high) << 4;
+#else
+    int lanes = 0;
+    for (int lane = 0; lane < 4; lane++)
+        lanes |= (mask.low[lane] < 0) << lane | (mask.high[lane] < 0) << (lane + 4);
+    return lanes;
+#endif
+}
+
 #endif
 
 template <class Vector, class Number>
@@ -28,25 +122,18 @@ static inline Vector load(const Number *from) {
 }
 
 template <class Vector, class Number>
-static inline void store(Number *to, Vector vector) {
-    memcpy(to, &vector, sizeof vector);
-}
+static inline void store(Number *to, Vector vector) { memcpy(to, &vector, sizeof vector); }
 
-static inline d4 widened(const float *from) { return __builtin_convertvector(load<f4>(from), d4); }
+// Of a and b, b where a is NaN.
+static inline f8 larger(f8 a, f8 b) { return a > b ? a : b; }
+static inline f8 smaller(f8 a, f8 b) { return a < b ? a : b; }
+static inline d8 larger(d8 a, d8 b) { return select(a > b, a, b); }
+static inline d8 smaller(d8 a, d8 b) { return select(a < b, a, b); }
 
-static inline double sum(d4 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
-
-template <class Vector>
-static inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
-
-template <class Vector>
-static inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
-
-static inline double absolute(double v) { return v < 0 ? -v : v; }
-
-static inline d4 absolute(d4 v) { return (d4)((l4)v & INT64_MAX); }
+static inline d8 absolute(d8 v) { return double_of(bits_of(v) & all(INT64_MAX)); }
 
 static inline bool is_finite(double v) { return v - v == 0; }
+static inline l8 is_finite(d8 v) { return v - v == all(0.0); }
 
 static inline int64_t bits_of(double v) {
     int64_t bits;
@@ -82,20 +169,12 @@ struct Float16 {
     }
 };
 
-// Turn eight rows of eight into eight columns.
-static inline void transpose(f8 r[8]) {
-    f8 a[8], b[8];
-    for (int i = 0; i < 8; i += 2) {
-        a[i] = SHUFFLE(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-        a[i + 1] = SHUFFLE(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; j++) {
-            b[i + 2 * j] = SHUFFLE(a[i + j], a[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-            b[i + 2 * j + 1] = SHUFFLE(a[i + j], a[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-        }
-    for (int i = 0; i < 4; i++) {
-        r[i] = SHUFFLE(b[i], b[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        r[i + 4] = SHUFFLE(b[i], b[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
+template <class Number>
+static inline f8 eight(const Number *from) {
+    f8 v;
+    for (int lane = 0; lane < LANES; lane++) v[lane] = from[lane];
+    return v;
 }
+
+template <>
+inline f8 eight<float>(const float *from) { return load<f8>(from); }

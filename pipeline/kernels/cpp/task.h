@@ -1,0 +1,100 @@
+// One batch, what is wanted of it, the numbers that grow, and the memory of one call.
+
+#pragma once
+
+#include <stdlib.h>
+
+#include "rows.h"
+
+// what Task.a_is says: a is z, max(z, 0), or given
+enum { SAME, RECTIFIED, GIVEN };
+enum { FLOAT32, BFLOAT16, FLOAT16 };
+enum { Z, A, Y, TENSORS };
+enum { N, NONFINITE, ZEROS, FIRED, ROWS, ROWS_FIRED };
+// units gathered together where they are neighbours in memory: of float32 two cache lines of 64 bytes
+static const int TILE = 4 * LANES;
+
+// As native_task.py declares it; shapes by suffix as in the Python: P presentations, U units, G groups, N rows, B bins,
+// C classes, J ways to label, K places of kept rows. There is room for `lanes` units, a multiple of eight.
+struct Task {
+    // what is shown: memory, type and strides (entry, position, unit) of z, a and y
+    const void *memory[TENSORS];
+    int64_t type[TENSORS], stride[TENSORS][3];
+    // first presentation of each row, first row of each run; where presentations are, null if row is entry
+    const int64_t *first_N, *run_R, *entry_P, *index_P;
+    int64_t runs, presentations, units, lanes, groups;
+    const double *sum_GP, *length_GP[FORMS];
+    const double *bias_U, *mean_U, *scale_U[FORMS];
+    // what is wanted
+    int64_t a_is, moments, bins, forms[FORMS], best_match, keeps, ways, classes, rows;
+    Keeping keeping;
+    const int64_t *label_JN;
+    // what is grown
+    int64_t *count_6U;
+    double *z_7U, *a_7U;
+    int64_t *top_U, *bin_UB, *undefined_FU, *match_FU2B;
+    double *match_F23U;
+    int64_t *class_n_JCU, *class_fired_JCU;
+    double *class_mean_JCU, *class_m2_JCU;
+    int64_t places, *kept_count_UC, *key_UK, *uid_UK, *position_UK;
+    double *value_UK3;
+};
+
+// Memory of one call; the longest run has `longest` presentations, a tile of z, a or y `length` numbers.
+struct Work {
+    int64_t width, longest, length;
+    float *tile[TENSORS], *finite[TENSORS];
+    double *apart[3], *finite_x[3];
+    float *greatest, *smallest, *output, *least_output;
+    double *match;
+    int64_t *first, *finite_first, *where, *offset;
+    Counts *counts, *spare;
+    char *memory;
+};
+
+template <class Number>
+static void take(char **at, Number **array, int64_t length) {
+    *array = (Number *)*at;
+    *at += (length * sizeof(Number) + 63) / 64 * 64;
+}
+
+// Lay the arrays out from `at`; returns where they end.
+static char *lay_out(Work *work, char *at, int64_t rows, bool apart) {
+    for (int t = 0; t < TENSORS; t++) {
+        take(&at, &work->tile[t], work->width / LANES * work->length);
+        take(&at, &work->finite[t], work->length);
+        take(&at, &work->apart[t], apart ? work->length : 0);
+        take(&at, &work->finite_x[t], work->length);
+    }
+    take(&at, &work->greatest, LANES * rows);
+    take(&at, &work->smallest, LANES * rows);
+    take(&at, &work->output, LANES * rows);
+    take(&at, &work->least_output, LANES * rows);
+    take(&at, &work->match, LANES * rows);
+    take(&at, &work->first, rows + 1);
+    take(&at, &work->finite_first, rows + 1);
+    take(&at, &work->where, work->longest);
+    take(&at, &work->offset, work->longest);
+    take(&at, &work->counts, work->width);
+    take(&at, &work->spare, LANES);
+    return at;
+}
+
+static bool prepare(Work *work, const Task &task) {
+    int64_t rows = 1;
+    *work = {};
+    for (int64_t i = 0; i < task.runs; i++) {
+        int64_t row = task.run_R[i], stop = task.run_R[i + 1], n = task.first_N[stop] - task.first_N[row];
+        work->longest = n > work->longest ? n : work->longest;
+        rows = stop - row > rows ? stop - row : rows;
+    }
+    work->width = task.units < TILE ? (task.units + LANES - 1) / LANES * LANES : TILE;
+    // tiles of a power of two would fall on one another in the cache
+    work->length = LANES * work->longest + 16;
+    int64_t bytes = lay_out(work, 0, rows, task.groups > 1) - (char *)0;
+    char *at = work->memory = (char *)malloc(bytes + 64);
+    if (!at) return false;
+    lay_out(work, at + 64 - (uintptr_t)at % 64, rows, task.groups > 1);
+    memset(work->counts, 0, work->width * sizeof(Counts));
+    return true;
+}
