@@ -42,6 +42,12 @@ _MODELS = _of(
     ("data", "string", "name of the data set that it was trained on, or only measured"),
     ("seed", "int64", "seed of initialisation and row order", "null for a loaded model"),
     ("step", "int64", "optimiser steps taken: 0 is the model before training", "null where unknown"),
+    (
+        "stopped",
+        "int64",
+        "step at which training ended early; the weights are those of the least held-out loss until then",
+        "null where it did not",
+    ),
     ("lineage", "string", "what all checkpoints of one training share", "null for a loaded model"),
     ("control", "string", "id of its untrained twin", "null where it has none"),
     (

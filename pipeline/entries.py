@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import JobError, ModelError
+from pipeline.errors import DataError, JobError, ModelError
 from pipeline.fit.recipe import Recipe
 from pipeline.fit.settings import Training
 from pipeline.foreign.entry import Place, loaded_models, twins
@@ -164,6 +164,8 @@ def _named(job: Job, where: str) -> Iterator[None]:
         yield
     except (JobError, ModelError) as error:
         raise refusal(job, where, str(error)) from error
+    except DataError as error:
+        raise DataError(str(refusal(job, where, str(error)))) from error
 
 
 def _refuse_other_rows(job: Job, where: str, data: str, family: Family, source: Source) -> None:
@@ -256,11 +258,8 @@ def _lineage(entry: TrainEntry, recipe: Recipe, seed: int) -> list[Model]:
 
 
 def _try_to_build(job: Job, where: str, recipe: Recipe) -> None:
-    try:
-        with torch.device("meta"):
-            recipe.build()
-    except ModelError as error:
-        raise JobError(f"{job.place}: {where}: {error}") from error
+    with _named(job, where), torch.device("meta"):
+        recipe.build()
 
 
 def _validated(

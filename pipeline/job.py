@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -293,7 +294,7 @@ def refusal(job: Job, section: str, problem: str) -> JobError:
 
 def misfit(job: Job, key: str, value: Any, expected: str) -> JobError:
     """The error for a value at `key` that is not as `expected`."""
-    return JobError(_misfit(job._places, key, value, expected.removeprefix("Input should be ")))
+    return JobError(_misfit(job._places, key, value, _in_words(expected)))
 
 
 def _misfit(places: Places, key: str, value: Any, expected: str) -> str:
@@ -318,8 +319,7 @@ def _problems(places: Places, raw: Any, errors: ValidationError) -> list[str]:
         if error["type"] in ("extra_forbidden", "missing", "value_error"):
             lines.append(_structural(places, parts, error))
         else:
-            wanted = error["msg"].removeprefix("Input should be ")
-            said = _TOML_WORDS.get(wanted, wanted) + _meaning(parts, error)
+            said = _in_words(error["msg"]) + _meaning(parts, error)
             expected.setdefault(dotted(parts), []).append(said)
             values[dotted(parts)] = error["input"]
     return lines + [_misfit(places, key, values[key], " or ".join(wanted)) for key, wanted in expected.items()]
@@ -333,6 +333,12 @@ _TOML_WORDS = {
     "a valid tuple": "an array",
     "a valid dictionary": "a table",
 }
+
+
+def _in_words(message: str) -> str:
+    """What pydantic expected, in the words of a job file."""
+    wanted = re.sub("^(Input should be|(String|Tuple|Dictionary) should have) ", "", message)
+    return _TOML_WORDS.get(wanted, wanted)
 
 
 def _meaning(parts: list[int | str], error: ErrorDetails) -> str:

@@ -102,6 +102,7 @@ def _rows(task: ReduceTask, store: Store) -> tuple[dict[str, list[pa.Table]], di
     record = loaded.checkpoint.record
     seen = {
         "parameters": sum(value.numel() for value in loaded.module.parameters()),
+        "stopped": record.get("stopped"),
         "train_accuracy": record.get("train_accuracy"),
         "train_loss": record.get("train_loss"),
         "sha256": loaded.sha256,

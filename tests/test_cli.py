@@ -249,7 +249,7 @@ def test_a_job_is_refused_in_one_message_and_nothing_is_written(tmp_path: Path) 
     wrong = {
         'family = "mlp"': ('family = "mpl"', "did you mean 'mlp'?"),
         "batch_rows = 128": ("batch_row = 128", "did you mean 'batch_rows'?"),
-        "steps = 30": ('steps = "30"', 'steps = "30": expected a valid integer'),
+        "steps = 30": ('steps = "30"', 'steps = "30": expected an integer'),
         "widths = [12]": ("widths = [12, 0]", "widths[1] = 0: expected greater than 0"),
         'source = "digits"': (
             'url = "nowhere"\ncolumns = { features = "x", label = "y", split = "z", shape = [1] }\nclasses = 2',

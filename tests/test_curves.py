@@ -33,3 +33,18 @@ def test_a_model_has_the_points_up_to_its_step(tmp_path: Path):
         assert found == {(quantity, step): value for step, quantity, value in record["curve"]}
     whole = {(quantity, step): value for one, _, quantity, step, value in rows if one == "mlp-0"}
     assert whole["learning_rate", 1] > whole["learning_rate", 30] > 0
+
+
+def test_a_training_that_ended_early_says_when(tmp_path: Path):
+    job, store = small_job(tmp_path), open_store(str(tmp_path / "store"))
+    training = {"steps": 60, "checkpoints": (5,), "held_out": 0.3, "patience": 1, "evaluate_steps": 5}
+    job = job.model_copy(
+        update={"models": (job.models[0].model_copy(update={"training": training | {"learning_rate": 1.0}}),)}
+    )
+    run(job, store, InlineExecutor())
+    with closing(connect(store, tables={"curves", "models"})) as con:
+        stopped = dict(ask(con, "SELECT name, stopped FROM models").rows)
+        asked = "SELECT max(curves.step) FROM curves JOIN models USING (model) WHERE quantity = 'held_out_loss'"
+        ((last,),) = ask(con, asked).rows
+    assert last < 60
+    assert stopped == {"mlp-0": last, "mlp-0@5": None, "mlp-0-init": None}

@@ -132,6 +132,8 @@ def test_a_number_of_seeds_is_those_from_0(tmp_path: Path):
             "grid = { learning_rate = [0.1, -1.0] }",
             r"\[models\[0\].grid\] learning_rate = -1.0: expected greater than 0",
         ),
+        ("grid = { neighbours = [3] }", r"\[models\[0\].grid\] neighbours = 3: expected an array"),
+        ("training = { neighbours = [3] }", r"toml:5: \[models\[0\]\] family mlp draws no neighbours"),
         ("grid = { gate = ['rleu'] }", r"\[models\[0\].grid\] gate = \"rleu\": expected 'relu', 'gelu' or 'tanh'"),
         ("grid = { steps = [] }", r"\[models\[0\]\] grid = .*: expected .*at least 1 item"),
         ("grid = { steps = 9 }", r"\[models\[0\]\] grid = .*: expected an array"),

@@ -269,7 +269,8 @@ WRONG = [
     ("url = 'models/*', builder = 'torch.nn:Linear', family = 'mlp'", "", "expected it only without family"),
     (f"url = 'models/*', sha256 = '{'0' * 64}', {MLP}", "", "expected the sha256 of what is there, "),
     (f"url = 'models/*', sha256 = 'abc', {MLP}", "", '[models[0].load] sha256 = "abc": expected String should match'),
-    (f"url = 'nowhere/*', {MLP}", "", "nowhere/*: there is no such file or directory; expected at least one model"),
+    (f"url = 'nowhere/*', {MLP}", "", "/nowhere/*: there is no such file or directory; expected at least one m"),
+    (f"url = 'nowhere/*', {MLP}", "", "job.toml:9: [models[0].load] /"),
     (f"url = 's3://key:hunter2@x/y', {MLP}", "", "[models[0]] load.url must not hold credentials"),
     (f"url = 'models/*', {MLP}", "seeds = [1]", "[models[0]] seeds says how to train: expected it or load, not both"),
 ]
