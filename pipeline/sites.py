@@ -164,6 +164,19 @@ class InputSums:
         self.lengths: tuple[torch.Tensor, ...] | None = None
 
 
+class Windows(NamedTuple):
+    """x of some entries as a view that repeats its memory, T taps of the window before C channels, float32 at least.
+
+    x_LsGTC   (l, *positions, G, *taps, C); D in the order of `site.pattern_UD` is (channel, tap)
+    square_G  Σx² over all presentations
+    far_G     about Σx̄² of the D inputs, times presentations: how far x is from 0
+    """
+
+    x_LsGTC: torch.Tensor
+    square_G: torch.Tensor
+    far_G: torch.Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Presentations:
     """Every meeting of one batch's inputs with one site.
@@ -181,6 +194,7 @@ class Presentations:
     input_sums  lazily, once: `InputSums` of all presentations
     patches_at  `patches_at(start, stop, index_lK)` gives x at K positions of each entry as (l, K, G, D), where that is
                 less work than all patches; else None
+    windows     `windows(start, stop)` gives x of entries start…stop uncopied, where it is a window's; else None
     memo        what is the same at every site of the batch for the same rows, see `remembered`
     gradient_LSU   ∂(sum of row losses)/∂a where a backward pass was run, else None
     """
@@ -202,6 +216,7 @@ class Presentations:
     gradient_LSU: torch.Tensor | None = field(default=None, kw_only=True)
     label_LS: torch.Tensor | None = field(default=None, kw_only=True)
     patches_at: Callable[[int, int, torch.Tensor], torch.Tensor] | None = field(default=None, kw_only=True)
+    windows: Callable[[int, int], Windows] | None = field(default=None, kw_only=True)
 
     @property
     def entries(self) -> int:
@@ -259,6 +274,14 @@ class Presentations:
                 done += last - first
             return torch.cat(parts)
 
+        def windows(start: int, stop: int) -> Windows:
+            assert self.windows is not None
+            parts = [self.windows(first, last) for first, last in runs(start, stop)]
+            if len(parts) == 1:
+                return parts[0]
+            x, square, far = zip(*parts, strict=True)
+            return Windows(torch.cat(x), torch.stack(square).sum(0), torch.stack(far).sum(0))
+
         def input_sums() -> InputSums:
             sums = self.input_sums()
             return InputSums(sums.sum_LSG[index_L], sums.square_LSG[index_L], sums.centred_LSG[index_L])
@@ -277,5 +300,6 @@ class Presentations:
             gradient_LSU=None if self.gradient_LSU is None else self.gradient_LSU[index_L],
             patches=patches,
             patches_at=None if self.patches_at is None else patches_at,
+            windows=None if self.windows is None else windows,
             input_sums=input_sums,
         )

@@ -33,6 +33,7 @@ class Collected:
                 affine_LSU=None if call.affine_LSU is None else call.affine_LSU.clone(),
                 patches=lambda start, stop: x[start:stop],
                 patches_at=None,
+                windows=None,
                 input_sums=lambda: sums,
             )
         )

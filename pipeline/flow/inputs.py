@@ -12,7 +12,7 @@ import torch
 
 from pipeline.flow.patches import Geometry
 from pipeline.flow.rows import Rows
-from pipeline.sites import InputSums
+from pipeline.sites import InputSums, Windows
 
 
 class Inputs:
@@ -49,6 +49,14 @@ class Inputs:
     def patches_at(self, start: int, stop: int, index_lK: torch.Tensor) -> torch.Tensor:
         """x at K positions of each of the entries start … stop, (l, K, G, D)."""
         return self._chosen(self.geometry.patches_at(self.entries[start:stop], index_lK))
+
+    def windows(self, start: int, stop: int) -> Windows:
+        """x of entries start … stop as windows; where `has_windows`."""
+        return self.geometry.windows(self.entries[start:stop])
+
+    def has_windows(self, fan_in: int) -> bool:
+        """Whether x can be had as windows for all groups of the call."""
+        return self.groups is None and self.geometry.has_windows(fan_in)
 
     def _chosen(self, patches_LSGD: torch.Tensor) -> torch.Tensor:
         return patches_LSGD if self.groups is None else patches_LSGD[:, :, self.groups.to(patches_LSGD.device)]

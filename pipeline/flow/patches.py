@@ -19,7 +19,10 @@ from torch.nn import functional
 from pipeline.flow.layout import Arranged, arrange
 from pipeline.flow.rows import Rows
 from pipeline.kernels import native_sums
-from pipeline.sites import InputSums
+from pipeline.sites import InputSums, Windows
+
+# channels of a group from which windows are copied faster with the channels side by side
+CHANNELS = 8
 
 
 class Geometry(ABC):
@@ -72,6 +75,14 @@ class Geometry(ABC):
     @abstractmethod
     def patches(self, entries: torch.Tensor) -> torch.Tensor:
         """The explicit inputs (l, S, G, D) of some entries."""
+
+    def has_windows(self, fan_in: int) -> bool:
+        """Whether `windows` is less work than `patches` for units of this fan-in."""
+        return False
+
+    def windows(self, entries: torch.Tensor) -> Windows:
+        """The inputs of some entries as a view of less memory; where `has_windows`."""
+        raise NotImplementedError
 
     def input_sums(self, entries: torch.Tensor) -> InputSums:
         """Σx, Σx² and Σ(x − x̄)² of every presentation in float64; by patches unless there is a shorter way."""
@@ -238,9 +249,40 @@ class Convolution(Geometry):
         at = torch.unravel_index(index_lK, windows.shape[1 : 1 + len(self.kernel)])
         return windows[entry_l1, *at].flatten(3)
 
+    def has_windows(self, fan_in: int) -> bool:
+        """Of few channels a window is many short runs of memory, side by side or not."""
+        return self.conv_groups == 1 or fan_in >= CHANNELS * math.prod(self.kernel)
+
+    def windows(self, entries: torch.Tensor) -> Windows:
+        """With the channels side by side a window is a few long runs of memory."""
+        dims, groups = len(self.kernel), self.conv_groups
+        x = self._channels_last(entries)
+        view = self._view(x.movedim(-1, 1))
+        view = view.permute(*range(dims + 2), *range(dims + 3, 2 * dims + 3), dims + 2)
+        # of each pixel, times how many windows it is in
+        norm_LsG = torch.linalg.vector_norm(x.unflatten(-1, (groups, -1)), dim=-1).flatten(1, dims)
+        square_G = _covers(self, tuple(x.shape[1:-1]), x.device) @ norm_LsG.square().sum(0, dtype=torch.float64)
+        pixels = max(1, math.prod(x.shape[:-1]))
+        mean_GC = (x.new_ones(pixels) @ x.flatten(0, -2) / pixels).double().view(groups, -1)
+        far_G = mean_GC.square().sum(1) * (math.prod(self.kernel) * math.prod(view.shape[: dims + 1]))
+        return Windows(view, square_G, far_G)
+
+    def _channels_last(self, entries: torch.Tensor) -> torch.Tensor:
+        """The padded input as (l, *spatial, C), contiguous, in float32 at least."""
+        sizes = [size + sum(pair) for size, pair in zip(entries.shape[2:], self.padding, strict=True)]
+        dtype = torch.promote_types(entries.dtype, torch.float32)
+        x = entries.new_zeros((len(entries), *sizes, entries.shape[1]), dtype=dtype)
+        inside = x
+        for axis, (size, (before, _)) in enumerate(zip(entries.shape[2:], self.padding, strict=True), start=1):
+            inside = inside.narrow(axis, before, size)
+        inside.copy_(entries.movedim(1, -1))
+        return x
+
     def _windows(self, entries: torch.Tensor) -> torch.Tensor:
         """The window at every output position, as a view (l, *positions, G, channels of a group, *kernel)."""
-        x = self._padded(entries)
+        return self._view(self._padded(entries))
+
+    def _view(self, x: torch.Tensor) -> torch.Tensor:
         axes = zip(x.shape[2:], self.dilation, self.kernel, self.stride, strict=True)
         out = [(size - dilation * (kernel - 1) - 1) // stride + 1 for size, dilation, kernel, stride in axes]
         steps = x.stride()
@@ -292,6 +334,19 @@ class Convolution(Geometry):
 def _outside_S(convolution: Convolution, spatial: tuple[int, ...], device: torch.device) -> torch.Tensor:
     inside = convolution._padded(torch.ones((1, 1, *spatial), device=device))
     return convolution._box(inside).flatten() < math.prod(convolution.kernel) - 0.5
+
+
+@lru_cache(maxsize=256)
+def _covers(convolution: Convolution, padded: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """How many windows each pixel of a padded input is in, float64 (pixels)."""
+    count = torch.ones((), dtype=torch.float64)
+    for size, kernel, stride, dilation in zip(
+        padded, convolution.kernel, convolution.stride, convolution.dilation, strict=True
+    ):
+        out = (size - dilation * (kernel - 1) - 1) // stride + 1
+        met = stride * torch.arange(out)[:, None] + dilation * torch.arange(kernel)
+        count = count[..., None] * torch.bincount(met.flatten(), minlength=size)
+    return count.flatten().to(device)
 
 
 def leave_images(out: torch.Tensor, rows: Rows, dims: int) -> Arranged:

@@ -80,6 +80,7 @@ class Presenter:
             **self._names(z_LSU),
             patches=inputs.patches,
             patches_at=inputs.patches_at,
+            windows=inputs.windows if inputs.has_windows(plan.site.fan_in) else None,
             input_sums=inputs.sums,
             affine_LSU=None if plan.before is None else plan.before.apply(_of_part(own.tensor, plan)),
             row_L=own.row_L,

@@ -49,6 +49,7 @@ def by_position(presentations: Presentations) -> Presentations:
         padded_S=None,
         patches=patches,
         patches_at=None,
+        windows=None,
         input_sums=input_sums,
         # by uid, and these are new ones at every site
         memo={},

@@ -19,6 +19,8 @@ from pipeline.kernels.accumulate import Accumulator, Reference
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.by_position import by_position
 from pipeline.kernels.classsums import ClassSums
+from pipeline.kernels.comoment import CoMoment
+from pipeline.kernels.pooled import Pooled
 from pipeline.sites import Presentations, Site
 
 REFERENCE = "reference"
@@ -107,13 +109,15 @@ class Mixed(Accumulator):
         self._site = site
         self._takes = kernel.takes
         self._fused = kernel.grown(site, fused)
-        self._rest = Reference(site, [one for one in primitives if one not in fused])
+        self._pooled = [Pooled(site, one) for one in primitives if isinstance(one, CoMoment)]
+        self._rest = Reference(site, [one for one in primitives if one not in fused and not isinstance(one, CoMoment)])
         self._untaken: Reference | None = None
         self._remarks: list[str] = []
 
     def add(self, presentations: Presentations) -> None:
         """See `Accumulator`."""
-        self._rest.add(presentations)
+        for one in (self._rest, *self._pooled):
+            one.add(presentations)
         if self._takes(presentations):
             self._fused.add(presentations)
             return
@@ -129,7 +133,8 @@ class Mixed(Accumulator):
         if self._untaken is not None:
             untaken = self._untaken.states()
             fused = {one: one.merge(_moved(state, untaken[one]), untaken[one]) for one, state in fused.items()}
-        return {**fused, **self._rest.states()}
+        pooled = {primitive: state for one in self._pooled for primitive, state in one.states().items()}
+        return {**fused, **pooled, **self._rest.states()}
 
     def remarks(self) -> list[str]:
         """See `Accumulator`."""

@@ -36,9 +36,12 @@ class Centred(NamedTuple):
     scale_GK: torch.Tensor
 
 
-def slices(presentations: Presentations, *, width: int) -> Iterator[tuple[int, int]]:
-    """Runs of entries with about `SLICE_NUMBERS` numbers, `width` of them at each position; one entry at least."""
-    step = max(1, SLICE_NUMBERS // max(1, presentations.positions * width))
+def slices(presentations: Presentations, *, width: int, numbers: int | None = None) -> Iterator[tuple[int, int]]:
+    """Runs of entries with about `numbers` numbers, `width` of them at each position; one entry at least.
+
+    `numbers` is `SLICE_NUMBERS` unless given.
+    """
+    step = max(1, (numbers or SLICE_NUMBERS) // max(1, presentations.positions * width))
     for start in range(0, presentations.entries, step):
         yield start, min(start + step, presentations.entries)
 
@@ -173,7 +176,7 @@ class CoMoment(Primitive):
     def observe(self, presentations: Presentations) -> State:
         """Merge the co-moments of the batch's slices."""
         site, sample = presentations.site, thinned(presentations, self.positions)
-        return observe_slices(self, sample, self._slice, width=site.groups * site.fan_in)
+        return observe_slices(self, sample, self.of_slice, width=site.groups * site.fan_in)
 
     def merge(self, left: State, right: State) -> State:
         """Chan's update of a mean and a co-moment, n and means taken per unit."""
@@ -199,7 +202,8 @@ class CoMoment(Primitive):
             state["fired_UD"] = plus_outer(left["fired_UD"] + right["fired_UD"], weight_U * rate_step_U, x_step_KD)
         return state
 
-    def _slice(self, presentations: Presentations, start: int, stop: int) -> State:
+    def of_slice(self, presentations: Presentations, start: int, stop: int) -> State:
+        """The co-moments of the entries start … stop, both sides centred: right for all numbers."""
         groups = presentations.site.groups
         x_GPD, seen_GP1 = slice_inputs(presentations, start, stop)
         z_GPu = slice_units(presentations.z_LSU, start, stop, groups=groups)

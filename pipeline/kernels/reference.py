@@ -75,5 +75,6 @@ def _rows_between(presentations: Presentations, start: int, stop: int) -> Presen
         gradient_LSU=cut(presentations.gradient_LSU),
         patches=lambda first, last: presentations.patches(start + first, min(start + last, stop)),
         patches_at=None if presentations.patches_at is None else patches_at,
+        windows=None,
         input_sums=input_sums,
     )

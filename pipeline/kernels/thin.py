@@ -52,6 +52,7 @@ def thinned(presentations: Presentations, positions: int) -> Presentations:
         padded_S=None,
         patches=lambda start, stop: _patches(presentations, index_LK, start, stop),
         patches_at=None,
+        windows=None,
         input_sums=input_sums,
     )
 

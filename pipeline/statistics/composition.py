@@ -43,7 +43,7 @@ class Composition(Statistic):
     top: int = 8
 
     name: ClassVar[str] = "composition"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     COLUMNS: ClassVar[tuple[Column, ...]] = (
         Column(
             "composition_total",

@@ -62,7 +62,7 @@ class Template(Statistic):
     whitened_fan_in: int = 1024
 
     name: ClassVar[str] = "template"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     COLUMNS: ClassVar[tuple[Column, ...]] = (
         Column(
             "template_n",

@@ -1,0 +1,234 @@
+"""Pooled co-moments against their definition in float64 on whole layers, and against the reference on hard numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline.batch import Batch
+from pipeline.flow.discover import discover
+from pipeline.flow.tap import tapped_forward
+from pipeline.kernels import pooled
+from pipeline.kernels.accumulate import Reference
+from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.comoment import CoMoment
+from pipeline.kernels.pooled import Pooled
+from pipeline.registry import statistics
+from pipeline.sites import Presentations
+from tests.kernels.fused import LAYOUTS, laid_out, recipes
+from tests.laws.drawn import Recipe, draw, make_presentations, make_site, split
+from tests.laws.laws import LAWS
+from tests.laws.test_laws import recipes as recipes_of_laws
+
+LAYERS = {
+    "strided": (nn.Conv2d(5, 6, 3, stride=2, padding=1), (5, 9, 8)),
+    "uneven": (nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(0, 2), dilation=(1, 2)), (4, 9, 11)),
+    "groups": (nn.Conv2d(16, 6, 3, padding=2, dilation=2, groups=2), (16, 8, 8)),
+    "groups of few channels": (nn.Conv2d(6, 12, 3, padding=1, groups=6), (6, 8, 8)),
+    "one by one": (nn.Conv2d(7, 6, 1, stride=2), (7, 9, 9)),
+    "same": (nn.Conv2d(3, 6, 4, padding="same"), (3, 7, 7)),
+    "reflect": (nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect"), (3, 7, 7)),
+    "circular": (nn.Conv1d(3, 6, 3, padding=1, padding_mode="circular"), (3, 9)),
+    "time": (nn.Conv1d(4, 6, 3, padding=4, dilation=4), (4, 20)),
+    "volume": (nn.Conv3d(2, 4, 3, stride=2, padding=1), (2, 5, 6, 7)),
+    "transposed": (nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1), (3, 5, 5)),
+    "dense": (nn.Linear(9, 6), (9,)),
+    "tokens": (nn.Linear(9, 6), (4, 9)),
+}
+
+
+def shown_by(layer: nn.Module, shape: Sequence[int], *, mean: float = 0.4, dtype=torch.float32) -> list[Presentations]:
+    """What batches of 1, 20 and 9 rows show the first site of a layer and a ReLU; kept, as nothing overwrites it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(layer, nn.ReLU()).to(dtype).eval()
+    x = (torch.randn(30, *shape) + mean).to(dtype)
+    sizes = [1, 20, 9]
+    batches = [Batch((rows,), uid) for rows, uid in zip(x.split(sizes), torch.arange(30).split(sizes), strict=True)]
+    found, seen = discover(model, batches[1]), []
+    for batch in batches:
+        tapped_forward(model, found, batch, seen.append)
+    return [one for one in seen if one.site is found.sites[0]]
+
+
+def defined(pieces: Sequence[Presentations]) -> dict[str, torch.Tensor]:
+    """Σ(a − ā)(x − x̄), Σ over the firing of (x − x̄), E[x] and Σ‖x − x̄‖² of each unit's inputs, in float64."""
+    site = pieces[0].site
+    x = torch.cat([one.patches(0, one.entries).flatten(0, 1) for one in pieces]).double()
+    z, a = (torch.cat([getattr(one, name).flatten(0, 1) for one in pieces]).double() for name in ("z_LSU", "a_LSU"))
+    rest, group, fires = x - x.mean(0), site.group_U, (z > 0).double()
+    return {
+        "n_U": torch.full((site.units,), len(x)),
+        "n_fired_U": (z > 0).sum(0),
+        "a_mean_U": a.mean(0),
+        "a_m2_U": (a - a.mean(0)).square().sum(0),
+        "cov_UD": torch.einsum("pu,pud->ud", a - a.mean(0), rest[:, group]),
+        # of what always fires exactly 0
+        "fired_UD": torch.einsum("pu,pud->ud", fires - fires.mean(0), rest[:, group]),
+        "x_mean_KD": x.mean(0),
+        "x_m2_K": rest.square().sum((0, 2)),
+    }
+
+
+def grown(pieces: Sequence[Presentations]) -> tuple[State, Pooled]:
+    kernel = Pooled(pieces[0].site, CoMoment())
+    for piece in pieces:
+        kernel.add(piece)
+    return dict(kernel.states()[CoMoment()]), kernel
+
+
+def assert_close(got: State, wanted: State, *, relative: float = 1e-5) -> None:
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert got[name].shape == value.shape, name
+        if value.is_floating_point():
+            assert (got[name] - value).norm() <= relative * value.norm(), name
+        else:
+            assert torch.equal(got[name], value), name
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_layers_give_what_their_explicit_inputs_define(name: str) -> None:
+    layer, shape = LAYERS[name]
+    pieces = shown_by(layer, shape)
+    state, kernel = grown(pieces)
+    assert kernel.pooled >= 29 * pieces[0].positions
+    assert_close(state, defined(pieces), relative=3e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["strided", "groups of few channels", "tokens"])
+def test_other_precisions_are_widened_before_anything_is_added(name: str, dtype: torch.dtype) -> None:
+    pieces = shown_by(*LAYERS[name], dtype=dtype)
+    state, _ = grown(pieces)
+    assert_close(state, defined(pieces), relative=1e-12 if dtype == torch.float64 else 3e-6)
+
+
+@pytest.mark.parametrize("mean", [3.0, 300.0, -1e4])
+@pytest.mark.parametrize("name", ["uneven", "groups", "tokens"])
+def test_inputs_far_from_0_lose_no_digits(name: str, mean: float) -> None:
+    layer, shape = LAYERS[name]
+    pieces = shown_by(layer, shape, mean=mean)
+    assert_close(grown(pieces)[0], defined(pieces))
+
+
+def test_the_rows_of_a_sample_are_shown_as_windows_too() -> None:
+    pieces = [one.select_rows(one.uid_N % 3 == 1) for one in shown_by(*LAYERS["strided"])]
+    pieces = [one for one in pieces if one.rows]
+    state, kernel = grown(pieces)
+    assert kernel.pooled == sum(one.entries for one in pieces) * pieces[0].positions
+    assert_close(state, defined(pieces), relative=3e-6)
+
+
+def test_many_slices_blocks_and_pools_are_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("strided", "groups", "tokens"):
+        pieces = shown_by(*LAYERS[name])
+        one, _ = grown(pieces)
+        with monkeypatch.context() as patch:
+            patch.setattr(pooled, "SLICE_NUMBERS", 4000)
+            patch.setattr(pooled, "BLOCK_NUMBERS", 1)
+            patch.setattr(pooled, "KEPT", 2)
+            many, _ = grown(pieces)
+        assert_close(many, one, relative=1e-6)
+
+
+def test_asking_for_the_state_changes_nothing() -> None:
+    pieces = shown_by(*LAYERS["strided"])
+    wanted, _ = grown(pieces)
+    kernel = Pooled(pieces[0].site, CoMoment())
+    for piece in pieces:
+        kernel.add(piece)
+        before = {name: value.clone() for name, value in kernel.states()[CoMoment()].items()}
+        for again in (kernel.states()[CoMoment()],):
+            assert all(torch.equal(again[name], value) for name, value in before.items())
+    assert all(torch.equal(kernel.states()[CoMoment()][name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("value", [0.1, -370.0, 1 / 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_units_that_never_vary_have_exactly_no_covariance(value: float, dtype: torch.dtype) -> None:
+    whole = draw(Recipe(3, rows=700, positions=11, units=4))
+    a_LSU = torch.full_like(whole.a_LSU, value)
+    z_LSU = whole.z_LSU.abs() + 1
+    z_LSU[..., 1] *= -1
+    constant = replace(whole, z_LSU=z_LSU, a_LSU=a_LSU)
+    constant = replace(constant, z_LSU=z_LSU.to(dtype), a_LSU=a_LSU.to(dtype))
+    state, kernel = grown(split(constant, torch.arange(700) % 3))
+    assert kernel.pooled == 7700
+    for name in ("cov_UD", "fired_UD", "a_m2_U"):
+        assert not state[name].any(), name
+    assert torch.equal(state["a_mean_U"], torch.full((4,), value, dtype=dtype).double())
+    assert state["n_fired_U"].tolist() == [7700, 0, 7700, 7700]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(recipe=recipes, layout=st.sampled_from(sorted(LAYOUTS)))
+def test_drawn_batches_give_the_state_of_the_reference(recipe: Recipe, layout: str) -> None:
+    shown = laid_out(draw(recipe), layout)
+    pieces = split(shown, torch.arange(shown.rows) % 2) or [shown]
+    ours, theirs = Pooled(shown.site, CoMoment()), Reference(shown.site, [CoMoment()])
+    for piece in pieces:
+        ours.add(piece)
+        theirs.add(piece)
+    mine, yours = ours.states()[CoMoment()], theirs.states()[CoMoment()]
+    for name in ("n_U", "n_fired_U"):
+        assert torch.equal(mine[name], yours[name])
+    scale_U = (yours["a_m2_U"] * yours["x_m2_K"].repeat_interleave(len(mine["n_U"]) // len(yours["x_m2_K"]))).sqrt()
+    for name, size_U in (("cov_UD", scale_U), ("fired_UD", (mine["n_U"] * yours["x_m2_K"].max()).sqrt())):
+        # a covariance that is chance alone is 1/√n of what it could be
+        assert ((mine[name] - yours[name]).norm(dim=1) <= 1e-6 * size_U + 1e-300).all(), name
+
+
+@pytest.mark.parametrize("law", ["oracle", "oracle_of_parts", "partition", "row_order"])
+@pytest.mark.parametrize("name", ["template", "composition"])
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(recipe=recipes_of_laws)
+def test_the_laws_hold(name: str, law: str, recipe: Recipe) -> None:
+    def observe_all(needed: list[Primitive], shown: Presentations) -> list[State]:
+        kernels = [
+            Pooled(shown.site, one) if isinstance(one, CoMoment) else Reference(shown.site, [one]) for one in needed
+        ]
+        for kernel in kernels:
+            kernel.add(shown)
+        return [kernel.states()[one] for kernel, one in zip(kernels, needed, strict=True)]
+
+    statistic, shown = statistics()[name], draw(recipe)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.statistics.base.observe_all", observe_all)
+        LAWS[law](statistic, shown, np.random.default_rng(recipe.seed))
+
+
+def test_masked_positions_are_left_out_of_dense_layers_and_windows() -> None:
+    for name in ("tokens", "time"):
+        pieces = shown_by(*LAYERS[name])
+        generator = torch.Generator().manual_seed(1)
+        masked = [
+            replace(one, mask_LS=torch.rand(one.z_LSU.shape[:2], generator=generator) < 0.6) for one in pieces[1:]
+        ]
+        state, kernel = grown(masked)
+        assert kernel.pooled == sum(int(one.mask_LS.sum()) for one in masked if one.mask_LS is not None)
+        reference = Reference(masked[0].site, [CoMoment()])
+        for one in masked:
+            reference.add(one)
+        assert_close(state, dict(reference.states()[CoMoment()]))
+
+
+def test_what_float32_cannot_multiply_goes_to_the_reference() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, site = torch.randn(50, 3, 1, 5, generator=generator), make_site(torch.randn(4, 5, generator=generator))
+    for scale in (1e-30, 1e-13, 1e12, 1e18):
+        shown = make_presentations(site, x * scale)
+        state, kernel = grown([shown])
+        assert kernel.pooled == 0
+        assert_close(state, defined([shown]))
+    spoilt = make_presentations(site, x)
+    spoilt.patches(0, 50)[3, 1, 0, 2] = torch.inf
+    spoilt.z_LSU[7, 2, 1] = torch.nan
+    assert grown([spoilt])[0]["n_U"].tolist() == [149, 148, 149, 149]
