@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from pipeline.errors import SpoiltObject, StoreError
-from pipeline.store import Store
+from pipeline.store import MissingObject, Store
 
 FORMAT = 1
 NAME = "_manifest.json"
@@ -173,6 +173,21 @@ def commits_among(store: Store, runs: Iterable[str]) -> dict[str, datetime]:
     with ThreadPoolExecutor(READERS) as pool:
         listings = pool.map(store.modified, [manifest_key(run) for run in runs])
         return {run: when for found in listings for run, when in _of_manifests(found).items()}
+
+
+def read_sound(store: Store, found: Mapping[str, datetime]) -> tuple[list[Committed], dict[str, str]]:
+    """The manifests of the given runs in order, each with its time, and what is wrong with those that are spoilt."""
+
+    def read(run: str) -> Manifest | str:
+        try:
+            return read_manifest(store, run)
+        except (SpoiltObject, MissingObject) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        manifests = dict(zip(found, pool.map(read, found), strict=True))
+    sound = in_order(Committed(one, found[run]) for run, one in manifests.items() if isinstance(one, Manifest))
+    return sound, {run: one for run, one in sorted(manifests.items()) if isinstance(one, str)}
 
 
 def read_manifests(store: Store, found: Mapping[str, datetime]) -> list[Committed]:

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.cells import checkpoint_of
-from pipeline.errors import SpoiltObject, StoreError
+from pipeline.errors import StoreError
 from pipeline.hashing import sha256
-from pipeline.manifest import File, Manifest, commits, read_manifest
+from pipeline.manifest import File, Manifest, commits, read_sound
 from pipeline.models.base import checkpoint_key
 from pipeline.parquet import read_parquet
 from pipeline.query import among
@@ -42,13 +42,11 @@ class Report:
 def verify_runs(store: Store, *, run: str | None = None, deep: bool = False) -> Iterator[Report]:
     """Check every committed run, or the one whose id begins with `run`; `deep` hashes cells and checkpoints too."""
     found = commits(store)
-    for one in among(store, sorted(found, key=lambda one: (found[one], one)), run):
-        try:
-            manifest = read_manifest(store, one)
-        except (SpoiltObject, MissingObject) as error:
-            yield Report(one, f"run {one}: 1 wrong", (str(error),), ())
-        else:
-            yield verify_run(store, manifest, deep=deep)
+    sound, spoilt = read_sound(store, {one: found[one] for one in among(store, list(found), run)})
+    for one, wrong in spoilt.items():
+        yield Report(one, f"run {one}: 1 wrong", (wrong,), ())
+    for manifest, _ in sound:
+        yield verify_run(store, manifest, deep=deep)
 
 
 def verify_run(store: Store, manifest: Manifest, *, deep: bool = False) -> Report:

@@ -238,6 +238,10 @@ def test_verify_and_status(tmp_path: Path) -> None:
     (tmp_path / "runs/aaaa/tables/sites/part-00000.parquet").unlink()
     harmed = call("verify", "aa", store=store.url)
     assert harmed.exit_code == 1
+    (tmp_path / "runs" / "bbbb" / "_manifest.json").write_bytes(b"{")
+    listed = call("status", store=store.url).stdout
+    assert re.search(r"aaaa .*handmade", listed)
+    assert re.search(r"bbbb .*spoilt: verify says how", listed)
     assert "wrong: runs/aaaa/tables/sites/part-00000.parquet is missing" in harmed.stdout
 
 

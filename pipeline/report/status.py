@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from pipeline.errors import StoreError
-from pipeline.manifest import Manifest, committed_runs
+from pipeline.manifest import Manifest, commits, read_sound
 from pipeline.report.printing import fitted, size
 from pipeline.store import Store
 
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
 def print_status(store: Store, console: Console, run: str | None = None) -> None:
     """Print a line for every run, or for those whose id begins with `run`, with their failures. StoreError if none."""
-    committed = [(manifest, when) for manifest, when in committed_runs(store) if manifest.run.startswith(run or "")]
-    done = {manifest.run for manifest, _ in committed}
-    begun = sorted({key.split("/")[1] for key in store.keys(f"runs/{run or ''}")} - done)
-    if not committed and not begun and run:
+    found = {one: when for one, when in commits(store).items() if one.startswith(run or "")}
+    committed, spoilt = read_sound(store, found)
+    begun = sorted({key.split("/")[1] for key in store.keys(f"runs/{run or ''}")} - found.keys())
+    if not found and not begun and run:
         raise StoreError(f"{store.url}: holds no run whose id begins with {run!r}")
-    if not committed and not begun:
+    if not found and not begun:
         raise StoreError(f"{store.url}: holds no run; `neuron-census run JOB.toml --store …` makes one")
     columns = ("run", "job", "committed (UTC)", "models", "failed", "rows", "tables")
     rows = [_line(manifest, f"{when:%Y-%m-%d %H:%M}") for manifest, when in committed]
+    rows += [(run, None, "spoilt: verify says how", None, None, None, None) for run in spoilt]
     rows += [(run, None, "not yet: run its job again", None, None, None, None) for run in begun]
     console.print(fitted(columns, rows, width=console.width))
     for manifest, _ in committed if run else []:
