@@ -23,6 +23,12 @@ def pid(_: int) -> int:
     return os.getpid()
 
 
+def gpus(_: int) -> tuple[int, str]:
+    """Which GPUs a worker sees."""
+    time.sleep(0.05)
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
 def dies_once(folder: Path, number: int) -> int:
     """Kills its worker in the middle of task 3, the first time."""
     mark = folder / str(number)

@@ -100,7 +100,9 @@ class RayNode(Server):
         role = ["--address", head] if head else ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"]
         dashboard = ["--include-dashboard=true", f"--dashboard-port={dashboard_port}"]
         super().__init__(
-            *[str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats", *role],
+            # a GPU in Ray's books only: what it gives to whom needs none
+            *[str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--num-gpus=1", "--disable-usage-stats"],
+            *role,
             *([] if head else dashboard),
             f"--dashboard-agent-listen-port={free_port()}",
             "--node-ip-address=127.0.0.1",

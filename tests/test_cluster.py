@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import cluster, schedule
 from pipeline.cluster import RayExecutor, ray_executor
-from pipeline.errors import DataError, StoreError
+from pipeline.errors import DataError, JobError, StoreError
 from pipeline.executor import Lost
 from pipeline.job import Resources
 from pipeline.run import run
@@ -152,8 +153,8 @@ def test_the_handler_of_sigterm_stays(ray_cluster: str) -> None:
 def test_more_than_the_cluster_has_is_refused(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "START_TIMEOUT_S", 2.0)
     with (
-        pytest.raises(StoreError, match=r"no worker started within 2 s: the cluster has 2 CPUs, 0 GPUs"),
-        ray_executor(ray_cluster, Resources(workers=1, gpus_per_worker=1)) as executor,
+        pytest.raises(StoreError, match=r"no worker started within 2 s: the cluster has 2 CPUs, 1 GPUs"),
+        ray_executor(ray_cluster, Resources(workers=1, gpus_per_worker=2)) as executor,
     ):
         list(executor.map(ray_tasks.square, [1]))
 
@@ -163,6 +164,27 @@ def test_the_cluster_says_how_many_workers(ray_cluster: str) -> None:
         assert executor.workers == 2
     with ray_executor(ray_cluster, Resources(cpus_per_worker=2)) as executor:
         assert executor.workers == 1
+
+
+def test_workers_share_a_gpu_by_their_fractions(ray_cluster: str) -> None:
+    with ray_executor(ray_cluster, Resources(gpus_per_worker=1)) as executor:
+        assert executor.workers == 1
+    with ray_executor(ray_cluster, Resources(gpus_per_worker=0.5)) as executor:
+        assert executor.workers == 2
+        seen = {receipt for _, receipt in executor.map(ray_tasks.gpus, range(8))}
+    assert len({pid for pid, _ in seen}) == 2
+    assert {gpus for _, gpus in seen} == {"0"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_training_where_torch_sees_no_gpu_is_the_submitter_s_to_mend(ray_cluster: str, tmp_path: Path) -> None:
+    job, store = small_job(tmp_path, more="[resources]\ngpus_per_worker = 0.5\n"), open_store(str(tmp_path / "store"))
+    with (
+        ray_executor(ray_cluster, job.allotted) as executor,
+        pytest.raises(JobError, match=r"gpus_per_worker asks for a GPU, and torch \S+ sees none on .*set it to 0"),
+    ):
+        run(job, store, executor)
+    assert not store.keys("models/")
 
 
 def test_an_address_that_does_not_answer_is_named() -> None:

@@ -133,7 +133,7 @@ def test_a_pretrained_transformer_is_measured(tmp_path: Path):
     pytest.importorskip("tokenizers")
     if not (JOBS / "data" / "minilm").exists():
         MAKERS["minilm"]()
-    job = load_job(JOBS / "minilm.toml").model_copy(update={"statistics": {"template": {}}})
+    job = load_job(JOBS / "minilm.toml").model_copy(update={"statistics": {"response": {}, "template": {}}})
     store = open_store(str(tmp_path))
     outcome = run(job, store, InlineExecutor())
     assert (outcome.loaded, outcome.failed) == (2, {})
