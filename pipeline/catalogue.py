@@ -2,8 +2,9 @@
 
 Layer 1. It holds the manifests of the runs that were committed when it was written and, of every part of their tables,
 the footer and the Bloom filters that say whose rows it has. It is a shortcut and nothing else: named after its own
-bytes, written create-only, the object that names the others last. A run that it lacks is found by its manifest, and a
-part that it lacks is read as if there were no catalogue, so that writers of any number and age hide nothing.
+bytes, written create-only, the object that names the others last. Which runs are committed is asked of the store, by a
+small listing of each; a run that it lacks is read from its manifest, and a part that it lacks as if there were no
+catalogue, so that writers of any number and age hide nothing, and a commit that was withdrawn is not shown.
 """
 
 from __future__ import annotations
