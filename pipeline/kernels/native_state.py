@@ -19,7 +19,7 @@ from pipeline.kernels.matchbins import BINS as MATCH_BINS
 from pipeline.kernels.matchbins import MatchBins
 from pipeline.kernels.moments import Moments
 from pipeline.kernels.native_show import point
-from pipeline.kernels.native_task import COUNTED, COUNTS, FORMS, KINDS, LANES, MATCH_MOMENTS, MOMENTS, Task
+from pipeline.kernels.native_task import BOUNDS, COUNTED, FORMS, KINDS, LANES, MATCH_MOMENTS, MOMENTS, Task
 from pipeline.kernels.ranked import STRATA, Ranked
 from pipeline.sites import Site
 
@@ -132,7 +132,7 @@ class Kept:
 
     ranked: Mapping[str, Ranked]
     first: Mapping[str, int]
-    count_UC: torch.Tensor
+    bound_CU: torch.Tensor
     key_UK: torch.Tensor
     uid_UK: torch.Tensor
     position_UK: torch.Tensor
@@ -148,12 +148,18 @@ class Kept:
             first[kind] = places
             places += _places(one)
         units = in_lanes(units)
+        # a kind that is not wanted has no key that is small enough
+        none, last = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
+        bound_CU = torch.full((BOUNDS, units), last)
+        for at, kind in enumerate(KINDS):
+            if kind not in ranked:
+                bound_CU[at : BOUNDS if kind == "octave" else at + 1] = none
         return cls(
             ranked=ranked,
             first=first,
-            count_UC=torch.zeros(units, COUNTS, dtype=torch.int64),
+            bound_CU=bound_CU,
             # of a place without a row the last of all keys
-            key_UK=torch.full((units, places), torch.iinfo(torch.int64).max),
+            key_UK=torch.full((units, places), last),
             uid_UK=torch.full((units, places), -1),
             position_UK=torch.full((units, places), -1),
             value_UK3=torch.full((units, places, 3), torch.nan, dtype=torch.float64),
@@ -168,7 +174,7 @@ class Kept:
             if kind in self.ranked and kind in DRAWN:
                 task.keeping.seed = self.ranked[kind].seed
         point(
-            task, kept_count_UC=self.count_UC, key_UK=self.key_UK, uid_UK=self.uid_UK, position_UK=self.position_UK,
+            task, bound_CU=self.bound_CU, key_UK=self.key_UK, uid_UK=self.uid_UK, position_UK=self.position_UK,
             value_UK3=self.value_UK3,
         )  # fmt: skip
 

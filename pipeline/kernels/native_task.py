@@ -11,8 +11,8 @@ from pipeline.kernels.ranked import STRATA
 
 KINDS = ("greatest", "smallest", "match", "random", "octave")
 FORMS = ("pearson", "cosine")
-# how many rows are kept: a number for each kind before the octaves, then for each octave
-COUNTS = len(KINDS) - 1 + STRATA
+# bounds of what is kept: one for each kind before the octaves, then for each octave
+BOUNDS = len(KINDS) - 1 + STRATA
 # what the columns of the counts are called, in this order
 COUNTED = ("n", "nonfinite", "zero", "fired", "rows", "rows_fired")
 MOMENTS = ("min", "max", "absolute", "mean", "m2", "m3", "m4")
@@ -48,7 +48,7 @@ class Task(ctypes.Structure):
         ("count_6U", _P), ("z_7U", _P), ("a_7U", _P), ("top_U", _P), ("bin_UB", _P),
         ("undefined_FU", _P), ("match_FU2B", _P), ("match_F23U", _P),
         ("class_n_JCU", _P), ("class_fired_JCU", _P), ("class_mean_JCU", _P), ("class_m2_JCU", _P),
-        ("places", _I), ("kept_count_UC", _P), ("key_UK", _P), ("uid_UK", _P), ("position_UK", _P), ("value_UK3", _P),
+        ("places", _I), ("bound_CU", _P), ("key_UK", _P), ("uid_UK", _P), ("position_UK", _P), ("value_UK3", _P),
     ]  # fmt: skip
 
 

@@ -61,40 +61,42 @@ static void raise(int64_t *bin, int64_t rise) {
     }
 }
 
-// How many positive numbers were counted.
-static int64_t count_fired(const Counts &counts) {
-    int64_t fired = counts.negative_zero - counts.zero;
-    for (int64_t raw = 0; raw <= bits_of(counts.largest) >> RAW_SHIFT; raw++) fired += counts.raw[raw];
-    return fired;
+// Whether all of eight counts are 0.
+static inline bool are_zero(const uint32_t *counts) {
+    uint64_t pair[LANES / 2];
+    memcpy(pair, counts, sizeof pair);
+    return ((pair[0] | pair[1]) | (pair[2] | pair[3])) == 0;
 }
 
-// Add the raw counts to a unit's bins.
-static void fold(const Counts &counts, int64_t *top, int64_t *bin) {
-    int64_t last = bits_of(counts.largest) >> RAW_SHIFT;
-    if (last + RAW_LEAST > *top) {
+// Add the raw counts to a unit's bins, if there are some, and clear them; returns how many positive ones there were.
+static int64_t fold(Counts *counts, int64_t *top, int64_t *bin) {
+    int64_t last = bits_of(counts->largest) >> RAW_SHIFT, positive = 0;
+    if (bin && last + RAW_LEAST > *top) {
         raise(bin, last + RAW_LEAST - *top);
         *top = last + RAW_LEAST;
     }
     // a place in the window is a lattice number less the number below the window
-    int64_t bottom = *top - KEPT - RAW_LEAST, small = bottom > 0 ? 0 : -bottom, raw = 0;
-    uint32_t above = 0, below = 0;
-    for (; raw <= last && raw < bottom; raw++) above += counts.raw[raw], below += counts.raw[RAW_SIDE + raw];
-    bin[ZERO + 1] += above;
-    bin[KEPT] += below;
-    for (; raw <= last; raw++) {
-        bin[ZERO + 1 + raw - bottom] += counts.raw[raw];
-        bin[KEPT - raw + bottom] += counts.raw[RAW_SIDE + raw];
+    int64_t bottom = bin ? *top - KEPT - RAW_LEAST : 0;
+    for (int64_t group = 0; group <= last; group += LANES) {
+        uint32_t *above = counts->raw + group, *below = above + RAW_SIDE;
+        // most bins are empty: they and what has been counted before stay out of the nearest cache
+        if (are_zero(above) && are_zero(below)) continue;
+        for (int i = 0; i < LANES; i++) {
+            int64_t place = group + i > bottom ? group + i - bottom : 0;
+            positive += above[i];
+            if (bin && above[i]) bin[ZERO + 1 + place] += above[i];
+            if (bin && below[i]) bin[KEPT - place] += below[i];
+        }
+        memset(above, 0, LANES * sizeof *above);
+        memset(below, 0, LANES * sizeof *below);
     }
     // zeros were counted with the smallest magnitudes
-    bin[ZERO + 1 + small] -= counts.zero - counts.negative_zero;
-    bin[KEPT - small] -= counts.negative_zero;
-    bin[ZERO] += counts.zero;
-}
-
-// Forget what was counted of z.
-static void clear(Counts *counts) {
-    int64_t bytes = ((bits_of(counts->largest) >> RAW_SHIFT) + 1) * sizeof *counts->raw;
-    memset(counts->raw, 0, bytes);
-    memset(counts->raw + RAW_SIDE, 0, bytes);
+    int64_t zero = counts->zero - counts->negative_zero, small = bottom > 0 ? 0 : -bottom;
+    if (bin) {
+        bin[ZERO + 1 + small] -= zero;
+        bin[KEPT - small] -= counts->negative_zero;
+        bin[ZERO] += counts->zero;
+    }
     counts->tiny = 0, counts->largest = 0, counts->zero = counts->negative_zero = 0;
+    return positive - zero;
 }

@@ -118,7 +118,7 @@ static void add_rows(const Block &block, const Task &task) {
                  *scale = task.scale_U[PEARSON] + block.unit;
 #define UNIT(lane)                                                                                                     \
     {block, task.keeping, lane, {bias[lane], mean[lane], scale[lane]},                                                 \
-     {task.kept_count_UC + (block.unit + lane) * COUNTS, task.key_UK + (block.unit + lane) * task.places,              \
+     {task.bound_CU + block.unit + lane, task.lanes, task.key_UK + (block.unit + lane) * task.places,                  \
       task.uid_UK + (block.unit + lane) * task.places, task.position_UK + (block.unit + lane) * task.places,           \
       task.value_UK3 + 3 * (block.unit + lane) * task.places}}
     const Unit units[LANES] = {UNIT(0), UNIT(1), UNIT(2), UNIT(3), UNIT(4), UNIT(5), UNIT(6), UNIT(7)};

@@ -57,9 +57,7 @@ static void add_run(const Task &task, int64_t index, int64_t first, int64_t unit
 }
 
 static void fold_counts(const Task &task, int64_t unit, Counts *counts) {
-    task.count_6U[FIRED * task.lanes + unit] += count_fired(*counts);
-    if (task.bins) fold(*counts, task.top_U + unit, task.bin_UB + unit * BINS);
-    clear(counts);
+    task.count_6U[FIRED * task.lanes + unit] += fold(counts, task.top_U + unit, task.bins ? task.bin_UB + unit * BINS : 0);
     for (int form = 0; form < FORMS; form++) {
         int64_t at = form * task.lanes + unit;
         if (task.forms[form])
@@ -90,7 +88,7 @@ extern "C" int observe(const Task *task, int64_t begin, int64_t end) {
         for (int64_t index = 0; index < task->runs; index++) add_run(*task, index, first, units, work);
         for (int64_t unit = 0; unit < units; unit++) fold_counts(*task, first + unit, work.counts + unit);
         // lanes beyond the last unit have been counted too
-        for (int64_t unit = units; unit % LANES; unit++) clear(work.counts + unit);
+        for (int64_t unit = units; unit % LANES; unit++) fold(work.counts + unit, 0, 0);
     }
     free(work.memory);
     return 0;

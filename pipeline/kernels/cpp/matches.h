@@ -134,14 +134,16 @@ static void add_matches(const Values &rows, const Inputs &x, const Pattern<d8> &
 
 // Add a unit's counts of a batch to its bins (those of the silent, then of the firing) and clear them.
 static void fold_matches(uint32_t *count, int64_t *bin, int64_t *undefined) {
-    for (int fired = 0; fired < 2; fired++, bin += MATCH_BINS)
-        for (int place = 0; place <= MATCH_SIDE; place++) {
-            // 1 itself is in the last bin
-            int at = place < MATCH_SIDE ? place : MATCH_SIDE - 1;
-            const uint32_t *of = count + 2 * MATCH_STEP * fired + place;
-            bin[MATCH_SIDE + at] += of[0];
-            bin[MATCH_SIDE - 1 - at] += of[MATCH_STEP];
+    for (int side = 0; side < 4; side++, count += MATCH_STEP)
+        for (int group = 0; group <= MATCH_SIDE; group += LANES) {
+            if (are_zero(count + group)) continue;
+            for (int place = group; place < group + LANES && place <= MATCH_SIDE; place++) {
+                // 1 itself is in the last bin
+                int at = place < MATCH_SIDE ? place : MATCH_SIDE - 1;
+                bin[side / 2 * MATCH_BINS + (side % 2 ? MATCH_SIDE - 1 - at : MATCH_SIDE + at)] += count[place];
+            }
+            memset(count + group, 0, LANES * sizeof *count);
         }
-    *undefined += count[4 * MATCH_STEP];
-    memset(count, 0, MATCH_COUNTS * sizeof *count);
+    *undefined += *count;
+    *count = 0;
 }

@@ -9,7 +9,7 @@
 
 enum Kind { GREATEST, SMALLEST, MATCH, RANDOM, OCTAVE, KINDS };
 // LEAST_OCTAVE and LAST_OCTAVE are those of kernels/ranked.py
-static const int STRATA = 2 * (LAST_OCTAVE - LEAST_OCTAVE + 1), COUNTS = OCTAVE + STRATA;
+static const int STRATA = 2 * (LAST_OCTAVE - LEAST_OCTAVE + 1);
 
 // The presentations of some rows to eight units, side by side.
 //
@@ -30,8 +30,10 @@ struct Block {
 };
 
 // The rows kept of one unit: of equal keys the smaller uid first, unused places, with the last of all keys, at the end.
+// The key of the last place of a kind, or of an octave, lies in `bound`, `step` from one to the next: those of eight
+// units are one line of memory, where their lists are far apart.
 struct Kept {
-    int64_t *count, *key, *uid, *position;
+    int64_t *bound, step, *key, *uid, *position;
     double *value;  // z, a, correlation
 };
 
@@ -99,15 +101,10 @@ struct Unit {
 
     // Keep row r if its key is among the k smallest of its kind and stratum.
     void offer(int64_t r, int kind, int64_t stratum, int64_t key) const {
-        int64_t k = keeping.k[kind], first = keeping.first[kind] + stratum * k, uid = keeping.uid[block.row + r];
-        int64_t *count = kept.count + kind + stratum, at = first + *count;
-        if (k == 0) return;
-        if (*count == k) {
-            at--;
-            if (key > kept.key[at] || (key == kept.key[at] && uid >= kept.uid[at])) return;
-        } else {
-            ++*count;
-        }
+        int64_t *bound = kept.bound + (kind + stratum) * kept.step, uid = keeping.uid[block.row + r];
+        if (key > *bound) return;
+        int64_t k = keeping.k[kind], first = keeping.first[kind] + stratum * k, at = first + k - 1;
+        if (key == *bound && uid >= kept.uid[at]) return;
         for (; at > first; at--) {
             if (key > kept.key[at - 1] || (key == kept.key[at - 1] && uid > kept.uid[at - 1])) break;
             kept.key[at] = kept.key[at - 1];
@@ -123,22 +120,7 @@ struct Unit {
         kept.value[3 * at] = z;
         kept.value[3 * at + 1] = block.rectified ? (z > 0 ? z : 0) : block.a[LANES * p + lane];
         kept.value[3 * at + 2] = pearson(p);
-    }
-
-    // The key of the last place of a kind and stratum: a row with a greater one is not kept.
-    int64_t last_key(int kind, int64_t stratum) const {
-        int64_t k = keeping.k[kind];
-        return k ? kept.key[keeping.first[kind] + (stratum + 1) * k - 1] : INT64_MIN;
-    }
-};
-
-// The last keys of eight units, kept beside them.
-struct Bounds {
-    int64_t greatest[LANES], smallest[LANES], match[LANES], random[LANES];
-
-    void of(const Unit &unit) {
-        greatest[unit.lane] = unit.last_key(GREATEST, 0), smallest[unit.lane] = unit.last_key(SMALLEST, 0);
-        match[unit.lane] = unit.last_key(MATCH, 0), random[unit.lane] = unit.last_key(RANDOM, 0);
+        *bound = kept.key[first + k - 1];
     }
 };
 
@@ -150,12 +132,9 @@ static inline l8 keys_of(d8 v) {
 // Offer the rows of a block to its units. Most are refused by one comparison of eight keys with the last ones kept.
 static void keep_rows(const Block &block, const Keeping &keeping, const Unit *units) {
     const int active = lanes_of(block.active);
-    Bounds bound;
+    const int64_t *bound = units[0].kept.bound, step = units[0].kept.step;
     uint64_t number[LANES];
-    for (int lane = 0; lane < LANES; lane++) {
-        bound.of(units[lane]);
-        number[lane] = block.unit + lane;
-    }
+    for (int lane = 0; lane < LANES; lane++) number[lane] = block.unit + lane;
     u8 start = splitmix64(splitmix64(all((uint64_t)keeping.seed)) + load<u8>(number));
     bool drawn = keeping.k[RANDOM] || keeping.k[OCTAVE];
     for (int64_t r = 0; r < block.rows; r++) {
@@ -163,8 +142,8 @@ static void keep_rows(const Block &block, const Keeping &keeping, const Unit *un
         d8 greatest = widened(load<f8>(block.greatest + LANES * r)), smallest = widened(load<f8>(block.smallest + LANES * r));
         d8 match = load<d8>(block.match + LANES * r);
         l8 key[3] = {keys_of(-greatest), keys_of(smallest), keys_of(-match)};
-        l8 ranked[3] = {key[0] <= load<l8>(bound.greatest), key[1] <= load<l8>(bound.smallest),
-                        (key[2] <= load<l8>(bound.match)) & is_finite(match)};
+        l8 ranked[3] = {key[0] <= load<l8>(bound + GREATEST * step), key[1] <= load<l8>(bound + SMALLEST * step),
+                        (key[2] <= load<l8>(bound + MATCH * step)) & is_finite(match)};
         int chosen = lanes_of(ranked[0] | ranked[1] | ranked[2]), firing = 0;
         int64_t hash[LANES], keys[3][LANES];
         double z[LANES];
@@ -173,9 +152,9 @@ static void keep_rows(const Block &block, const Keeping &keeping, const Unit *un
             l8 fired = greatest > d8{};
             store(hash, of_row), store(z, greatest);
             firing = lanes_of(fired);
-            chosen |= lanes_of(fired & (of_row <= load<l8>(bound.random)));
+            chosen |= lanes_of(fired & (of_row <= load<l8>(bound + RANDOM * step)));
             for (int lane = 0; lane < LANES; lane++)
-                chosen |= (hash[lane] <= units[lane].last_key(OCTAVE, octave_of(z[lane]))) << lane;
+                chosen |= (hash[lane] <= bound[(OCTAVE + octave_of(z[lane])) * step + lane]) << lane;
         }
         chosen &= active;
         if (!chosen) continue;
@@ -191,7 +170,6 @@ static void keep_rows(const Block &block, const Keeping &keeping, const Unit *un
                 if (firing >> lane & 1) unit.offer(r, RANDOM, 0, hash[lane]);
                 unit.offer(r, OCTAVE, octave_of(z[lane]), hash[lane]);
             }
-            bound.of(unit);
         }
     }
 }

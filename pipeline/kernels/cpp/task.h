@@ -36,7 +36,7 @@ struct Task {
     double *match_F23U;
     int64_t *class_n_JCU, *class_fired_JCU;
     double *class_mean_JCU, *class_m2_JCU;
-    int64_t places, *kept_count_UC, *key_UK, *uid_UK, *position_UK;
+    int64_t places, *bound_CU, *key_UK, *uid_UK, *position_UK;
     double *value_UK3;
 };
 
