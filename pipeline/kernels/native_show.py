@@ -67,7 +67,8 @@ def show(
     point(task, first_N=first_N, run_R=run_R, entry_P=entry_P, index_P=index_P)
     task.runs, task.presentations, task.rows = len(run_R) - 1, int(first_N[-1]), presentations.rows
     affine_LSU = presentations.affine_LSU
-    if affine_LSU is not None and not bool(affine_LSU.sum().isfinite()):
+    task.finite_y = affine_LSU is None or bool(affine_LSU.sum().isfinite())
+    if affine_LSU is not None and not task.finite_y:
         affine_LSU = affine_LSU.masked_fill(~affine_LSU.isfinite(), torch.nan)
     for at, tensor in enumerate((presentations.z_LSU, presentations.a_LSU if a else None, affine_LSU)):
         task.memory[at] = None

@@ -41,7 +41,7 @@ class Task(ctypes.Structure):
         ("first_N", _P), ("run_R", _P), ("entry_P", _P), ("index_P", _P),
         ("runs", _I), ("presentations", _I), ("units", _I), ("lanes", _I), ("groups", _I),
         ("sum_GP", _P), ("length_GP", _P * 2),
-        ("bias_U", _P), ("mean_U", _P), ("scale_U", _P * 2),
+        ("bias_U", _P), ("mean_U", _P), ("scale_U", _P * 2), ("finite_y", _I),
         ("a_is", _I), ("moments", _I), ("bins", _I), ("forms", _I * 2), ("best_match", _I), ("keeps", _I),
         ("ways", _I), ("classes", _I), ("rows", _I),
         ("keeping", Keeping), ("label_JN", _P),

@@ -81,21 +81,20 @@ static void add_block_matches(const Block &block, const Task &task, Counts *coun
     Values rows = {block.z, block.first, block.n, block.rows};
     Pattern<d8> pattern = {load<d8>(task.bias_U + block.unit), load<d8>(task.mean_U + block.unit)};
     for (int form = PEARSON; form < FORMS; form++) {
+        bool ranked = form == PEARSON && task.best_match;
         Inputs x = {block.y, block.z, block.sum, block.length[form]};
         pattern.scale = load<d8>(task.scale_U[form] + block.unit);
+        if (!task.forms[form]) {
+            if (ranked) sweep_matches<true, APART, RANKED>(rows, x, pattern, 0, counts, block.match);
+            continue;
+        }
         double *at = task.match_F23U + form * 2 * MATCH_MOMENTS * task.lanes + block.unit;
         Numbers state[2] = {{at, task.lanes}, {at + MATCH_MOMENTS * task.lanes, task.lanes}};
-        if (form == COSINE) {
-            if (task.forms[COSINE])
-                add_matches<false, APART, false>(rows, x, pattern, block.active, state, counts, 0);
-        } else if (task.forms[PEARSON]) {
-            if (task.best_match)
-                add_matches<true, APART, true>(rows, x, pattern, block.active, state, counts, block.match);
-            else
-                add_matches<true, APART, false>(rows, x, pattern, block.active, state, counts, 0);
-        } else if (task.best_match) {
-            sweep_matches<true, APART, false, false, true>(rows, x, pattern, 0, counts, block.match);
-        }
+        bool known = task.finite_y && are_defined(x.length, block.n * (APART ? LANES : 1), pattern.scale);
+        auto add = form == COSINE ? known ? add_matches<false, APART, KNOWN> : add_matches<false, APART, 0>
+                   : ranked       ? known ? add_matches<true, APART, RANKED | KNOWN> : add_matches<true, APART, RANKED>
+                                  : add_matches<true, APART, 0>;
+        add(rows, x, pattern, block.active, state, counts, block.match);
     }
 }
 

@@ -40,6 +40,17 @@ struct Inputs {
     const double *sum, *length;
 };
 
+// Whether no match of a block is undefined: y is finite.
+static bool are_defined(const double *length, int64_t n, d8 scale) {
+    d8 sums[4] = {scale};
+    int64_t p = 0;
+    for (; p + 4 * LANES <= n; p += 4 * LANES)
+        for (int i = 0; i < 4; i++) sums[i] += load<d8>(length + p + LANES * i);
+    double rest = 0;
+    for (; p < n; p++) rest += length[p];
+    return is_finite(rest) && lanes_of(is_finite((sums[0] + sums[1]) + (sums[2] + sums[3]))) == (1 << LANES) - 1;
+}
+
 // Of the silent and of the firing, where the match is defined: how many, Σ(m − centre) and Σ(m − centre)².
 struct MatchSums {
     l8 n[2];
@@ -71,37 +82,44 @@ struct Places {
     }
 };
 
-// Add up the matches of a block, count them if there are `counts`, and find each row's best if `best` is wanted.
-template <bool CENTRED, bool APART, bool SUMMED, bool COUNTED, bool RANKED>
+// What to do with matches: add them up, count them, find each row's best; whether they are known to be defined.
+enum { SUMMED = 1, COUNTED = 2, RANKED = 4, KNOWN = 8 };
+
+// Add up the matches of a block, count them, and find each row's best.
+template <bool CENTRED, bool APART, int WHAT>
 static MatchSums sweep_matches(const Values &rows, const Inputs &x, const Pattern<d8> &pattern, const d8 *centre,
                                Counts *counts, double *best) {
     MatchSums sums = {};
     Places places;
     places.n = 0;
     const d8 zero = {};
+    const l8 every = all((int64_t)-1);
     for (int64_t r = 0; r < rows.rows; r++) {
         d8 high = all(-__builtin_inf());
         for (int64_t p = rows.first[r]; p < rows.first[r + 1]; p++) {
             d8 sum = CENTRED ? of_presentation<APART>(x.sum, p) : zero;
             d8 value = match_of<CENTRED>(widened(load<f8>(x.y + LANES * p)), sum, of_presentation<APART>(x.length, p), pattern);
             // NaN, where undefined, is never greater
-            if (RANKED) high = larger(value, high);
-            if (!SUMMED) continue;
-            l8 fired = widened(load<f8>(x.z + LANES * p)) > zero, known = value == value;
-            d8 rest = select(known, value - select(fired, centre[1], centre[0]), zero), square = rest * rest;
+            if (WHAT & RANKED) high = larger(value, high);
+            if (!(WHAT & SUMMED)) continue;
+            l8 fired = widened(load<f8>(x.z + LANES * p)) > zero, known = WHAT & KNOWN ? every : value == value;
+            d8 rest = value - select(fired, centre[1], centre[0]);
+            if (!(WHAT & KNOWN)) rest = select(known, rest, zero);
+            d8 square = rest * rest;
             l8 which[2] = {known ^ (known & fired), known & fired};
             for (int i = 0; i < 2; i++) {
-                sums.n[i] = select(which[i], sums.n[i] + all((int64_t)1), sums.n[i]);
+                if (i || !(WHAT & KNOWN)) sums.n[i] = select(which[i], sums.n[i] + all((int64_t)1), sums.n[i]);
                 sums.s1[i] = select(which[i], sums.s1[i] + rest, sums.s1[i]);
                 sums.s2[i] = select(which[i], sums.s2[i] + square, sums.s2[i]);
             }
-            if (!COUNTED) continue;
+            if (!(WHAT & COUNTED)) continue;
             places.add(value, known, fired);
             if (places.n == Places::MOST) places.count(counts, CENTRED ? PEARSON : COSINE);
         }
-        if (RANKED) store(best + LANES * r, high);
+        if (WHAT & RANKED) store(best + LANES * r, high);
     }
-    if (COUNTED) places.count(counts, CENTRED ? PEARSON : COSINE);
+    if (WHAT & COUNTED) places.count(counts, CENTRED ? PEARSON : COSINE);
+    if (WHAT & KNOWN) sums.n[0] = all(rows.n) - sums.n[1];
     return sums;
 }
 
@@ -115,12 +133,12 @@ static void merge_matches(const Numbers &state, l8 active, l8 n_block, d8 centre
     state.set(MATCH_N, active, total);
 }
 
-// Merge a block's matches of one form into the moments of its units, and find each row's best if RANKED.
-template <bool CENTRED, bool APART, bool RANKED>
+// Merge a block's matches of one form into the moments of its units, and find each row's best if they are RANKED.
+template <bool CENTRED, bool APART, int WHAT>
 static void add_matches(const Values &rows, const Inputs &x, const Pattern<d8> &pattern, l8 active,
                         const Numbers state[2], Counts *counts, double *best) {
     d8 centre[2] = {state[0][MATCH_MEAN], state[1][MATCH_MEAN]};
-    MatchSums sums = sweep_matches<CENTRED, APART, true, true, RANKED>(rows, x, pattern, centre, counts, best);
+    MatchSums sums = sweep_matches<CENTRED, APART, SUMMED | COUNTED | WHAT>(rows, x, pattern, centre, counts, best);
     bool again = false;
     for (int i = 0; i < 2; i++) {
         d8 n = widened(sums.n[i]), d = sums.s1[i] / n;
@@ -128,22 +146,35 @@ static void add_matches(const Values &rows, const Inputs &x, const Pattern<d8> &
         centre[i] = select(far, centre[i] + d, centre[i]);
         again |= lanes_of(far) != 0;
     }
-    if (again) sums = sweep_matches<CENTRED, APART, true, false, false>(rows, x, pattern, centre, counts, best);
+    if (again) sums = sweep_matches<CENTRED, APART, SUMMED | (WHAT & KNOWN)>(rows, x, pattern, centre, counts, best);
     for (int i = 0; i < 2; i++) merge_matches(state[i], active, sums.n[i], centre[i], sums.s1[i], sums.s2[i]);
+}
+
+// Add some counts to bins that rise, or fall, from the first.
+template <int STEP>
+static inline void add_counts(const uint32_t *count, int64_t *bin, int64_t n) {
+    if (n == LANES)
+        for (int i = 0; i < LANES; i++) bin[STEP * i] += count[i];
+    else
+        for (int64_t i = 0; i < n; i++) bin[STEP * i] += count[i];
 }
 
 // Add a unit's counts of a batch to its bins (those of the silent, then of the firing) and clear them.
 static void fold_matches(uint32_t *count, int64_t *bin, int64_t *undefined) {
-    for (int side = 0; side < 4; side++, count += MATCH_STEP)
-        for (int group = 0; group <= MATCH_SIDE; group += LANES) {
+    for (int side = 0; side < 4; side++, count += MATCH_STEP) {
+        // 1 itself is in the last bin
+        count[MATCH_SIDE - 1] += count[MATCH_SIDE], count[MATCH_SIDE] = 0;
+        int64_t *first = bin + side / 2 * MATCH_BINS + MATCH_SIDE;
+        for (int group = 0; group < MATCH_SIDE; group += LANES) {
             if (are_zero(count + group)) continue;
-            for (int place = group; place < group + LANES && place <= MATCH_SIDE; place++) {
-                // 1 itself is in the last bin
-                int at = place < MATCH_SIDE ? place : MATCH_SIDE - 1;
-                bin[side / 2 * MATCH_BINS + (side % 2 ? MATCH_SIDE - 1 - at : MATCH_SIDE + at)] += count[place];
-            }
+            int64_t n = MATCH_SIDE - group < LANES ? MATCH_SIDE - group : LANES;
+            if (side % 2)
+                add_counts<-1>(count + group, first - 1 - group, n);
+            else
+                add_counts<1>(count + group, first + group, n);
             memset(count + group, 0, LANES * sizeof *count);
         }
+    }
     *undefined += *count;
     *count = 0;
 }

@@ -25,6 +25,7 @@ struct Task {
     int64_t runs, presentations, units, lanes, groups;
     const double *sum_GP, *length_GP[FORMS];
     const double *bias_U, *mean_U, *scale_U[FORMS];
+    int64_t finite_y;
     // what is wanted
     int64_t a_is, moments, bins, forms[FORMS], best_match, keeps, ways, classes, rows;
     Keeping keeping;
