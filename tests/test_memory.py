@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from benchmarks.memory import BATCH_ROWS, CLASSES, bytes_per_unit, network, peaks, rows_of
@@ -38,6 +42,14 @@ def test_the_plan_knows_the_bytes_of_every_state() -> None:
             if statistic.applies(site):
                 held = sum(value.numel() * value.element_size() for value in states[name][site.name].values())
                 assert held == statistic.state_bytes(site, CLASSES), (name, site.name)
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, "1"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")])
+def test_torch_may_use_large_pages_unless_told_otherwise(before: dict[str, str], after: str) -> None:
+    code = "import os, pipeline; print(os.environ['THP_MEM_ALLOC_ENABLE'])"
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"} | before
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == after
 
 
 @pytest.mark.slow
