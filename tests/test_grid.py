@@ -134,6 +134,10 @@ def test_a_number_of_seeds_is_those_from_0(tmp_path: Path):
         ),
         ("grid = { neighbours = [3] }", r"\[models\[0\].grid\] neighbours = 3: expected an array"),
         ("training = { neighbours = [3] }", r"toml:5: \[models\[0\]\] family mlp draws no neighbours"),
+        (
+            "training = { autocast = 'float16' }\n[numerics]\ndtype = 'float64'",
+            r"toml:5: \[models\[0\]\] training.autocast lowers float32 alone: leave it out, or numerics.dtype",
+        ),
         ("grid = { gate = ['rleu'] }", r"\[models\[0\].grid\] gate = \"rleu\": expected 'relu', 'gelu' or 'tanh'"),
         ("grid = { steps = [] }", r"\[models\[0\]\] grid = .*: expected .*at least 1 item"),
         ("grid = { steps = 9 }", r"\[models\[0\]\] grid = .*: expected an array"),

@@ -102,4 +102,6 @@ class Recipe:
         """The family's module, its weights as the current random state gives them. ModelError where it cannot be."""
         if self.settings.neighbours and not self.kind.whole:
             raise ModelError(f"family {self.family} draws no neighbours: leave training.neighbours out")
+        if self.settings.autocast != "none" and self.dtype == "float64":
+            raise ModelError('training.autocast lowers float32 alone: leave it out, or numerics.dtype = "float64"')
         return self.kind.build(self.parameters, self.task)
