@@ -22,7 +22,7 @@ from pipeline.statistics.base import Statistic
 
 BARE, PLAIN = "bare forward", "hooks, plain torch moments"
 FIRST = ("response", "labels", "exemplars")
-PRODUCTS = "forward + its two products"
+PRODUCTS = "forward + its products"
 # a row that is compared with the products alone: the template of every row, though a job takes a sample of rows
 TEMPLATE = "template, every row"
 # by row: the greatest ratio that is allowed, and for which models
@@ -84,7 +84,8 @@ def _template_row(
     case: Case, model: nn.Module, found: Discovery, several: Sequence[Batch], *, seconds: float, rounds: int
 ) -> Iterator[Line]:
     template = replace(statistics()["template"], sample_rows=None, whitened_fan_in=0)
-    products, bare = Products(model, several[0]), _bare(model, several)
+    firing = {site.path for site in found.sites if site.fires}
+    products, bare = Products(model, several[0], firing), _bare(model, several)
 
     def reference(number: int) -> None:
         bare(number)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,13 +93,16 @@ def _normed(model: nn.Module, name: str) -> bool:
 
 
 class Products:
-    """The two products of a template at every layer, Σ a xᵀ and Σ [z > 0] xᵀ, on explicit inputs made beforehand."""
+    """The products of a template at every layer, on explicit inputs made beforehand.
 
-    def __init__(self, model: nn.Module, batch: Any) -> None:
-        self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    Σ a xᵀ, and Σ [z > 0] xᵀ of the layers whose paths are in `firing`: of others a template has no second.
+    """
+
+    def __init__(self, model: nn.Module, batch: Any, firing: Collection[str]) -> None:
+        self._pairs: list[tuple[torch.Tensor, torch.Tensor, int]] = []
         handles = [
-            module.register_forward_hook(self._keep)
-            for module in model.modules()
+            module.register_forward_hook(partial(self._keep, 1 + (name in firing)))
+            for name, module in model.named_modules()
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
         ]
         with torch.inference_mode():
@@ -106,10 +110,10 @@ class Products:
         for handle in handles:
             handle.remove()
 
-    def _keep(self, module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+    def _keep(self, times: int, module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
         x = args[0]
         if isinstance(module, nn.Linear):
-            self._pairs.append((out.flatten(0, -2), x.flatten(0, -2)))
+            self._pairs.append((out.flatten(0, -2), x.flatten(0, -2), times))
             return
         assert isinstance(module, nn.Conv1d | nn.Conv2d)
         assert not isinstance(module.padding, str)
@@ -123,11 +127,12 @@ class Products:
             padding,
             (*lead, *module.stride),
         )
-        self._pairs.append((out.flatten(2).movedim(1, 2).flatten(0, 1), patches.movedim(1, 2).flatten(0, 1)))
+        out_PU, patches_PD = (value.flatten(2).movedim(1, 2).flatten(0, 1) for value in (out, patches))
+        self._pairs.append((out_PU, patches_PD, times))
 
     def run(self) -> None:
-        """Both products of every layer."""
+        """The products of every layer."""
         with torch.inference_mode():
-            for a_PU, x_PD in self._pairs:
-                a_PU.T @ x_PD
-                a_PU.T @ x_PD
+            for a_PU, x_PD, times in self._pairs:
+                for _ in range(times):
+                    a_PU.T @ x_PD

@@ -29,7 +29,7 @@ from pipeline.forms import numbered
 from pipeline.hashing import row_hash
 from pipeline.kernels import choose
 from pipeline.kernels.accumulate import Accumulator
-from pipeline.kernels.base import State
+from pipeline.kernels.base import Primitive, State
 from pipeline.registry import statistics as known_statistics
 from pipeline.selecting import refuse_patterns
 from pipeline.sites import Presentations, Site
@@ -40,6 +40,8 @@ SAMPLE_SEED = 0x5EED
 # batches to look for one in which every parameter acts
 PROBES = 4
 _log = logging.getLogger(__name__)
+# a site by its name, the sample of rows, and whether it is shown with gradients
+_Sample = tuple[str, int, bool]
 # statistic name → site name → state
 States = dict[str, dict[str, State]]
 
@@ -57,7 +59,7 @@ class Running:
     kernel: str = field(default_factory=choose.name)
 
     def __post_init__(self) -> None:
-        self._sums: dict[tuple[str, int, bool], Accumulator] = {}
+        self._sums: dict[_Sample, Accumulator] = {}
         self._own: dict[tuple[str, str], State] = {}
 
     def add(self, model: nn.Module, batch: Batch) -> Any:
@@ -81,20 +83,20 @@ class Running:
 
     def states(self) -> States:
         """The state of every statistic at every site where it applies, on the CPU."""
+        grown = {key: sums.states() for key, sums in self._sums.items()}
         return {
             statistic.name: {
-                site.name: _on_cpu(self._state(statistic, site))
+                site.name: _on_cpu(self._state(statistic, site, grown))
                 for site in self.discovery.sites
                 if statistic.applies(site)
             }
             for statistic in self.statistics
         }
 
-    def _state(self, statistic: Statistic, site: Site) -> State:
+    def _state(self, statistic: Statistic, site: Site, grown: Mapping[_Sample, Mapping[Primitive, State]]) -> State:
         if _observes_itself(statistic):
             return self._own.get((site.name, statistic.name)) or statistic.empty(site)
-        sums = self._sums.get((site.name, statistic.sample_shift, statistic.needs_gradients))
-        states = {} if sums is None else sums.states()
+        states = grown.get((site.name, statistic.sample_shift, statistic.needs_gradients), {})
         needed = statistic.primitives(site)
         return joined({name: states[need] if need in states else need.empty(site) for name, need in needed.items()})
 
