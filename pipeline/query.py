@@ -171,6 +171,8 @@ def _explained() -> Iterator[None]:
             raise QueryError(_READ_ONLY) from error
         # without DuckDB's excerpt of the SQL, and of what the file system raised without its stack
         said = text.split("\n\nLINE ")[0].strip().splitlines()[-1]
+        if said.startswith("KeyboardInterrupt"):  # it came while the file system was reading
+            raise KeyboardInterrupt from error
         if _is_of_a_file(error, text, said):
             hint = "run `neuron-census verify`, which says what is missing or was changed"
             raise StoreError(f"a table cannot be read: {said}; {hint}") from error

@@ -368,5 +368,6 @@ def test_an_interruption_is_clean(store: str, after_s: float) -> None:
         _, said = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 130
+    # Python ends by the signal if it came inside exec(), of which imports make much use; a shell says 130 of both
+    assert process.returncode in (130, -signal.SIGINT)
     assert said.splitlines()[-1] == "interrupted"

@@ -273,6 +273,15 @@ def test_object_storage_gives_the_same_answers(store: Store, s3_url: str) -> Non
         assert repr(answers(bucket, sql)) == repr(answers(store, sql))
 
 
+def test_an_interruption_while_a_file_is_read_is_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PublishedFiles, "_range", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        answers(store, "SELECT avg(z_mean) FROM neurons")
+
+
 def test_a_lost_file_is_the_stores_fault(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     write_run(store, "a")
