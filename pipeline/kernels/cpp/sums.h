@@ -95,21 +95,26 @@ struct WindowAxis {
     int64_t size, kernel, stride, dilation, before, after, out;
 };
 
+// Add n numbers `stride` apart to a line.
+static inline void add_line(double *line, const double *from, int64_t stride, int64_t n) {
+    // one after the other they are added as vectors
+    if (stride == 1)
+        for (int64_t i = 0; i < n; i++) line[i] += from[i];
+    else
+        for (int64_t i = 0; i < n; i++) line[i] += from[i * stride];
+}
+
 // Sum along one axis of (outer, size, inner) over the taps of a window: (outer, out, inner).
 static void box(const double *from, double *to, int64_t outer, int64_t size, int64_t inner, const WindowAxis &axis) {
-    for (int64_t o = 0; o < outer; o++)
-        for (int64_t k = 0; k < axis.kernel; k++)
-            if (inner == 1) {
-                const double *tap = from + o * size + k * axis.dilation;
-                double *line = to + o * axis.out;
-                for (int64_t j = 0; j < axis.out; j++) line[j] = (k ? line[j] : 0) + tap[j * axis.stride];
-            } else {
-                for (int64_t j = 0; j < axis.out; j++) {
-                    const double *tap = from + (o * size + j * axis.stride + k * axis.dilation) * inner;
-                    double *line = to + (o * axis.out + j) * inner;
-                    for (int64_t i = 0; i < inner; i++) line[i] = (k ? line[i] : 0) + tap[i];
-                }
-            }
+    memset(to, 0, outer * axis.out * inner * sizeof *to);
+    for (int64_t o = 0; o < outer; o++, from += size * inner, to += axis.out * inner)
+        for (int64_t k = 0; k < axis.kernel; k++) {
+            const double *tap = from + k * axis.dilation * inner;
+            if (inner == 1)
+                add_line(to, tap, axis.stride, axis.out);
+            else
+                for (int64_t j = 0; j < axis.out; j++) add_line(to + j * inner, tap + j * axis.stride * inner, 1, inner);
+        }
 }
 
 // What a convolution's windows over three axes (of size 1 where it has fewer) are summed with.
