@@ -204,6 +204,10 @@ def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
     """The trained models of an entry, one for each seed, each followed by its untrained twin."""
     data = entry.spec.data
     _refuse_other_rows(job, entry.where, data, entry.family, source)
+    if entry.family.objective == "classes" and source.labels_positions:
+        label = job.data[data].columns.label
+        problem = f"it learns the class of a row, and column {label!r} of data.{data} has one for each position"
+        raise misfit(job, f"{entry.where}.family", entry.family.name, f"a family that does without them: {problem}")
     chunks = source.chunks(job.data[data].train)
     if not chunks:
         raise JobError(f"{job.place}: data.{data} has no rows of split {job.data[data].train!r} to train on")

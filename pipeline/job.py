@@ -42,7 +42,11 @@ class Columns(_Section):
     """Which columns of a data set are what."""
 
     features: str | tuple[str, ...] = Field(default=(), description="one column of lists, or several of numbers")
-    label: str | None = Field(default=None, description="column with the class: an integer, or one of `labels`")
+    label: str | None = Field(
+        default=None,
+        description="column with the class: an integer, or one of `labels`; of series and tokens also lists, one for "
+        "each position",
+    )
     key: str | None = Field(default=None, description="column that names a row: integers ≥ 0 or strings, unique")
     split: str | None = Field(default=None, description="column with the split; without it all rows are split 'all'")
     shape: tuple[int, ...] | None = Field(default=None, description="shape of a row's features, (8, 8) say")

@@ -26,13 +26,14 @@ CHECKED_PRODUCTS = 1 << 26
 
 class Checking(Tap):
     """A tapped forward that compares instead of observing: `errors` by site, why any site `failed`, which are
-    `unmasked`: the batch has a mask of other positions than theirs."""
+    `unmasked` or `unlabelled`: the batch has a mask, or labels, of other positions than theirs."""
 
     def __init__(self, model: nn.Module, discovery: Discovery, batch: Batch) -> None:
         super().__init__(model, discovery, batch, self._compare)
         self.errors: dict[str, float] = {}
         self.failed: dict[str, str] = {}
         self.unmasked: set[str] = set()
+        self.unlabelled: set[str] = set()
 
     def _compare(self, presentations: Presentations) -> None:
         name = presentations.site.name
@@ -40,6 +41,8 @@ class Checking(Tap):
         tolerance = TOLERANCE.get(presentations.z_LSU.dtype, TOLERANCE[torch.float32])
         if self._presenter.masks_others(presentations):
             self.unmasked.add(name)
+        if self._presenter.labels_others(presentations):
+            self.unlabelled.add(name)
         self.errors[name] = max(self.errors.get(name, 0.0), error)
         if not error <= tolerance:
             self.failed[name] = (

@@ -118,6 +118,8 @@ def _with_errors(found: Discovery, checked: Checking) -> Discovery:
         notes = [site.note] if site.note else []
         if site.name in checked.unmasked:
             notes.append("no position is masked: its positions are not those of the batch's mask")
+        if site.name in checked.unlabelled:
+            notes.append("no position's label is counted: its positions are not those of the batch's labels")
         error = checked.errors.get(site.name, 0.0)
         renewed[site.name] = replace(site, error=error, note="; ".join(notes) or None)
     plans = {plan: replace(plan, site=renewed[plan.site.name]) for plan in found.plans()}

@@ -167,6 +167,10 @@ class Presenter:
         count_N = torch.bincount(presentations.row_index_L, minlength=presentations.rows) * presentations.positions
         return not torch.equal(count_N.cpu(), mask_NS.sum(1).cpu())
 
+    def labels_others(self, presentations: Presentations) -> bool:
+        """Whether the batch has a label for each position, and the site not one presentation for each."""
+        return self._batch.label_NS is not None and presentations.label_LS is None
+
     def check(self, presentations: Presentations) -> None:
         """Raise ModelError unless every row is there, and every unit."""
         site, z_LSU = presentations.site, presentations.z_LSU

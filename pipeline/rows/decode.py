@@ -93,6 +93,40 @@ def class_labels(column: pa.Array, *, classes: int, names: tuple[str, ...] | Non
     return np.array(labels.fill_null(UNKNOWN_CLASS).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
+class PositionLabels(NamedTuple):
+    """`label_NT` classes of the usable rows' positions; `usable_N` which those are; `reason` of the first other one."""
+
+    label_NT: np.ndarray
+    usable_N: np.ndarray
+    reason: str
+
+
+def position_labels(
+    column: pa.Array, length_N: np.ndarray, positions: int, *, classes: int, names: tuple[str, ...] | None
+) -> PositionLabels:
+    """int64 classes of the first T positions of rows of these lengths, −1 behind their end and where one is null or −1.
+
+    A null says that all of a row are unknown; a list of another length than the row's is not usable. RowError at the
+    first value that is no class.
+    """
+    listed_N = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
+    usable_N = (listed_N == length_N) | (listed_N < 0)
+    wrong = np.flatnonzero(~usable_N)
+    reason = f"{listed_N[wrong[0]]} labels for {length_N[wrong[0]]} positions" if len(wrong) else ""
+    known = column if usable_N.all() else column.filter(pa.array(usable_N))
+    count_N = np.maximum(listed_N[usable_N], 0)
+    row_V = np.repeat(np.arange(len(count_N)), count_N)
+    try:
+        label_V = class_labels(known.flatten(), classes=classes, names=names)
+    except RowError as error:
+        raise RowError(int(np.flatnonzero(usable_N)[row_V[error.row]]), str(error)) from None
+    place_V = np.arange(len(row_V)) - np.repeat(count_N.cumsum() - count_N, count_N)
+    label_NT = np.full((len(count_N), positions), UNKNOWN_CLASS, dtype=np.int64)
+    kept_V = place_V < positions
+    label_NT[row_V[kept_V], place_V[kept_V]] = label_V[kept_V]
+    return PositionLabels(label_NT, usable_N, reason)
+
+
 def key_uids(column: pa.Array) -> np.ndarray:
     """int64 uid of each row from the column that names it: an integer ≥ 0 as it is, a string by 63 bits of BLAKE2b."""
     if (first := pc.index(column.is_null(), True).as_py()) >= 0:

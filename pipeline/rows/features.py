@@ -41,15 +41,17 @@ class Usable(NamedTuple):
     """Decoded features: of the usable rows one array for each part; which rows those are; why the first other is not.
 
     An array may have any type and any shape of as many numbers per row as its part, perhaps in Arrow's own memory.
+    `length_N` is how many positions each usable row has before it is cut, where a label can be of a position.
     """
 
     parts: tuple[np.ndarray, ...]
     usable_N: np.ndarray
     reason: str
+    length_N: np.ndarray | None = None
 
 
 class Decoded(NamedTuple):
-    """Readable rows: the parts of their features, uids and classes as int64."""
+    """Readable rows: the parts of their features, uids and classes as int64, (N,) or of positions (N, T)."""
 
     parts: tuple[np.ndarray, ...]
     uid_N: np.ndarray
@@ -86,6 +88,11 @@ class FeatureFormat(ABC):
     @abstractmethod
     def decode(self, rows: pa.RecordBatch) -> Usable:
         """The features of rows."""
+
+    @property
+    def positions(self) -> int | None:
+        """How many positions a row has at most, where a label can be of a position; else None."""
+        return None
 
     @property
     def names(self) -> Names:

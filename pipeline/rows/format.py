@@ -5,10 +5,10 @@ Layer 1: no I/O. What the features are is `features.py` and its kin; this is wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,8 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.errors import DataError, nearest
-from pipeline.rows.decode import UID_MASK, UNKNOWN_CLASS, RowError, class_labels, key_uids
-from pipeline.rows.features import Decoded, FeatureFormat, Part, Role, is_integer, is_name, is_text
+from pipeline.rows.decode import UID_MASK, UNKNOWN_CLASS, RowError, class_labels, key_uids, position_labels
+from pipeline.rows.features import Decoded, FeatureFormat, Part, Role, Usable, is_integer, is_list, is_name, is_text
 from pipeline.rows.footers import Footer
 from pipeline.rows.reading import Piece, Stretch, Unreadable
 
@@ -27,7 +27,8 @@ from pipeline.rows.reading import Piece, Stretch, Unreadable
 class RowFormat:
     """Which columns are what, and which rows are wanted.
 
-    `labels` are the class names of a string label. Without `split_column` every row is wanted; without `key` rows are
+    `labels` are the class names of a string label. A label column of lists has a label for each position, where the
+    features have positions. Without `split_column` every row is wanted; without `key` rows are
     numbered.
     """
 
@@ -62,12 +63,24 @@ class RowFormat:
     def _roles(self) -> Iterator[Role]:
         if self.label is not None and self.labels is None:
             expected = "integers (for strings, list the class names as `labels` of the data set)"
-            yield Role(self.label, expected, is_integer)
+            yield self._label_role(expected, is_integer)
         if self.label is not None and self.labels is not None:
-            yield Role(self.label, "strings, since the data set lists `labels`", is_text)
+            yield self._label_role("strings, since the data set lists `labels`", is_text)
         for named in (self.key, self.split_column):
             if named is not None:
                 yield Role(named, "strings or integers", is_name)
+
+    def _label_role(self, expected: str, fits: Callable[[pa.DataType], bool]) -> Role:
+        """One for each row, or a list with one for each position."""
+        assert self.label is not None
+        if self.features.positions is None:
+            return Role(self.label, expected, fits)
+        either = f"{expected}, or lists of those, one for each position"
+        return Role(self.label, either, lambda kind: fits(kind.value_type if is_list(kind) else kind))
+
+    def labels_positions(self, footer: Footer) -> bool:
+        """Whether a file that has been checked has a label for each position."""
+        return self.label is not None and is_list(footer.schema.field(self.label).type)
 
     def check_labels(self, footer: Footer) -> None:
         """DataError if the footer says that a label is no class; what it does not say is found by reading."""
@@ -102,13 +115,19 @@ class RowFormat:
             rows, number_N = rows.filter(pa.array(wanted_N)), number_N[wanted_N]
         with _named(where, number_N):
             features = self.features.decode(rows)
-        damage = tuple(Unreadable(1, int(row), features.reason) for row in number_N[~features.usable_N])
+        damage = [Unreadable(1, int(row), features.reason) for row in number_N[~features.usable_N]]
         if damage:
             rows, number_N = rows.filter(pa.array(features.usable_N)), number_N[features.usable_N]
         with _named(where, number_N):
+            labels = self._labels(rows, features)
+        if not labels.usable_N.all():
+            damage += [Unreadable(1, int(row), labels.reason) for row in number_N[~labels.usable_N]]
+            rows, number_N = rows.filter(pa.array(labels.usable_N)), number_N[labels.usable_N]
+            features = features._replace(parts=tuple(part[labels.usable_N] for part in features.parts))
+        with _named(where, number_N):
             uid_N = self.uids(rows, number_N, uid_base)
-            label_N = self._labels(rows)
-        return Piece(rows.num_rows, Decoded(features.parts, uid_N, label_N), excluded, damage)
+        damage.sort(key=lambda one: one.first_row)
+        return Piece(rows.num_rows, Decoded(features.parts, uid_N, labels.label_N), excluded, tuple(damage))
 
     def uids(self, rows: pa.RecordBatch, number_N: np.ndarray, uid_base: int | None) -> np.ndarray:
         """The uids of rows with these numbers in the file."""
@@ -126,6 +145,8 @@ class RowFormat:
         uid_N = np.concatenate([content.uid_N[start:stop] for content, start, stop in stretches])
         labels = [content.label_N[start:stop] for content, start, stop in stretches if content.label_N is not None]
         label_N = torch.from_numpy(np.concatenate(labels)) if labels else None
+        if label_N is not None and label_N.ndim == 2:
+            return replace(self.features.batch(tensors, torch.from_numpy(uid_N), None), label_NS=label_N)
         return self.features.batch(tensors, torch.from_numpy(uid_N), label_N)
 
     def wanted(self, rows: pa.RecordBatch) -> np.ndarray:
@@ -135,10 +156,26 @@ class RowFormat:
         same = pc.equal(rows[self.split_column].cast(pa.string()), self.split)
         return np.asarray(same.fill_null(False).to_numpy(zero_copy_only=False))
 
-    def _labels(self, rows: pa.RecordBatch) -> np.ndarray | None:
+    def _labels(self, rows: pa.RecordBatch, features: Usable) -> _Labels:
+        every_N = np.ones(rows.num_rows, dtype=bool)
         if self.label is None:
-            return None
-        return class_labels(rows[self.label], classes=self.classes, names=self.labels)
+            return _Labels(None, every_N, "")
+        column = rows[self.label]
+        if not is_list(column.type):
+            return _Labels(class_labels(column, classes=self.classes, names=self.labels), every_N, "")
+        positions, length_N = self.features.positions, features.length_N
+        # the footer has been checked
+        assert positions is not None
+        assert length_N is not None
+        return _Labels(*position_labels(column, length_N, positions, classes=self.classes, names=self.labels))
+
+
+class _Labels(NamedTuple):
+    """Classes of the usable rows, or of their positions; which rows those are; why the first other one is not."""
+
+    label_N: np.ndarray | None
+    usable_N: np.ndarray
+    reason: str
 
 
 @contextmanager

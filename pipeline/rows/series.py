@@ -41,6 +41,11 @@ class Series(FeatureFormat):
         """Its fields."""
         return {"series": asdict(self)}
 
+    @property
+    def positions(self) -> int:
+        """Its steps."""
+        return self.shape[1]
+
     def roles(self) -> Iterator[Role]:
         """Lists of lists of numbers, or of numbers where there is one channel."""
         channels = self.shape[0]
@@ -60,7 +65,8 @@ class Series(FeatureFormat):
         channels, most = self.shape
         found = of_lengths(steps(rows[self.column], channels), 1 if self.ragged else most, most)
         x_NCT, mask_NT = padded(found, most)
-        return Usable((x_NCT, mask_NT) if self.ragged else (x_NCT,), found.usable_N, found.reason)
+        parts = (x_NCT, mask_NT) if self.ragged else (x_NCT,)
+        return Usable(parts, found.usable_N, found.reason, found.length_N)
 
     def batch(self, tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None) -> Batch:
         """x, and the mask where series are ragged."""

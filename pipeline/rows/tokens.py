@@ -79,6 +79,11 @@ class Tokens(FeatureFormat):
             case "ids":
                 return Names()
 
+    @property
+    def positions(self) -> int | None:
+        """Its tokens, unless they are packed."""
+        return None if self.packed else self.shape[0]
+
     def roles(self) -> Iterator[Role]:
         """Text, or lists of whole numbers."""
         if self.tokenizer == "ids":
@@ -102,7 +107,7 @@ class Tokens(FeatureFormat):
             return Usable((found.values_VC[:, 0], found.length_N), found.usable_N, found.reason)
         (positions,) = self.shape
         token_N1T, mask_NT = padded(found, positions)
-        return Usable((token_N1T, mask_NT), found.usable_N, found.reason)
+        return Usable((token_N1T, mask_NT), found.usable_N, found.reason, found.length_N)
 
     def _given(self, column: pa.Array) -> Sequences:
         values, length_N, usable_N = lists(column)
@@ -167,7 +172,7 @@ def _padded_bytes(column: pa.Array, positions: int) -> Usable:
     cut = pc.binary_slice(kept, 0, positions).view(pa.string())
     token_V = _content(pc.ascii_rpad(cut, positions, padding="\0").view(pa.binary()))
     mask_NT = first_positions(length_N[usable_N], positions)
-    return Usable((token_V.reshape(-1, positions), mask_NT), usable_N, reason)
+    return Usable((token_V.reshape(-1, positions), mask_NT), usable_N, reason, length_N[usable_N])
 
 
 def _content(texts: pa.Array) -> np.ndarray:

@@ -105,6 +105,11 @@ class Source(ABC):
         """Number of classes of the labels; 0 if the data has none."""
 
     @property
+    def labels_positions(self) -> bool:
+        """Whether each position of a row has a label of its own, and the row none."""
+        return False
+
+    @property
     def categories(self) -> tuple[int, ...]:
         """Number of values of each categorical column."""
         return ()
@@ -167,6 +172,12 @@ class RowGroupSource(Source):
         """The number of `labels`, else `classes`."""
         return self._format("").classes
 
+    @property
+    def labels_positions(self) -> bool:
+        """Whether the label column has lists, where the features have positions."""
+        rows = self._format("")
+        return rows.features.positions is not None and any(rows.labels_positions(one) for one in self._checked)
+
     def chunks(self, split: str) -> tuple[Chunk, ...]:
         """Row groups that can hold the split, in runs of up to `chunk_rows` rows (or one group that is larger)."""
         return tuple(chunk for footer in self._checked for chunk in self._cut(footer, self._format(split)))
@@ -214,6 +225,7 @@ class RowGroupSource(Source):
         for footer in footers:
             rows.check(footer)
             rows.check_labels(footer)
+        _refuse_mixed_labels(self.data, rows, footers)
         _refuse_shared_uids(self.data, footers)
         return footers
 
@@ -322,6 +334,17 @@ def _refuse_repeated(uid_N: np.ndarray, where: str, key: str | None) -> None:
     repeated = values[counts > 1]
     if len(repeated):
         raise DataError(f"{where}: {len(repeated)} keys of column {key!r} name several rows, first uid {repeated[0]}")
+
+
+def _refuse_mixed_labels(data: str, rows: RowFormat, footers: Sequence[Footer]) -> None:
+    """DataError if some files have a label for each row and others one for each position."""
+    by_position = [rows.labels_positions(footer) for footer in footers]
+    if any(by_position) and not all(by_position):
+        row, position = (footers[by_position.index(kind)].name for kind in (False, True))
+        raise DataError(
+            f"data {data}: column {rows.label!r} has a label for each row in {row} and one for each position in "
+            f"{position}; expected the same in every file"
+        )
 
 
 def _refuse_shared_uids(data: str, footers: Sequence[Footer]) -> None:
