@@ -23,7 +23,8 @@ from pipeline.foreign.entry import Place, loaded_models, twins
 from pipeline.foreign.origin import Untrained
 from pipeline.foreign.spec import LoadSpec
 from pipeline.grid import Point, label, points
-from pipeline.job import Job, ModelSpec, dotted, misfit, refusal, unknown
+from pipeline.job import Job, ModelSpec, misfit, refusal, unknown
+from pipeline.misfits import dotted
 from pipeline.models.base import Family, Task
 from pipeline.origins import Origin
 from pipeline.registry import families

@@ -6,10 +6,8 @@ Layer 1. Knows no family, statistic or source: names and parameters that the reg
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,9 +15,9 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
 from pipeline.errors import JobError, nearest
+from pipeline.misfits import in_words, misfit_at, problems, section_of, shown
 from pipeline.places import Places, find_places
 from pipeline.selecting import refuse_patterns
 
@@ -250,7 +248,7 @@ def load_job(path: str | Path) -> Job:
     try:
         job = Job.model_validate(raw)
     except ValidationError as error:
-        raise JobError("\n".join(_problems(places, raw, error))) from None
+        raise JobError("\n".join(problems(places, raw, error, _section_at))) from None
     _refuse_what_json_cannot_hold(places, "", raw)
     job._places = places
     directory = str(Path(path).absolute().parent)
@@ -267,18 +265,6 @@ def job_identity(job: Job) -> dict[str, Any]:
     return job.model_dump(mode="json", exclude={"resources"})
 
 
-def dotted(parts: Iterable[int | str]) -> str:
-    """The parts of a key as one, as messages write it.
-
-    >>> dotted(("models", 0, "training", "steps"))
-    'models[0].training.steps'
-    """
-    text = ""
-    for part in parts:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
-
-
 def unknown(job: Job, key: str, name: str, known: Iterable[str]) -> JobError:
     """The error for a name that does not exist: the value of `key` ("data.mnist.source"), or itself a key.
 
@@ -287,98 +273,22 @@ def unknown(job: Job, key: str, name: str, known: Iterable[str]) -> JobError:
     section, _, last = key.rpartition(".")
     if not section:
         return unknown(job, f"{key}.{name}", name, known)
-    said = f"{name}: unknown key" if last == name else f"{last} = {_shown(name)}: unknown"
+    said = f"{name}: unknown key" if last == name else f"{last} = {shown(name)}: unknown"
     return JobError(f"{job._places.at(key)}: [{section}] {said}; {nearest(name, known)}")
 
 
 def refusal(job: Job, section: str, problem: str) -> JobError:
     """The error for a section ("models[0].load") that cannot be as a whole."""
-    return JobError(f"{job._places.at(section)}: {_section(section)}{problem}")
+    return JobError(f"{job._places.at(section)}: {section_of(section)}{problem}")
 
 
 def misfit(job: Job, key: str, value: Any, expected: str) -> JobError:
     """The error for a value at `key` that is not as `expected`."""
-    return JobError(_misfit(job._places, key, value, _in_words(expected)))
-
-
-def _misfit(places: Places, key: str, value: Any, expected: str) -> str:
-    section, _, last = key.rpartition(".")
-    return f"{places.at(key)}: {_section(section)}{last} = {_shown(value)}: expected {expected}"
-
-
-def _section(path: str) -> str:
-    return f"[{path}] " if path else ""
-
-
-def _problems(places: Places, raw: Any, errors: ValidationError) -> list[str]:
-    """One line for each key that is wrong; a value that fits no branch of a union is one, with all that would fit."""
-    lines: list[str] = []
-    expected: dict[str, list[str]] = {}
-    values: dict[str, Any] = {}
-    found = errors.errors()
-    inside = {error["loc"][:depth] for error in found for depth in range(len(error["loc"]))}
-    # an array of which an element is wrong is counted without it
-    for error in (one for one in found if one["type"] != "too_short" or one["loc"] not in inside):
-        parts = _real_parts(raw, error["loc"])
-        if error["type"] in ("extra_forbidden", "missing", "value_error"):
-            lines.append(_structural(places, parts, error))
-        else:
-            said = _in_words(error["msg"]) + _meaning(parts, error)
-            expected.setdefault(dotted(parts), []).append(said)
-            values[dotted(parts)] = error["input"]
-    return lines + [_misfit(places, key, values[key], " or ".join(wanted)) for key, wanted in expected.items()]
-
-
-_TOML_WORDS = {
-    "a valid string": "a string",
-    "a valid integer": "an integer",
-    "a valid number": "a number",
-    "a valid boolean": "true or false",
-    "a valid tuple": "an array",
-    "a valid dictionary": "a table",
-}
-
-
-def _in_words(message: str) -> str:
-    """What pydantic expected, in the words of a job file."""
-    wanted = re.sub("^(Input should be|(String|Tuple|Dictionary) should have) ", "", message)
-    return _TOML_WORDS.get(wanted, wanted)
-
-
-def _meaning(parts: list[int | str], error: ErrorDetails) -> str:
-    """What the field of a section means, where an array or a table was expected: that word alone says too little."""
-    field = _section_at(parts[:-1]).model_fields.get(str(parts[-1])) if parts else None
-    told = field is not None and field.description and error["type"] in ("tuple_type", "dict_type")
-    return f" ({field.description})" if field is not None and told else ""
-
-
-def _structural(places: Places, parts: list[int | str], error: ErrorDetails) -> str:
-    """What to say of an unknown key, a missing one, or a rule that several keys break together."""
-    key = dotted(parts)
-    if error["type"] == "extra_forbidden":
-        *parents, last = parts
-        known = nearest(str(last), _section_at(parents).model_fields)
-        return f"{places.at(key)}: {_section(dotted(parents))}{last} = {_shown(error['input'])}: unknown key; {known}"
-    if error["type"] == "missing":
-        missing = str(error["loc"][-1])
-        meaning = _section_at(parts).model_fields[missing].description or "…"
-        return f"{places.at(key)}: {_section(key)}{missing} is missing: expected {missing} = … ({meaning})"
-    return f"{places.at(key)}: {_section(key)}{error['msg'].removeprefix('Value error, ')}"
-
-
-def _real_parts(raw: Any, location: Iterable[int | str]) -> list[int | str]:
-    """As much of an error's location as exists in the file: pydantic appends the branch of a union."""
-    parts: list[int | str] = []
-    for part in location:
-        inside = part in raw if isinstance(raw, dict) else isinstance(raw, tuple) and isinstance(part, int)
-        if not inside:
-            break
-        raw = raw[part]
-        parts.append(part)
-    return parts
+    return JobError(misfit_at(job._places, key, value, in_words(expected)))
 
 
 def _section_at(parts: list[int | str]) -> type[BaseModel]:
+    """What checks the section of the file at a key."""
     match parts:
         case ["numerics"]:
             return Numerics
@@ -393,15 +303,6 @@ def _section_at(parts: list[int | str]) -> type[BaseModel]:
         case ["resources"]:
             return Resources
     return Job
-
-
-def _shown(value: Any) -> str:
-    """A value as it would stand in the file, shortened."""
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _tuples(value: Any) -> Any:
@@ -421,6 +322,6 @@ def _refuse_what_json_cannot_hold(places: Places, key: str, value: Any) -> None:
         for index, one in enumerate(value):
             _refuse_what_json_cannot_hold(places, f"{key}[{index}]", one)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise JobError(_misfit(places, key, value, "a finite number"))
+        raise JobError(misfit_at(places, key, value, "a finite number"))
     elif not isinstance(value, str | int | float):
-        raise JobError(_misfit(places, key, value, "a number, a string or a truth value"))
+        raise JobError(misfit_at(places, key, value, "a number, a string or a truth value"))

@@ -37,6 +37,7 @@ LAYERS: dict[str, int] = {
             "executor",
             "job",
             "manifest",
+            "misfits",
             "numerics",
             "registry",
             "schedule",

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.errors import DataError, JobError, nearest
 from pipeline.hashing import digest
 from pipeline.inputs import InputFile, list_inputs
-from pipeline.job import DataSpec, dotted
+from pipeline.job import DataSpec
+from pipeline.misfits import dotted
 from pipeline.names import Names
 from pipeline.rows.features import NOTHING, Decoded, FeatureFormat, Numbers
 from pipeline.rows.footers import Footer, first_uid, read_footer
