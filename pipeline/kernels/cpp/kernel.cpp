@@ -81,10 +81,8 @@ extern "C" int64_t cut(const int64_t *first_N, int64_t rows, int64_t length, int
 extern "C" int observe(const Task *task, int64_t begin, int64_t end) {
     Work work;
     if (!prepare(&work, *task)) return -1;
-    // more units together only where their numbers are neighbours in memory
-    int64_t width = task->stride[Z][2] == 1 ? work.width : LANES;
-    for (int64_t first = begin; first < end; first += width) {
-        int64_t units = first + width < end ? width : end - first;
+    for (int64_t first = begin; first < end; first += work.width) {
+        int64_t units = first + work.width < end ? work.width : end - first;
         for (int64_t index = 0; index < task->runs; index++) add_run(*task, index, first, units, work);
         for (int64_t unit = 0; unit < units; unit++) fold_counts(*task, first + unit, work.counts + unit);
         // lanes beyond the last unit have been counted too

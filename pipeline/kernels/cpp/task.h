@@ -65,7 +65,7 @@ static char *lay_out(Work *work, char *at, int64_t rows, bool apart) {
         take(&at, &work->tile[t], work->width / LANES * work->length);
         take(&at, &work->finite[t], work->length);
         take(&at, &work->apart[t], apart ? work->length : 0);
-        take(&at, &work->finite_x[t], work->length);
+        take(&at, &work->finite_x[t], work->longest);
     }
     take(&at, &work->greatest, LANES * rows);
     take(&at, &work->smallest, LANES * rows);
@@ -89,7 +89,8 @@ static bool prepare(Work *work, const Task &task) {
         work->longest = n > work->longest ? n : work->longest;
         rows = stop - row > rows ? stop - row : rows;
     }
-    work->width = task.units < TILE ? (task.units + LANES - 1) / LANES * LANES : TILE;
+    // more units together only where their numbers are neighbours in memory
+    work->width = task.stride[Z][2] != 1 ? LANES : task.units < TILE ? (task.units + LANES - 1) / LANES * LANES : TILE;
     // tiles of a power of two would fall on one another in the cache
     work->length = LANES * work->longest + 16;
     int64_t bytes = lay_out(work, 0, rows, task.groups > 1) - (char *)0;
