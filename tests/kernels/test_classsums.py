@@ -113,6 +113,19 @@ def test_each_position_draws_its_own_label() -> None:
     assert by_row.unique().numel() == 2000
 
 
+@pytest.mark.parametrize("null_seed", [None, 1])
+def test_a_class_keeps_its_number_beside_data_of_more_classes(null_seed: int | None) -> None:
+    sums = ClassSums(null_seed)
+    few, many = (
+        sums.observe(labelled(np.arange(40) % classes, 40, classes=classes, seed=classes)) for classes in (2, 4)
+    )
+    for left, right in ((few, many), (many, few)):
+        merged = sums.merge(left, right)
+        assert torch.equal(merged["n"][:, :2], few["n"] + many["n"][:, :2])
+        assert torch.equal(merged["n"][:, 2:], many["n"][:, 2:])
+        torch.testing.assert_close(merged["mean"][:, 2:], many["mean"][:, 2:])
+
+
 def test_what_is_undefined_is_not_invented() -> None:
     label = np.array([0, 1, 2, 3] * 5)
     assert "class_selectivity" not in neurons(labelled(label, 20, gate="tanh"))

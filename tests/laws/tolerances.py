@@ -81,7 +81,8 @@ TOLERANCES: dict[str, Callable[[Scales], np.ndarray]] = {
     "a_std": lambda scales: 1e-13 * (1 + scales.a.kappa) * scales.a.std,
     "z_skewness": lambda scales: 1e-13 * (1 + scales.z.kappa) * 2.5 * scales.z.third,
     "a_skewness": lambda scales: 1e-13 * (1 + scales.a.kappa) * 2.5 * scales.a.third,
-    # of Σ|contributions|, which may cancel: float32 products
+    # Σ_i |w_i| mean|x_i| bounds what rounding of the products adds up to, and Cauchy–Schwarz bounds that by ‖w‖·max‖x‖;
+    # the contributions themselves may cancel
     "composition_total": lambda scales: 1e-5 * scales.product,
     "contribution": lambda scales: 1e-5 * scales.product,
     "z_kurtosis": lambda scales: 1e-13 * (1 + scales.z.kappa) * 3 * scales.z.fourth,
