@@ -6,6 +6,7 @@ every run. The connection sees the files of committed runs and nothing else, can
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -308,7 +309,8 @@ def _create_absent(con: Connection, tables: set[str]) -> None:
 
 def _lock(con: Connection) -> None:
     # sorts larger than memory go to a directory of the system's, never to the working directory
-    con.execute(f"SET temp_directory = {_quoted(str(Path(tempfile.gettempdir(), 'neuron-census-duckdb')))}")
+    spill = Path(tempfile.gettempdir(), f"neuron-census-duckdb-{os.getuid()}")
+    con.execute(f"SET temp_directory = {_quoted(str(spill))}")
     con.execute(f"SET allowed_directories = ['{PROTOCOL}://']")
     con.execute("SET enable_external_access = false")
     con.execute("SET lock_configuration = true")

@@ -27,7 +27,7 @@ from pipeline.tables import table_columns
 # raised whenever the same model and rows would give other sites, states or scores
 MEASURE_VERSION = 4
 # raised whenever the same states would give other rows, though no column says so
-REDUCE_VERSION = 1
+REDUCE_VERSION = 2
 
 
 @dataclass(frozen=True)

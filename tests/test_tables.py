@@ -182,6 +182,18 @@ def test_every_reader_sees_the_same_rows(tmp_path):
         assert rows.fetchone() == (sum(range(10)) * 2**40, 10, 4, "TIMESTAMP WITH TIME ZONE", 2)
 
 
+@pytest.mark.parametrize(("where", "count"), [("isnan(x)", 2), ("NOT isnan(x)", 3), ("x <= 1", 2), ("x > 1e9", 2)])
+def test_readers_that_skip_by_statistics_count_nan_as_they_do_in_memory(tmp_path, where, count):
+    table = pa.table({"x": [0.5, float("nan"), 1.0, float("nan"), 2.0], "y": [[1.0], [float("nan")], [], None, [2.0]]})
+    path = tmp_path / "nan.parquet"
+    path.write_bytes(parquet_bytes(table))
+    with duckdb.connect() as connection:
+        connection.register("held", table)
+        for of in (f"'{path}'", "held"):
+            assert connection.execute(f"SELECT count(*) FROM {of} WHERE {where}").fetchone() == (count,)
+    assert {pq.read_metadata(path).row_group(0).column(leaf).is_stats_set for leaf in (0, 1)} == {False}
+
+
 def test_the_same_rows_are_the_same_bytes_however_they_are_chunked():
     table = every_type(1000)
     pieces = pa.concat_tables([table.slice(0, 300), table.slice(300, 1), table.slice(301)])

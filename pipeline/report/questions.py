@@ -53,7 +53,7 @@ JOIN models AS trained USING (run, model, data)
 JOIN neurons AS twin ON twin.model = trained.control
  AND (twin.data, twin.split, twin.site, twin.unit) = (unit.data, unit.split, unit.site, unit.unit)
 JOIN sites ON (sites.run, sites.model, sites.data, sites.site) = (unit.run, unit.model, unit.data, unit.site)
-WHERE NOT isnan(unit.template_cos) AND NOT isnan(twin.template_cos)
+WHERE isfinite(unit.template_cos) AND isfinite(twin.template_cos)
 GROUP BY trained.family, unit.site, measured_on
 ORDER BY trained.family, min(sites.position), unit.site, measured_on
 """,
@@ -76,13 +76,13 @@ WITH units AS (
 SELECT trained.name AS model, site, data, count(*) AS units,
        count(*) FILTER (dead) AS dead,
        coalesce(string_agg(unit, ' ' ORDER BY unit) FILTER (dead), '') AS dead_units,
-       max(cosine) FILTER (NOT isnan(cosine)) AS closest,
+       max(cosine) FILTER (isfinite(cosine)) AS closest,
        coalesce(string_agg(DISTINCT least(unit, neighbour) || '~' || greatest(unit, neighbour), ' ')
            FILTER (cosine > 0.95), '') AS near_twins
 FROM units JOIN models AS trained USING (run, model, data)
 WHERE trained.control_of IS NULL
 GROUP BY trained.name, site, data
-HAVING count(*) FILTER (dead) > 0 OR max(cosine) FILTER (NOT isnan(cosine)) > 0.95
+HAVING count(*) FILTER (dead) > 0 OR max(cosine) FILTER (isfinite(cosine)) > 0.95
 ORDER BY dead DESC, trained.name, site, data
 """,
 )
