@@ -1,8 +1,8 @@
 """The census as a Prefect flow: what a schedule runs, with its progress and its answers as artifacts.
 
-Layer 6. A Prefect task is a stage of the story, never a shard: Ray schedules those. Nothing but short strings and
-numbers passes through Prefect. Without an API address in the environment Prefect starts a temporary server by itself.
-Prefect only watches: a server that does not answer, or stops answering, keeps nothing from being measured.
+Layer 6. The flow is the whole run, and no shard of it a Prefect task: Ray schedules those. Nothing but short strings
+and numbers passes through Prefect. Without an API address in the environment Prefect starts a temporary server by
+itself. Prefect only watches: a server that does not answer, or stops answering, keeps nothing from being measured.
 """
 
 from __future__ import annotations

@@ -69,7 +69,8 @@ def run(job: str, url: str, ray: str, prefect: bool) -> None:
     """Run a job: train or load its models, measure them, commit the tables.
 
     What the store already holds is not done again; a run that was interrupted goes on where it was. Exits 1 if a model
-    failed (the others are committed), 2 if the job, the data or the store is at fault.
+    failed (the others are committed) or tasks came to nothing (the same command goes on), 2 if the job, the data or the
+    store is at fault.
 
     \b
       neuron-census run jobs/demo.toml
