@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.batch import Batch
+from pipeline.errors import DataError
 
 # under this argument a dictionary says which positions are real, as tokenizers put it
 MASK = "attention_mask"
@@ -31,6 +32,30 @@ def numbered(batches: Iterable[Any], *, by_position: bool = False) -> Iterator[B
         batch = value if isinstance(value, Batch) else _as_batch(value, seen, by_position)
         seen += batch.rows
         yield batch
+
+
+def of_classes(batches: Iterable[Batch], classes: int) -> Iterator[Batch]:
+    """The batches; DataError at the first whose labels are not int64 of its rows, each negative or below `classes`.
+
+    >>> list(of_classes(numbered([(torch.ones(1, 3), torch.tensor([7]))]), 3))
+    Traceback (most recent call last):
+    pipeline.errors.DataError: row 0 has label 7: expected 0 to 2, as classes=3, or −1 where it is unknown
+    """
+    for batch in batches:
+        for axes, label in (("N", batch.label_N), ("NS", batch.label_NS)):
+            if label is not None:
+                _refuse_labels(label, axes, batch, classes)
+        yield batch
+
+
+def _refuse_labels(label: torch.Tensor, axes: str, batch: Batch, classes: int) -> None:
+    if label.dtype != torch.int64 or label.shape[:1] != (batch.rows,) or label.dim() != len(axes):
+        found = f"label_{axes} is {str(label.dtype).removeprefix('torch.')} of shape {tuple(label.shape)}"
+        raise DataError(f"{found}: expected int64 with {' × '.join(axes)} values, N = {batch.rows} rows")
+    if label.numel() and int(label.max()) >= classes:
+        row, value = int(label.reshape(batch.rows, -1).amax(1).argmax()), int(label.max())
+        known = f"0 to {classes - 1}, as classes={classes}, or −1 where it is unknown"
+        raise DataError(f"row {int(batch.uid_N[row])} has label {value}: expected {known}")
 
 
 def _as_batch(value: Any, first_uid: int, by_position: bool) -> Batch:

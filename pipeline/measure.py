@@ -25,7 +25,7 @@ from pipeline.errors import ModelError
 from pipeline.flow.discover import Discovery, discover
 from pipeline.flow.gradients import observe_gradients
 from pipeline.flow.tap import tapped_forward
-from pipeline.forms import numbered
+from pipeline.forms import numbered, of_classes
 from pipeline.hashing import row_hash
 from pipeline.kernels import choose
 from pipeline.kernels.accumulate import Accumulator
@@ -185,7 +185,8 @@ def measure(
 
     `include` and `exclude` are globs of a site's name, kind or gate ("kind:conv*": of its kind), and `rows` gives by
     such a pattern the fraction of the rows that its sites are measured on: {"kind:conv2d": 0.1}. The model comes back
-    in the mode it had. Raises ModelError where it cannot be read or no site is left, ValueError for a wrong pattern.
+    in the mode it had. Raises ModelError where it cannot be read or no site is left, DataError where a label is none of
+    the classes, ValueError for a wrong pattern.
 
     >>> layer = nn.Linear(2, 3)
     >>> measure(layer, [torch.ones(4, 2)])["neurons"].num_rows
@@ -194,6 +195,8 @@ def measure(
     refuse_patterns(include, exclude, rows)
     chosen = list(known_statistics().values()) if statistics is None else list(statistics)
     stream = numbered(batches, by_position=classes > 0)
+    if classes > 0:
+        stream = of_classes(stream, classes)
     first = next(stream, None)
     if first is None:
         raise ValueError("measure() needs at least one batch")

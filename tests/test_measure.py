@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.errors import ModelError
+from pipeline.errors import DataError, ModelError
 from pipeline.hashing import row_hash
 from pipeline.job import SiteSelection
 from pipeline.loading import find_sites
@@ -231,6 +231,29 @@ def test_a_label_for_each_position_is_one_only_where_there_are_classes() -> None
     assert pixels["classes"]["n"].to_pylist() == [7, 6] * 2
     assert set(pixels["neurons"]["importance_rows"].to_pylist()) == {0}
     assert "classes" not in measure(Added(), [(x, y)])
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (Batch((torch.ones(2, 3),), torch.tensor([7, 9]), torch.tensor([0, 255])), "row 9 has label 255"),
+        ((torch.ones(2, 3), torch.tensor([3, -1])), "row 4 has label 3"),
+        ((torch.ones(1, 2, 3), torch.tensor([[1, 255]])), "row 4 has label 255"),
+        (Batch((torch.ones(2, 3),), torch.tensor([7, 9]), torch.tensor([0])), r"int64 of shape \(1,\): .* N = 2 rows"),
+        (Batch((torch.ones(1, 3),), torch.tensor([7]), torch.tensor([0.0])), r"label_N is float32 .* expected int64"),
+    ],
+)
+def test_labels_of_no_class_are_refused(batch: Any, message: str) -> None:
+    fine = (torch.ones(4, 3), torch.tensor([0, 2, -1, -100]))
+    layer = nn.Linear(3, 2)
+    assert sum(measure(layer, [fine], classes=3)["classes"]["n"].to_pylist()) == 4
+    with pytest.raises(DataError, match=message):
+        measure(layer, [fine, batch], classes=3)
+
+
+def test_any_label_goes_where_none_is_used() -> None:
+    tables = measure(nn.Linear(3, 2), [(torch.ones(2, 3), torch.tensor([0, 255]))])
+    assert tables["neurons"]["n"].to_pylist() == [2, 2]
 
 
 class Cascade(nn.Module):

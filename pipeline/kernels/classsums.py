@@ -1,9 +1,9 @@
 """What each class of rows does to a unit: rows, rows that fire, mean and spread of a.
 
 Layer 1: pure torch, no I/O. Counted per row: a row fires if any of its positions does, and its a is the greatest of
-them. Where positions have labels of their own, each is a row of its own. Rows without a known label are left out. The
-control label′ of a row is drawn from `prior` by the hash of (seed, uid) alone (of a position by that of (seed, uid,
-position)), so it is the same under any split, and independent of what the row shows.
+them. Where positions have labels of their own, each is a row of its own. Rows whose label is none of the classes are
+left out. The control label′ of a row is drawn from `prior` by the hash of (seed, uid) alone (of a position by that of
+(seed, uid, position)), so it is the same under any split, and independent of what the row shows.
 
 Shapes: N rows, U units, C classes.
 """
@@ -46,7 +46,7 @@ class ClassSums(Primitive):
         view = View.of(presentations if presentations.label_LS is None else by_position(presentations))
         if view.label_N is None or view.classes == 0:
             return {name: value.to(view.z_LSU.device) for name, value in self.empty(view.site).items()}
-        known_N = view.label_N >= 0
+        known_N = (view.label_N >= 0) & (view.label_N < view.classes)
         label_N = view.label_N if self.null_seed is None else self.null_label(view.uid_N, view.classes)
         member_CN = (label_N == torch.arange(view.classes, device=label_N.device)[:, None]) & known_N
         member_CN = member_CN.double()

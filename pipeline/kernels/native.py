@@ -106,8 +106,10 @@ class Native(Accumulator):
         return label_JN
 
     def _drawn(self, label_N: torch.Tensor, uid_N: torch.Tensor, classes: int) -> torch.Tensor:
+        # another label would be an address behind the sums
+        unknown_N = (label_N < 0) | (label_N >= classes)
         drawn = [label_N if one.null_seed is None else one.null_label(uid_N, classes) for one in self._classed]
-        return torch.stack([label.masked_fill(label_N < 0, -1) for label in drawn])
+        return torch.stack([label.long().masked_fill(unknown_N, -1) for label in drawn])
 
     def _run(self, values: int) -> None:
         observe, task, units = self._library.observe, ctypes.byref(self._task), self._site.units

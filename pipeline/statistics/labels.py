@@ -223,7 +223,7 @@ def _definition(whole: Whole, prior: tuple[int, ...]) -> Rows:
     classes: list[dict[str, Any]] = []
     for unit in range(site.units):
         a_R, fired_R = _define_rows(whole, unit)
-        known_R = ~np.isnan(a_R) & (label_R >= 0)
+        known_R = ~np.isnan(a_R) & (label_R >= 0) & (label_R < len(prior))
         a, fired, label, drawn = a_R[known_R], fired_R[known_R], label_R[known_R], drawn_R[known_R]
         one = _define_selectivity(a, label, "") | _define_selectivity(a, drawn, "_null")
         n_C = np.bincount(label, minlength=len(prior))

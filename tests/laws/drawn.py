@@ -205,7 +205,8 @@ def draw(recipe: Recipe) -> Presentations:
         fields["position_LS"] = torch.as_tensor(random.permuted(np.arange(entries * recipe.positions)).reshape(shape))
     if recipe.labelled:
         name, of = ("label_LS", shape) if recipe.by_position else ("label_N", recipe.rows)
-        fields[name] = torch.as_tensor(random.integers(-1, 3, of))
+        # neither the first, unknown, nor the last is one of the classes
+        fields[name] = torch.tensor([-1, 0, 1, 2, 255])[random.integers(0, 5, of)]
         fields["classes"] = 3
     uid_N = torch.as_tensor(random.choice(10**12, recipe.rows, replace=False))
     shown = make_presentations(site, x_LSGD, uid_N=uid_N, dtype=recipe.dtype, **fields)
