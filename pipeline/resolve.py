@@ -187,4 +187,6 @@ def _parametrised(job: Job, statistic: Statistic, given: Mapping[str, Any]) -> S
         default = settable[name]
         if default is not None and type(value) is not type(default):
             raise misfit(job, key, value, f"a value like {default!r}")
+        if expected := statistic.expected(name, value):
+            raise misfit(job, key, value, expected)
     return replace(statistic, **given)

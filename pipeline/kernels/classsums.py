@@ -76,8 +76,9 @@ class ClassSums(Primitive):
         prior = self.prior or (1,) * classes
         if len(prior) != classes:
             raise JobError(f"statistics.labels.prior has {len(prior)} weights, the data has {classes} classes: {prior}")
-        # in whole numbers, so that every machine draws the same
-        bound_C = [-(-(sum(prior[: index + 1]) << 63) // sum(prior)) for index in range(classes - 1)]
+        # in whole numbers, so that every machine draws the same; what is behind the last weight is never drawn
+        last = max(index for index, weight in enumerate(prior) if weight)
+        bound_C = [-(-(sum(prior[: index + 1]) << 63) // sum(prior)) for index in range(last)]
         bounds = torch.tensor(bound_C, dtype=torch.int64, device=uid_N.device)
         return torch.searchsorted(bounds, row_hash(uid_N, seed=self.null_seed or 0), right=True)
 

@@ -3,7 +3,8 @@
 Layer 2: pure torch, no I/O, no pyarrow; a statistic imports this file, `kernels`, and what is below, never a sibling.
 
 A statistic is a frozen dataclass: its fields are its parameters, settable in a job under `[statistics.NAME]`, and part
-of the identity of every state together with `version`. It names the *primitives* it needs of a site; their union over
+of the identity of every state together with `version`; `at_least` bounds one, and `expected` refuses any value that
+cannot be, there and where the statistic is made. It names the *primitives* it needs of a site; their union over
 all statistics is computed in one pass, and the state, merge and encoding follow from them. One that cannot be put as
 primitives overrides `empty`, `observe` and `merge` itself.
 """
@@ -19,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from pipeline.columns import Column
+from pipeline.errors import JobError
 from pipeline.hashing import digest
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.reference import observe_all
@@ -44,6 +46,11 @@ class Controls:
     twin: Site | None = None
 
 
+def at_least(minimum: int, default: int | None) -> Any:
+    """A field of a statistic for a whole number, not below `minimum`; None stands for no number where it is allowed."""
+    return dataclasses.field(default=default, metadata={"minimum": minimum})
+
+
 @dataclass(frozen=True)
 class Statistic(ABC):
     """Base of every statistic; concrete ones are `@dataclass(frozen=True)` whose fields are the parameters.
@@ -57,8 +64,24 @@ class Statistic(ABC):
     COLUMNS: ClassVar[tuple[Column, ...]]
     # presentations come with `gradient_LSU`, from a backward pass of their own, where the batch has a loss
     needs_gradients: ClassVar[bool] = False
-    sample_rows: int | None = None
-    sample_shift: int = 0
+    sample_rows: int | None = at_least(1, None)
+    sample_shift: int = at_least(0, 0)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and (expected := self.expected(field.name, value)):
+                raise JobError(f"statistics.{self.name}.{field.name} = {value!r}: expected {expected}")
+
+    @classmethod
+    def expected(cls, parameter: str, value: Any) -> str | None:
+        """What a parameter must be, in words, where this value cannot be; None where it can."""
+        # a subclass that gives a field another default says nothing of its minimum
+        declared = [base.__dict__.get("__dataclass_fields__", {}).get(parameter) for base in cls.__mro__]
+        minima = [field.metadata["minimum"] for field in declared if field and "minimum" in field.metadata]
+        if not minima or (type(value) is int and value >= minima[0]):
+            return None
+        return f"an integer, {minima[0]} or more"
 
     def applies(self, site: Site) -> bool:
         """Whether the statistic is defined at this site at all; where not, its columns are null."""

@@ -19,7 +19,7 @@ from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.comoment import CoMoment
 from pipeline.kernels.whole import Array, Whole
 from pipeline.sites import Presentations, Site
-from pipeline.statistics.base import Controls, Rows, Statistic, Values, part
+from pipeline.statistics.base import Controls, Rows, Statistic, Values, at_least, part
 
 # of a unit's largest contribution: contributions that differ by less are equal, products are taken in float32
 TIE = 2.0**-16
@@ -39,8 +39,8 @@ class Composition(Statistic):
     """
 
     sample_rows: int | None = 20_000
-    positions: int = 2**30
-    top: int = 8
+    positions: int = at_least(1, 2**30)
+    top: int = at_least(1, 8)
 
     name: ClassVar[str] = "composition"
     version: ClassVar[int] = 2

@@ -21,7 +21,7 @@ from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.ranked import Kind, Ranked
 from pipeline.kernels.whole import Array, Whole
 from pipeline.sites import Presentations, Site
-from pipeline.statistics.base import Controls, Rows, Statistic, Values, part
+from pipeline.statistics.base import Controls, Rows, Statistic, Values, at_least, part
 
 SEED = 0xE8E3
 KINDS: tuple[Kind, ...] = ("greatest", "smallest", "match", "random", "octave")
@@ -53,8 +53,8 @@ class Exemplars(Statistic):
     per_octave  rows kept of each of the 32 octaves of z: |z| in [2⁻⁸, 2⁸) by sign, what is beyond with the outermost
     """
 
-    k: int = 10
-    per_octave: int = 2
+    k: int = at_least(1, 10)
+    per_octave: int = at_least(1, 2)
 
     name = "exemplars"
     version = 1

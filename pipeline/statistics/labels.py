@@ -99,6 +99,14 @@ class Labels(Statistic):
     version = 1
     COLUMNS = COLUMNS
 
+    @classmethod
+    def expected(cls, parameter: str, value: Any) -> str | None:
+        """See `Statistic`."""
+        if parameter != "prior":
+            return super().expected(parameter, value)
+        fits = all(type(weight) is int and weight >= 0 for weight in value) and (sum(value) > 0 or not value)
+        return None if fits else "whole numbers, none negative and not all 0"
+
     def primitives(self, site: Site) -> Mapping[str, Primitive]:
         """Sums by label and by drawn label."""
         return {"true": ClassSums(), "null": ClassSums(NULL_SEED, tuple(self.prior))}

@@ -18,7 +18,7 @@ from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.pairs import UnitPairs, references
 from pipeline.kernels.whole import Array, Whole
 from pipeline.sites import Presentations, Site
-from pipeline.statistics.base import Controls, Nullable, Rows, Statistic, Values, part
+from pipeline.statistics.base import Controls, Nullable, Rows, Statistic, Values, at_least, part
 
 # correlations that differ by less are equal: products are taken in float32
 TIE = 2.0**-18
@@ -33,7 +33,7 @@ class Redundancy(Statistic):
     """
 
     sample_rows: int | None = 20_000
-    largest: int = 508
+    largest: int = at_least(1, 508)
 
     name: ClassVar[str] = "redundancy"
     version: ClassVar[int] = 2

@@ -22,7 +22,7 @@ from pipeline.kernels.comoment import CoMoment, InputCovariance
 from pipeline.kernels.vectors import cosine, cosine_blocks, permutations
 from pipeline.kernels.whole import Array, Whole
 from pipeline.sites import Presentations, Site
-from pipeline.statistics.base import Controls, Rows, Statistic, Values, part
+from pipeline.statistics.base import Controls, Rows, Statistic, Values, at_least, part
 
 # with 100 permutations the 95th percentile is the fifth largest: its own spread is a tenth of the null's
 PERMUTATIONS = 100
@@ -58,8 +58,8 @@ class Template(Statistic):
     """
 
     sample_rows: int | None = 20_000
-    positions: int = 2**30
-    whitened_fan_in: int = 1024
+    positions: int = at_least(1, 2**30)
+    whitened_fan_in: int = at_least(0, 1024)
 
     name: ClassVar[str] = "template"
     version: ClassVar[int] = 2
