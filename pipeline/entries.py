@@ -23,7 +23,7 @@ from pipeline.foreign.entry import Place, loaded_models, twins
 from pipeline.foreign.origin import Untrained
 from pipeline.foreign.spec import LoadSpec
 from pipeline.grid import Point, label, points
-from pipeline.job import Job, ModelSpec, misfit, refusal, unknown
+from pipeline.job import MAX_SEED, SEED_STEP, Job, ModelSpec, misfit, refusal, unknown
 from pipeline.misfits import dotted
 from pipeline.models.base import Family, Task
 from pipeline.origins import Origin
@@ -86,6 +86,7 @@ def entries_of(job: Job, index: int) -> list[TrainEntry] | list[LoadEntry]:
     if spec.family not in families():
         raise unknown(job, f"{where}.family", spec.family or "", families())
     _refuse_what_no_grid_can_set(job, where, spec)
+    _refuse_large_seeds(job, where, spec)
     return [_entry(job, where, spec, point) for point in points(spec.grid)]
 
 
@@ -111,6 +112,13 @@ def _refuse_what_no_grid_can_set(job: Job, where: str, spec: ModelSpec) -> None:
         for table in tables:
             if key in (given := getattr(spec, table)):
                 raise misfit(job, f"{where}.{table}.{key}", given[key], "no value here, as the grid has some")
+
+
+def _refuse_large_seeds(job: Job, where: str, spec: ModelSpec) -> None:
+    for index, seed in enumerate(spec.seeds):
+        if _seed(job, seed) > MAX_SEED:
+            largest = MAX_SEED - _seed(job, 0)
+            raise misfit(job, f"{where}.seeds[{index}]", seed, f"{largest} or less, as the job's seed is {job.seed}")
 
 
 def _load_spec(job: Job, where: str, given: Mapping[str, Any]) -> LoadSpec:
@@ -238,7 +246,7 @@ def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
 
 
 def _seed(job: Job, seed: int) -> int:
-    return job.seed * 1_000_003 + seed
+    return job.seed * SEED_STEP + seed
 
 
 def _lineage(entry: TrainEntry, recipe: Recipe, seed: int) -> list[Model]:

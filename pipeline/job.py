@@ -21,6 +21,10 @@ from pipeline.misfits import in_words, misfit_at, problems, section_of, shown
 from pipeline.places import Places, find_places
 from pipeline.selecting import refuse_patterns
 
+# the seed of a model is that of the job times the step, plus its own; the column holds a signed integer of 64 bits
+SEED_STEP = 1_000_003
+MAX_SEED = 2**63 - 1
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -211,7 +215,7 @@ class Job(_Section):
     """Everything that is asked for. `place` names the file in messages."""
 
     name: str = Field(min_length=1, description="for people; in the manifest")
-    seed: int = Field(default=0, ge=0, description="everything random is drawn from it")
+    seed: int = Field(default=0, ge=0, le=MAX_SEED // SEED_STEP, description="everything random is drawn from it")
     numerics: Numerics = Numerics()
     data: dict[str, DataSpec] = Field(min_length=1, description="data sets by name")
     models: tuple[ModelSpec, ...] = Field(min_length=1, description="what to train and measure")

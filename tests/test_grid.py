@@ -13,13 +13,14 @@ from pipeline.executor import InlineExecutor
 from pipeline.fit.settings import Training
 from pipeline.grid import label, points
 from pipeline.hashing import digest
-from pipeline.job import Job, job_identity, load_job
+from pipeline.job import MAX_SEED, SEED_STEP, Job, job_identity, load_job
 from pipeline.models.base import checkpoint_key, decode_checkpoint
 from pipeline.query import ask, connect
 from pipeline.registry import families
 from pipeline.resolve import Resolved, resolve
 from pipeline.run import run
 from pipeline.store import open_store
+from tests.census import small_job
 
 ENTRY = """
 name = "grid"
@@ -40,6 +41,23 @@ def job(folder: Path, entry: str) -> Job:
 
 def resolved(folder: Path, entry: str) -> Resolved:
     return resolve(job(folder, entry), open_store(str(folder / "store")))
+
+
+@pytest.mark.parametrize(
+    ("own", "of_job", "largest"), [(2**63 - 1, 0, 2**63 - 1), (675_344, MAX_SEED // SEED_STEP, 675_344)]
+)
+def test_seeds_of_models_are_refused_beyond_what_a_column_holds(
+    own: int, of_job: int, largest: int, tmp_path: Path
+) -> None:
+    def seeded(seed: int) -> Job:
+        return small_job(tmp_path, seeds=f"0, {seed}").model_copy(update={"seed": of_job})
+
+    store = open_store(str(tmp_path / "store"))
+    assert max(model.origin.seed for model in resolve(seeded(own), store).models) == 2**63 - 1
+    expected = rf"job\.toml:\d+: \[models\[0\]\] seeds\[1\] = {own + 1}: expected {largest} or less, as .* {of_job}$"
+    with pytest.raises(JobError, match=expected):
+        resolve(seeded(own + 1), store)
+    assert not store.keys("")
 
 
 def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path):

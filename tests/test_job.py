@@ -116,6 +116,11 @@ WRONG = [
     ),
     ("rows/*.parquet", "https://me:hunter2@host/x", "6: [data.mnist] url must not hold credentials"),
     ("seeds = [0, 1]", "seeds = [0, 1", " not valid TOML: "),
+    (
+        "[numerics]",
+        "seed = 20260101000000\n[numerics]",
+        "3: seed = 20260101000000: expected less than or equal to 9223344",
+    ),
 ]
 
 
