@@ -229,9 +229,14 @@ class _Latest:
 
 
 def _latest(con: Connection, runs: Sequence[Committed]) -> _Latest:
-    """Find the latest run of each (model, data set); `runs` is in order of commit."""
+    """Find the latest run of each (model, data set); `runs` is in order of commit.
+
+    One in which the model failed is the latest only where it failed in all.
+    """
     measured = _measured(con, [manifest for manifest, _ in runs])
-    last = {pair: run for run, pairs in measured.items() for pair in pairs}
+    failed = {(manifest.run, one.model) for manifest, _ in runs for one in manifest.failed}
+    found = [(pair, manifest.run) for manifest, _ in runs for pair in measured[manifest.run]]
+    last = dict(sorted(found, key=lambda one: (one[1], one[0][0]) not in failed))
     won = {run: [pair for pair in pairs if last[pair] == run] for run, pairs in measured.items()}
     whole = frozenset(run for run, pairs in won.items() if len(pairs) == len(measured[run]))
     partly = frozenset(run for run, pairs in won.items() if pairs) - whole
@@ -244,8 +249,8 @@ def _latest(con: Connection, runs: Sequence[Committed]) -> _Latest:
 def _measured(con: Connection, manifests: Sequence[Manifest]) -> dict[str, set[Pair]]:
     """The pairs of (model, data set) of each run."""
     names = {one.run: {name.rsplit("/", 1)[0] for name in one.coverage} for one in manifests}
-    # only the table says which model belongs to which of several data sets
-    asked = [one for one in manifests if len(names[one.run]) != 1 and one.files_of("models")]
+    # only the table says which model belongs to which of several data sets, and to which one that failed
+    asked = [one for one in manifests if (len(names[one.run]) != 1 or one.failed) and one.files_of("models")]
     files = [file for manifest in asked for file in manifest.files_of("models")]
     found: dict[str, set[Pair]] = {manifest.run: set() for manifest in asked}
     if files:

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.cells import CellState, Rows, cell_key, encode_cell
 from pipeline.columns import Column, DType
 from pipeline.hashing import digest, sha256
-from pipeline.manifest import Coverage, File, Manifest, encode, manifest_key
+from pipeline.manifest import Coverage, Failed, File, Manifest, encode, manifest_key
 from pipeline.models.base import checkpoint_key
 from pipeline.parquet import parquet_bytes
 from pipeline.store import Store
@@ -184,14 +184,19 @@ def write_run(
     coverage: Mapping[str, Coverage] | None = None,
     devices: Sequence[str] = ("cpu",),
     trained_anew: Mapping[str, bytes] = MappingProxyType({}),
+    failed: Mapping[str, str] = MappingProxyType({}),
 ) -> Manifest:
     """Commit a run of the given models; `change` overrides columns of every neuron, `more` adds columns.
 
-    `trained_anew` gives other checkpoints of some of them.
+    `trained_anew` gives other checkpoints of some of them, `failed` names further ones that failed, with the reason.
     """
     keys = units(run, names, data)
+    lost = [
+        {"run": run, "model": model_id(name), "name": name, "data": data, "status": "failed", "reason": reason}
+        for name, reason in failed.items()
+    ]
     rows: dict[str, list[dict[str, Any]]] = {
-        "models": models(run, names, data, trained_anew),
+        "models": sorted([*models(run, names, data, trained_anew), *lost], key=lambda row: str(row["model"])),
         "sites": sites(run, names, data),
         "neurons": [{**neuron(key), **(change or {})} for key in keys],
         "patterns": [pattern(key) for key in keys],
@@ -205,8 +210,8 @@ def write_run(
         run=run,
         name="handmade",
         job={"name": "handmade"},
-        models=tuple(sorted(map(model_id, names))),
-        failed=(),
+        models=tuple(sorted(map(model_id, [*names, *failed]))),
+        failed=tuple(Failed(model_id(name), name, reason) for name, reason in sorted(failed.items())),
         coverage=coverage or {f"{data}/test": Coverage(total=100, read=90, unreadable=3, excluded=7)},
         versions={"neuron-census": "0.1.0"},
         statistics={"template": "template-1", **{column.name: "1" for column in more}},

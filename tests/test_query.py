@@ -119,6 +119,30 @@ def test_of_a_run_on_several_data_sets_only_the_measured_pairs_count(tmp_path: P
     assert answers(store, "SELECT DISTINCT data, run FROM neurons ORDER BY ALL") == [("digits", "b"), ("letters", "a")]
 
 
+def test_a_run_on_several_data_sets_hides_an_older_one_on_one(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    write_run(store, "a", data="digits")
+    both = {f"{name}/test": Coverage(total=10, read=10) for name in ("digits", "letters")}
+    write_run(store, "b", data="digits", coverage=both)
+    assert answers(store, "SELECT DISTINCT data, run FROM neurons") == [("digits", "b")]
+
+
+@pytest.mark.parametrize("names", [("mlp-0-init",), ()])
+def test_a_run_in_which_a_model_failed_hides_none_in_which_it_did_not(tmp_path: Path, names: tuple[str, ...]) -> None:
+    store = open_store(str(tmp_path))
+    write_run(store, "a", tables=("models", "neurons"))
+    write_run(store, "b", names, tables=("models", "neurons")[: 1 + len(names)], failed={"mlp-0": "no", "cnn-0": "bad"})
+    latest = "SELECT name, run, status, reason FROM models ORDER BY name"
+    assert answers(store, latest) == [
+        ("cnn-0", "b", "failed", "bad"),
+        ("mlp-0", "a", "ok", None),
+        ("mlp-0-init", "b" if names else "a", "ok", None),
+    ]
+    assert answers(store, f"SELECT DISTINCT run FROM neurons WHERE model = '{model_id('mlp-0')}'") == [("a",)]
+    write_run(store, "c", ("mlp-0", "cnn-0"), tables=("models", "neurons"))
+    assert [(name, run) for name, run, *_ in answers(store, latest)][:2] == [("cnn-0", "c"), ("mlp-0", "c")]
+
+
 def test_columns_that_only_some_runs_have_are_null_elsewhere(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     write_run(store, "a", ("mlp-0",))
