@@ -16,7 +16,7 @@ from pipeline.batch import Batch
 from pipeline.devices import CPU, moved
 from pipeline.entries import Model
 from pipeline.errors import DataError
-from pipeline.flow.discover import Discovery, discover
+from pipeline.flow.discover import Discovery, discover, refuse_no_choice
 from pipeline.hashing import sha256
 from pipeline.job import DataSpec, SiteSelection
 from pipeline.models.base import Checkpoint, checkpoint_key, decode_checkpoint
@@ -120,7 +120,9 @@ def _loaded(call: _Call) -> Loaded:
         batch = moved(probe_batch(probe, store, rows), device, getattr(torch, model.origin.dtype))
         return shown(model.origin, batch)
 
-    return Loaded(model.origin, module, find_sites(module, first, sites), checkpoint, sha256(content))
+    found = find_sites(module, first, sites)
+    refuse_no_choice(found, sites.include, sites.exclude)
+    return Loaded(model.origin, module, found, checkpoint, sha256(content))
 
 
 def find_sites(module: nn.Module, first: Callable[[int], Batch], sites: SiteSelection) -> Discovery:

@@ -22,7 +22,7 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.devices import CPU, moved
 from pipeline.errors import ModelError
-from pipeline.flow.discover import Discovery, discover
+from pipeline.flow.discover import Discovery, discover, refuse_no_choice
 from pipeline.flow.gradients import observe_gradients
 from pipeline.flow.tap import tapped_forward
 from pipeline.forms import numbered, of_classes
@@ -204,7 +204,8 @@ def measure(
     find = partial(discover, model, include=include, exclude=exclude, rows=rows)
     with _mode_kept(model, twin):
         found, probe, seen = _probed(find, first, stream, device)
-        _refuse_nothing(found, include, exclude)
+        refuse_no_choice(found, include, exclude)
+        _refuse_nothing(found)
         running = Running(found, chosen, classes, choose.name(device.type))
         twin_sites = None if twin is None else discover(twin, moved(probe, _device_of(twin)))
         for batch in chain(seen, stream):
@@ -241,11 +242,9 @@ def _mode_kept(*models: nn.Module | None) -> Iterator[None]:
             module.training = True
 
 
-def _refuse_nothing(found: Discovery, include: Sequence[str], exclude: Sequence[str]) -> None:
+def _refuse_nothing(found: Discovery) -> None:
     if found.sites:
         return
-    if include or exclude:
-        raise ModelError(f"no site of the model is chosen by include={list(include)}, exclude={list(exclude)}")
     reasons = "; ".join(f"{unread.name}: {unread.reason}" for unread in found.unread[:5])
     raise ModelError(f"the model has no site: {reasons or 'no parameter of it meets an input'}")
 

@@ -18,6 +18,7 @@ from pipeline.errors import DataError, JobError, ModelError
 from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
 from pipeline.grouping import groups
+from pipeline.job import misfit
 from pipeline.loading import PROBE_ROWS, Probe, weight_bytes
 from pipeline.measuring import MeasureTask, Missing
 from pipeline.models.base import checkpoint_key
@@ -36,6 +37,8 @@ PROBE_CHUNKS = 8
 GROUP_MODELS = 8
 # any worker has room for this
 SMALL_GROUP_BYTES = 256 << 20
+# sites that a message names
+LISTED_SITES = 6
 # models of one load task: a worker's death costs no more
 GROUP_LOADS = 16
 # tasks per worker and split, so that a slow one does not hold up the rest
@@ -87,6 +90,7 @@ def make_plan(
         listings = pool.map(store.keys, [f"states/{model.id}/" for model in resolved.models])
         stored = {key for listing in listings for key in listing}
     sizes = _sizes(resolved)
+    _refuse_no_choice(resolved, sizes)
     is_large = GROUP_MODELS * max((size.held for size in sizes.values()), default=0) > SMALL_GROUP_BYTES
     memory = memory_bytes() if is_large else None
     state_bytes = _state_bytes(resolved, sizes)
@@ -222,10 +226,11 @@ def probe_of(resolved: Resolved, data: str) -> Probe:
 
 
 class _Size(NamedTuple):
-    """Bytes of one model's weights, and of its states of one chunk."""
+    """Bytes of one model's weights, and of its states of one chunk; whether no other rows would show a site either."""
 
     model: int = 0
     states: int = 0
+    has_no_site: bool = False
 
     @property
     def held(self) -> int:
@@ -261,4 +266,18 @@ def _size(resolved: Resolved, origin: Origin) -> _Size:
         for statistic in resolved.statistics
         if statistic.applies(site)
     )
-    return _Size(weight_bytes(model), states)
+    return _Size(weight_bytes(model), states, has_no_site=not found.sites and not found.idle)
+
+
+def _refuse_no_choice(resolved: Resolved, sizes: Mapping[str, _Size]) -> None:
+    """JobError where patterns leave no site of any model: known from made-up rows, before anything is trained."""
+    sites = resolved.job.sites
+    key = "exclude" if sites.exclude else "include"
+    if (key == "include" and set(sites.include) == {"*"}) or not all(size.has_no_site for size in sizes.values()):
+        return
+    first = resolved.models[0]
+    found = discover(made(first.origin), made_up(first.origin, PROBE_ROWS)).sites
+    listed = ", ".join(f"{site.name} ({site.kind}, {site.gate})" for site in found[:LISTED_SITES]) or "none"
+    more = f" and {len(found) - LISTED_SITES} more" if len(found) > LISTED_SITES else ""
+    expected = f"patterns that leave a site of some model; {first.name} has {listed}{more}"
+    raise misfit(resolved.job, f"sites.{key}", getattr(sites, key), expected)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +19,10 @@ from sklearn.datasets import load_digits
 from pipeline import pack
 from pipeline.base_columns import BASE
 from pipeline.columns import Column
-from pipeline.errors import StoreError
+from pipeline.errors import JobError, StoreError
 from pipeline.executor import InlineExecutor
 from pipeline.pack import PackTask
+from pipeline.query import ask, connect
 from pipeline.reduce import ReduceTask
 from pipeline.resolve import Resolved
 from pipeline.run import run
@@ -148,6 +150,28 @@ def test_chosen_sites_and_rows_are_cells_of_their_own(tmp_path: Path) -> None:
     share = few["n"] / every["n"].reindex(few.index)
     assert share.groupby("split").nunique().eq(1).all()
     assert share.between(0.4, 0.6).all()
+
+
+def test_a_model_of_which_no_site_is_chosen_fails_and_hides_nothing(tmp_path: Path) -> None:
+    outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "store"))
+    chosen = run(small_job(tmp_path, more=CNN + '[sites]\ninclude = ["kind:conv2d"]'), store, InlineExecutor())
+    reason = "no site of the model is chosen by include=['kind:conv2d'], exclude=[]"
+    assert dict(chosen.failed) == dict.fromkeys(("mlp-0", "mlp-0-init"), reason)
+    assert set(_table(store, chosen.run, "sites").kind) == {"conv2d"}
+    latest = "SELECT DISTINCT run FROM neurons JOIN models USING (run, model) WHERE name = 'mlp-0'"
+    with closing(connect(store)) as con:
+        assert list(ask(con, latest).rows) == [(outcome.run,)]
+
+
+@pytest.mark.parametrize("choice", ['include = ["kind:conv2d", "kind:lstm"]', 'exclude = ["*"]'])
+def test_sites_that_no_model_has_are_refused_before_anything_is_trained(choice: str, tmp_path: Path) -> None:
+    job, store = small_job(tmp_path, more=f"[sites]\n{choice}"), open_store(str(tmp_path / "store"))
+    expected = "patterns that leave a site of some model; mlp-0 has hidden0 (dense, relu), classifier (dense, identity)"
+    with pytest.raises(JobError) as caught:
+        run(job, store, InlineExecutor())
+    line = 1 + (tmp_path / "job.toml").read_text().splitlines().index(choice)
+    assert str(caught.value) == f"{job.place}:{line}: [sites] {choice}: expected {expected}"
+    assert not [key for key in store.keys("") if key.startswith(("models/", "states/"))]
 
 
 def test_adding_a_data_file_computes_only_its_chunks(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pipeline.flow.state import unchanged
 from pipeline.flow.tap import evaluate, quiet
 from pipeline.flow.trace import mark_state
 
-__all__ = ["Discovery", "discover"]
+__all__ = ["Discovery", "discover", "refuse_no_choice"]
 
 
 def discover(
@@ -61,6 +61,12 @@ def discover(
             return _with_errors(found, checked)
         for name, reason in checked.failed.items():
             trust[reading.place_of(name)] = trust.get(reading.place_of(name), Trust()).less(reason)
+
+
+def refuse_no_choice(found: Discovery, include: Sequence[str], exclude: Sequence[str]) -> None:
+    """ModelError where patterns that leave some sites out have left none."""
+    if not found.sites and (exclude or any(pattern != "*" for pattern in include)):
+        raise ModelError(f"no site of the model is chosen by include={list(include)}, exclude={list(exclude)}")
 
 
 def _refuse_scripts(model: nn.Module) -> None:
