@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from pipeline.errors import JobError, nearest
 from pipeline.misfits import in_words, misfit_at, problems, section_of, shown
@@ -64,6 +74,17 @@ def _named(directory: str, url: str, location: str) -> str:
     return Path(os.path.relpath(location, os.path.abspath(directory))).as_posix()
 
 
+def _without_slash(split: str) -> str:
+    # coverage is kept by "data/split"; a data set's name may hold slashes because the last one ends it
+    if "/" in split:
+        nearest_name = split.replace("/", "-")
+        raise PydanticCustomError("split", f'a split without "/": rename it in the data as well, "{nearest_name}" say')
+    return split
+
+
+SplitName = Annotated[str, AfterValidator(_without_slash)]
+
+
 class DataSpec(_Section):
     """One data set: where it is and how its rows are read."""
 
@@ -75,7 +96,7 @@ class DataSpec(_Section):
         default=None, min_length=1, description="classes of a string label, in order"
     )
     train: str = Field(default="train", description="split to train on")
-    measure: tuple[str, ...] = Field(default=("test",), min_length=1, description="splits to measure on")
+    measure: tuple[SplitName, ...] = Field(default=("test",), min_length=1, description="splits to measure on")
     chunk_rows: int = Field(default=65_536, ge=1, description="rows of one unit of work, in whole row groups")
     max_unreadable: float = Field(default=0.0, ge=0, le=1, description="share of a chunk's rows that may be unreadable")
     options: dict[str, Any] = Field(default={}, description="what the source takes besides")

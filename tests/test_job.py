@@ -114,6 +114,11 @@ WRONG = [
         '[sites]\nexclude = ["gates:relu"]\n[resources]',
         "26: [sites] 'gates:relu': gates: is no label of a",
     ),
+    (
+        "classes = 10",
+        'measure = ["test", "te/st"]',
+        '8: [data.mnist] measure[1] = "te/st": expected a split without "/": rename it in the data as well, "te-st"',
+    ),
     ("rows/*.parquet", "https://me:hunter2@host/x", "6: [data.mnist] url must not hold credentials"),
     ("seeds = [0, 1]", "seeds = [0, 1", " not valid TOML: "),
     (
@@ -157,6 +162,12 @@ def test_without_a_split_column_all_rows_are_one_split(written):
     text = GOOD.replace(', split = "split"', "").replace("classes = 10", 'measure = ["test"]')
     with pytest.raises(JobError, match=r"\[data\.mnist\] splits \['all', 'test'\] need columns\.split"):
         load_job_text(Path(), text)
+
+
+def test_names_that_nothing_splits_may_hold_a_slash(written):
+    text = GOOD.replace("data.mnist", 'data."digits/mnist"').replace('"mnist"', '"digits/mnist"')
+    job = load_job_text(written().parent, text.replace("classes = 10", 'train = "tr/ain"'))
+    assert [spec.train for spec in job.data.values()] == ["tr/ain"]
 
 
 def test_unknown_names_are_refused_in_the_same_words(written):
