@@ -181,7 +181,7 @@ class DirectoryStore(Store):
 
     def _list(self, prefix: str) -> dict[str, Stored]:
         found = {}
-        for folder, _, names in os.walk(Path(self.url, prefix).parent if prefix else self.url):
+        for folder, _, names in os.walk(Path(self.url, prefix.rpartition("/")[0]), onerror=_unless_gone):
             for name in names:
                 path = Path(folder, name)
                 key = path.relative_to(self.url).as_posix()
@@ -320,6 +320,12 @@ def _check_key(key: str) -> None:
     parts = key.split("/")
     if "\\" in key or any(not part or part.startswith(".") for part in parts):
         raise ValueError(f"{key!r} is no key: expected names between single slashes, none beginning with a dot")
+
+
+def _unless_gone(error: OSError) -> None:
+    # what is in a folder that cannot be read would be taken for missing, and what it needs for garbage
+    if not isinstance(error, FileNotFoundError):
+        raise StoreError(f"{error.filename}: cannot be listed: {reason(error)}") from error
 
 
 def _make_directories(path: Path) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from pipeline.claims import claims_key
 from pipeline.cli import cli
-from pipeline.errors import Unfinished
+from pipeline.errors import StoreError, Unfinished
 from pipeline.executor import InlineExecutor
 from pipeline.gc import Garbage, find_garbage, remove_garbage
 from pipeline.manifest import manifest_key
@@ -20,6 +20,7 @@ from pipeline.run import run
 from pipeline.store import Store, open_store
 from pipeline.verify import verify_runs
 from tests.durability.schedules import tiny_job
+from tests.test_store import unreadable
 
 LATER = datetime.now(UTC) + timedelta(days=30)
 
@@ -50,6 +51,15 @@ def test_what_a_committed_run_was_made_from_stays(committed: tuple[Store, str]) 
     store, run_id = committed
     store.remove(claims_key(run_id))
     assert keys(find_garbage(store, now=LATER)) == store.keys(f"runs/{run_id}/reduced/")
+
+
+def test_nothing_is_garbage_while_a_run_cannot_be_read(
+    committed: tuple[Store, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, run_id = committed
+    unreadable(monkeypatch, Path(store.url, "runs", run_id))
+    with pytest.raises(StoreError, match="cannot be listed"):
+        find_garbage(store, now=LATER)
 
 
 def test_an_open_run_keeps_what_it_claims_until_it_is_left(committed: tuple[Store, str]) -> None:

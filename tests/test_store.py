@@ -224,6 +224,30 @@ def test_a_file_system_without_hard_links_is_named(tmp_path: Path, monkeypatch: 
         open_store(str(tmp_path)).probe()
 
 
+def unreadable(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let one folder be refused to this process, which may be root and read everything."""
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = open_store(str(tmp_path))
+    store.put_once("runs/a/claims", b"")
+    unreadable(monkeypatch, tmp_path / "runs/a")
+    for prefix in ("", "runs/", "runs/a/"):
+        with pytest.raises(StoreError, match=r"runs/a: cannot be listed: access denied \(PermissionError\)"):
+            store.keys(prefix)
+    with pytest.raises(StoreError, match="access denied"):
+        store.folders("runs/a/")
+    assert store.keys("models/") == store.keys("runs/b/") == []
+
+
 def test_a_directory_that_is_a_file_is_refused(tmp_path: Path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(StoreError, match="taken"):
