@@ -125,34 +125,42 @@ class _Found:
     split: bool
 
 
+class _Sought:
+    """Sites that have been shown and whose activations have not been met yet, with the memory that these began in."""
+
+    def __init__(self) -> None:
+        self.memory: dict[Presentations, int] = {}
+
+    def add(self, presentations: Presentations) -> None:
+        """Look for a site's activation from here on."""
+        # a copy, for an operation in place may overwrite what the activation of an identity gate is a view of
+        z_LSU, a_LSU = presentations.z_LSU.detach().clone(), presentations.a_LSU.detach().clone()
+        sought = replace(presentations, z_LSU=z_LSU, a_LSU=a_LSU)
+        self.memory[sought] = presentations.a_LSU.untyped_storage().data_ptr()
+
+
 class _GradientTap(Tap):
     """Recognises sites, then their activations by their numbers."""
 
     def __init__(self, model: nn.Module, discovery: Discovery, batch: Batch) -> None:
-        super().__init__(model, discovery, batch, self._seek)
+        # no method of its own is handed on: a circle through it would hold the batch until the collector comes
+        self._sought = _Sought()
+        super().__init__(model, discovery, batch, self._sought.add)
         self.found: list[_Found] = []
-        self._sought: list[Presentations] = []
-        self._memory: dict[Presentations, int] = {}
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Run one operation with gradients."""
         with torch.inference_mode(False), torch.enable_grad():
-            earlier = set(self._sought)
+            sought = self._sought.memory
+            earlier = set(sought)
             out = super().__torch_dispatch__(func, types, args, kwargs)
-            if self._sought and isinstance(out, torch.Tensor) and out.requires_grad:
+            if sought and isinstance(out, torch.Tensor) and out.requires_grad:
                 # what completes z is no activation yet, though it has its numbers where every z > 0
                 memory = out.untyped_storage().data_ptr()
-                self._recognise(out, [one for one in self._sought if one in earlier or self._memory[one] == memory])
+                self._recognise(out, [one for one, begun in sought.items() if one in earlier or begun == memory])
             return out
-
-    def _seek(self, presentations: Presentations) -> None:
-        # a copy, for an operation in place may overwrite what the activation of an identity gate is a view of
-        z_LSU, a_LSU = presentations.z_LSU.detach().clone(), presentations.a_LSU.detach().clone()
-        sought = replace(presentations, z_LSU=z_LSU, a_LSU=a_LSU)
-        self._memory[sought] = presentations.a_LSU.untyped_storage().data_ptr()
-        self._sought.append(sought)
 
     def _recognise(self, out: torch.Tensor, sought: Sequence[Presentations]) -> None:
         rows = self.value_of(out).rows
@@ -161,7 +169,7 @@ class _GradientTap(Tap):
         for presentations in sought:
             found = _found_in(out, rows, presentations)
             if found is not None:
-                self._sought.remove(presentations)
+                del self._sought.memory[presentations]
                 self.found.append(found)
 
 

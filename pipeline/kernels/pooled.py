@@ -31,7 +31,7 @@ BLOCK_NUMBERS = 1 << 20
 # presentations whose products are added up in float32: rounding stays near 1e-7 of the sum
 POOLED = 1 << 15
 # slices of a pool, whose means are kept
-KEPT = 64
+KEPT = 16
 # Σ of squared means over Σ of variances of the inputs up to which x need not be centred
 FAR = 8.0
 # sums of squares beyond 2^±60 are left to the reference: their products leave float32's range

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
+import pytest
 import torch
 from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.flow.discover import discover
+from pipeline.flow.gradients import observe_gradients
 from pipeline.flow.tap import tapped_forward
 from pipeline.models.base import Task
 from pipeline.sites import InputSums
 from tests.models.build import build
 
 
-def test_no_tensor_outlives_its_forward() -> None:
+@pytest.mark.parametrize("observed", [tapped_forward, observe_gradients])
+def test_no_tensor_outlives_its_forward(observed: Callable[..., object]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
     )
-    batch = Batch((torch.randn(5, 1, 8, 8),), torch.arange(5))
+    batch = Batch((torch.randn(5, 1, 8, 8),), torch.arange(5), torch.arange(5) % 3)
     discovery = discover(model.eval(), batch)
-    tapped_forward(model, discovery, batch, lambda _: None)
+    observed(model, discovery, batch, lambda _: None)
     gc.collect()
     gc.disable()
     try:
         before = _tensors()
-        tapped_forward(model, discovery, batch, lambda _: None)
+        observed(model, discovery, batch, lambda _: None)
         assert _tensors() == before
     finally:
         gc.enable()
