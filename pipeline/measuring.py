@@ -187,6 +187,8 @@ def _measure_chunk(
                 watched.append(_Watched(cell, loaded, running))
             except ModelError as error:
                 failed[cell.model.id] = str(error)
+    if not watched:
+        return _Done(failed, [], [])
     dtype = getattr(torch, task.numerics.dtype)
     with watch.on("reading"):
         reading, first, rest = beginning.result()

@@ -1,4 +1,4 @@
-"""The measure task: what it reads ahead."""
+"""The measure task: what it reads ahead, and what it need not read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 import pipeline.measuring
+from pipeline.errors import ModelError
+from pipeline.manifest import read_manifest
+from pipeline.verify import verify_runs
 from tests.census import published, run_inline, small_job
 
 
@@ -38,3 +41,19 @@ def test_the_next_chunk_is_opened_while_one_is_measured(tmp_path: Path, monkeypa
     assert len(set(chunks)) == 5
     assert {chunk for what, chunk in order if what == "stored"} == set(chunks)
     assert published(store, outcome.run) == published(plain, expected.run)
+
+
+def test_no_chunk_is_read_for_models_none_of_which_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+
+    def loads(model: Any, *_: Any) -> Any:
+        raise ModelError(f"model {model.name} does not load")
+
+    monkeypatch.setattr(pipeline.measuring, "load", loads)
+    monkeypatch.setattr(pipeline.measuring, "prefetched", lambda rest: read.append(rest) or iter(rest))
+    outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "store"))
+    manifest = read_manifest(store, outcome.run)
+    assert {one.model for one in manifest.failed} == set(manifest.models)
+    assert all("does not load" in one.reason for one in manifest.failed)
+    assert read == []
+    assert all(report.problems == () for report in verify_runs(store, deep=True))
