@@ -1,7 +1,7 @@
 """What the literature says of trained networks, on the digits, each number beside its control.
 
     neuron-census run jobs/literature.toml --store ./census
-    python -m jobs.literature ./census
+    python -m jobs.literature --store ./census
 
 Training rows. Reference: one MLP 64-128-64-10 (SGD, weight decay 5e-4, 400 epochs). NC1 to NC4: Papyan, Han & Donoho
 2020, PNAS 117:24652. Feature ansatz: Radhakrishnan et al. 2024, Science 383:1461.
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from rich import box
@@ -29,6 +30,7 @@ from pipeline.fit.recipe import Recipe
 from pipeline.hashing import splitmix64
 from pipeline.job import load_job
 from pipeline.models.base import checkpoint_key, decode_checkpoint
+from pipeline.options import store_option
 from pipeline.query import connect
 from pipeline.report.questions import QUESTIONS
 from pipeline.resolve import resolve
@@ -182,9 +184,16 @@ def printed(lines: list[Line]) -> Table:
     return table
 
 
-if __name__ == "__main__":
+@click.command()
+@store_option
+def main(url: str) -> None:
+    """Print what the literature says of trained networks beside what the job found."""
     try:
-        Console(width=110).print(printed(report(open_store(sys.argv[1] if len(sys.argv) > 1 else "./census"))))
+        Console(width=110).print(printed(report(open_store(url))))
     except CensusError as error:
         print(f"{error}; neuron-census run jobs/literature.toml comes first", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
