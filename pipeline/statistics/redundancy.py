@@ -36,7 +36,7 @@ class Redundancy(Statistic):
     largest: int = at_least(1, 508)
 
     name: ClassVar[str] = "redundancy"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     COLUMNS: ClassVar[tuple[Column, ...]] = (
         Column(
             "redundancy_n",
@@ -87,7 +87,8 @@ class Redundancy(Statistic):
             "variance would be as spread.",
             unit="dimensions",
             range="[1, units]",
-            null="NaN where no unit varies; estimated where not all units are compared",
+            null="NaN where no unit varies; where not all units are compared, Σ_v≠u C_uv² is estimated as "
+            "Σ_compared C_uv² · Σ_v≠u C_vv / Σ_compared C_vv",
             formula="participation ratio (tr C)² / ‖C‖² of C = Cov(a)",
             source="Gao et al. 2017, bioRxiv 214262",
         ),
@@ -114,7 +115,7 @@ class Redundancy(Statistic):
             "redundancy_compared": others_UK.sum(1),
             "redundancy_unit": Nullable(reference_K[best_U], found_U),
             "redundancy_r": torch.where(found_U, _at(r_UK, best_U), torch.nan),
-            "redundancy_dimension": _dimension(pairs["co_UK"], pairs["m2_U"], known_U, others_UK),
+            "redundancy_dimension": _dimension(pairs["co_UK"], pairs["m2_U"], reference_K, known_U, others_UK),
         }
         if site.fires:
             fired_U = pairs["fired_U"].double()
@@ -153,16 +154,19 @@ def _at(value_UK: torch.Tensor, index_U: torch.Tensor) -> torch.Tensor:
     return value_UK.gather(1, index_U[:, None])[:, 0]
 
 
-def _dimension(co_UK: torch.Tensor, m2_U: torch.Tensor, known_U: torch.Tensor, others_UK: torch.Tensor) -> torch.Tensor:
-    """(tr C)² / ‖C‖² of the known units; what was not compared counts as the mean square of what was."""
+def _dimension(
+    co_UK: torch.Tensor, m2_U: torch.Tensor, reference_K: torch.Tensor, known_U: torch.Tensor, others_UK: torch.Tensor
+) -> torch.Tensor:
+    """(tr C)² / ‖C‖² of the known units; what was not compared counts by variance like what was: ≥ 1."""
     if not bool(known_U.any()):
         return torch.full_like(m2_U, torch.nan)
     largest = m2_U[known_U].max()
     own_U = torch.where(known_U, m2_U / largest, 0.0)
-    compared_U = others_UK.sum(1)
+    compared_U = torch.where(others_UK, own_U[reference_K], 0.0).sum(1)
     square_U = torch.where(others_UK, co_UK / largest, 0.0).square().sum(1)
-    everyone = (known_U.sum() - 1) / compared_U.clamp(min=1)
-    total = own_U.square().sum() + (square_U * everyone).sum()
+    # a mean of squares that knows no variances can exceed (tr C)², where those compared vary most
+    everyone_U = torch.where(compared_U > 0, (own_U.sum() - own_U) / compared_U, 0.0)
+    total = own_U.square().sum() + (square_U * everyone_U).sum()
     return (own_U.sum().square() / total).expand_as(m2_U).clone()
 
 
@@ -188,11 +192,13 @@ def _defined_dimension(a_PU: Array, known: Array, compared: list[list[int]]) -> 
         return np.nan
     a_PU = a_PU[:, known] / np.abs(a_PU[:, known]).max()
     cov = np.atleast_2d(np.cov(a_PU.T, bias=True))
-    square = sum(
-        cov[i, i] ** 2
-        + (len(known) - 1) * np.mean([cov[i, np.flatnonzero(known == k)[0]] ** 2 for k in compared[u]] or [0.0])
-        for i, u in enumerate(known)
-    )
+    square = 0.0
+    for i, u in enumerate(known):
+        others = [int(np.flatnonzero(known == k)[0]) for k in compared[u]]
+        compared_variance = sum(cov[k, k] for k in others)
+        square += cov[i, i] ** 2
+        if compared_variance:
+            square += sum(cov[i, k] ** 2 for k in others) * ((np.trace(cov) - cov[i, i]) / compared_variance)
     return float(np.trace(cov) ** 2 / square)
 
 

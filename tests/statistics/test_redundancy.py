@@ -10,7 +10,7 @@ import torch
 
 from pipeline.sites import Presentations
 from pipeline.statistics.base import Controls, Nullable, Values
-from pipeline.statistics.redundancy import STATISTIC, Redundancy
+from pipeline.statistics.redundancy import STATISTIC, Redundancy, _dimension
 from tests.laws.drawn import make_presentations, make_site, permuted, reordered
 from tests.statistics.compare import same_rows, state_of
 
@@ -123,3 +123,13 @@ def test_the_order_of_units_and_rows_does_not_matter() -> None:
 def test_the_state_of_a_unit_is_bounded() -> None:
     wide = make_site(torch.zeros(4096, 1))
     assert STATISTIC.state_bytes(wide) / 4096 < 8.3e3
+
+
+def test_the_estimated_dimension_of_one_signal_is_one_whatever_varies_most() -> None:
+    scale_U = torch.tensor([100.0, 1, 1, 1, 100, 1, 1, 1], dtype=torch.float64)
+    reference_K = torch.tensor([0, 4])
+    everyone_U = torch.ones(8, dtype=torch.bool)
+    others_UK = torch.arange(8)[:, None] != reference_K
+    co_UK = scale_U[:, None] * scale_U[reference_K]
+    found_U = _dimension(co_UK, scale_U.square(), reference_K, everyone_U, others_UK)
+    torch.testing.assert_close(found_U, torch.ones(8, dtype=torch.float64), rtol=1e-12, atol=0)
