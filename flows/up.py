@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StoreError
+from pipeline.errors import JobError, StoreError
 from pipeline.job import load_job
 
 if TYPE_CHECKING:
@@ -48,14 +48,16 @@ class Nightly:
 def up(nightly: Nightly, *, port: int = 4200, say: Callable[[str], None] = print) -> None:
     """Serve the schedule until SIGINT or SIGTERM, then end everything that was started. JobError, StoreError."""
     name = load_job(nightly.job).name
+    api = f"http://127.0.0.1:{port}/api"
+    # Prefect reads it once, when it is imported
+    os.environ["PREFECT_API_URL"] = api
+    schedule = schedule_of(nightly, name)
     told = threading.Event()
     with _until_told(told), _running("server", "start", "--host", "127.0.0.1", "--port", str(port)) as server:
-        api = f"http://127.0.0.1:{port}/api"
-        os.environ["PREFECT_API_URL"] = api
         _wait_for(api, server, told)
         if told.is_set():
             return
-        deploy(nightly, name)
+        deploy(nightly, name, schedule)
         with _running("worker", "start", "--pool", POOL, "--type", "process", "--limit", "1") as worker:
             say(f"job {name} runs at {nightly.cron!r} (UTC) into {nightly.store}; Prefect: {api[:-4]}; Ctrl-C ends it")
             while not told.wait(1.0):
@@ -64,11 +66,32 @@ def up(nightly: Nightly, *, port: int = 4200, say: Callable[[str], None] = print
                         raise StoreError(f"Prefect's {part} ended by itself (exit code {process.returncode})")
 
 
-def deploy(nightly: Nightly, name: str, schedule: Schedule | None = None) -> Any:
+def schedule_of(nightly: Nightly, name: str) -> Schedule:
+    """The schedule, if Prefect takes it and the job's name; JobError, before anything is started, if it does not."""
+    from prefect.exceptions import InvalidNameError
+    from prefect.schedules import Cron
+
+    from flows.census import census
+
+    try:
+        schedule = Cron(nightly.cron)
+    except ValueError:
+        raise JobError(
+            f"--cron {nightly.cron!r}: expected minute, hour, day, month and weekday, '0 2 * * *' say, in UTC"
+        ) from None
+    try:
+        census.to_deployment(name=name, schedule=schedule)
+    except InvalidNameError:
+        raise JobError(
+            f"{nightly.job}: name = {name!r}: expected a name without / % & < and >, which Prefect refuses"
+        ) from None
+    return schedule
+
+
+def deploy(nightly: Nightly, name: str, schedule: Schedule) -> Any:
     """Register the flow with its schedule at the server of the environment, in place of one of the same name."""
     from prefect.client.orchestration import get_client  # reads the address from the environment once
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.schedules import Cron
     from prefect.types.entrypoint import EntrypointType
 
     from flows.census import census
@@ -77,7 +100,7 @@ def deploy(nightly: Nightly, name: str, schedule: Schedule | None = None) -> Any
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
     deployment: Any = census.to_deployment(
         name=name,
-        schedule=schedule or Cron(nightly.cron),
+        schedule=schedule,
         parameters=nightly.parameters,
         work_pool_name=POOL,
         # a night that is not over when the next begins is not run twice
@@ -119,7 +142,7 @@ def _until_told(told: threading.Event) -> Iterator[None]:
 
 
 def _wait_for(api: str, server: subprocess.Popen[bytes], told: threading.Event) -> None:
-    from flows.census import answers  # imports prefect, while its server starts
+    from flows.census import answers  # imports prefect
 
     end = time.monotonic() + START_TIMEOUT_S
     while not told.is_set() and not answers(api):

@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
+from click.testing import CliRunner
 
+from pipeline.cli import cli
 from pipeline.manifest import committed_runs
 from pipeline.models.base import Task
 from pipeline.store import open_store
@@ -200,6 +202,25 @@ LOADED = """
 data = "tiny"
 load = { url = "checkpoints/*", family = "mlp", arguments = { widths = [4] } }
 """
+
+
+@pytest.mark.parametrize(
+    ("name", "cron", "message"),
+    [
+        ("night", "nonsense", "--cron 'nonsense': expected minute, hour"),
+        ("night", "61 2 * * *", "--cron '61 2 * * *': expected minute, hour"),
+        *((f"a{mark}b", "0 2 * * *", f"name = 'a{mark}b': expected a name without") for mark in "/%&<>"),
+    ],
+)
+def test_what_prefect_would_refuse_is_refused_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, cron: str, message: str
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "")  # put back as it was
+    monkeypatch.setattr("flows.up._running", None)
+    job = tmp_path / "job.toml"
+    job.write_text(f'name = "{name}"\ndata.d.url = "d"\n[[models]]\nfamily = "mlp"\ndata = "d"\n')
+    done = CliRunner().invoke(cli, ["up", str(job), "--store", str(tmp_path / "store"), "--cron", cron])
+    assert (done.exit_code, message in done.stderr) == (2, True), (done.output, done.exception)
 
 
 def put_checkpoint(directory: Path, seed: int) -> None:
