@@ -44,7 +44,6 @@ RUNS = f"{FOLDER}runs-"
 # one page for a table: the footers of its parts differ little, and are compressed together
 PAGE_BYTES = 1 << 30
 
-Pieces = Mapping[str, Sequence[Piece]]
 # (key, SHA-256) of a part: what was known of a part that has been committed anew is never used
 Part = tuple[str, str]
 

@@ -94,13 +94,6 @@ def check_state(shapes: Mapping[str, torch.Size], state: Mapping[str, torch.Tens
         raise ModelError(f"{name} does not fit the model: {'; '.join(said)}")
 
 
-def fit_state(module: nn.Module, state: Mapping[str, torch.Tensor], name: str) -> nn.Module:
-    """The module with these weights; ModelError as `check_state`."""
-    check_state(shapes_of(module), state, name)
-    module.load_state_dict(state)
-    return module
-
-
 def shapes_of(module: nn.Module) -> dict[str, torch.Size]:
     """The shape of each of a module's weights, by name."""
     return {name: value.shape for name, value in module.state_dict().items()}
