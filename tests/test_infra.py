@@ -47,6 +47,17 @@ def test_the_services_stand_on_each_other() -> None:
     assert (INFRA / services()["head"]["build"]["dockerfile"].removeprefix("infra/")).exists()
 
 
+def test_nothing_runs_as_root() -> None:
+    image = (INFRA / "Dockerfile").read_text()
+    users = re.findall(r"^USER (\S+)$", image, re.MULTILINE)
+    assert users == ["census"]
+    # Prefect keeps its database in the home of that user
+    (kept,) = services()["prefect"]["volumes"]
+    home = kept.split(":")[1]
+    assert home == f"/home/{users[0]}/.prefect"
+    assert f"--owner {users[0]} --group {users[0]} {home}" in image
+
+
 @pytest.mark.parametrize("name", ["head", "node"])
 def test_rays_options_exist(name: str) -> None:
     program, command, *given = services()[name]["entrypoint"]
