@@ -22,6 +22,7 @@ class Batch:
     label_NS int64 class of each position of a row, in order (a picture's line by line), −1 where unknown; else None
     kwargs   keyword arguments of the forward
     mask_NS  bool, True where a position of a row is real and not padding; None if every position is
+    position_axes  axes of the first input that count those positions; None: the only ones of their number
     call     how to call the model, `call(model, batch)`, where `model(*inputs, **kwargs)` is not it
     """
 
@@ -32,6 +33,7 @@ class Batch:
     mask_NS: torch.Tensor | None = None
     label_NS: torch.Tensor | None = field(default=None, kw_only=True)
     call: Callable[[torch.nn.Module, Batch], Any] | None = None
+    position_axes: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     @property
     def rows(self) -> int:

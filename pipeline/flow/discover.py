@@ -118,6 +118,10 @@ def _checked(model: nn.Module, found: Discovery, batch: Batch) -> Checking:
     return checking
 
 
+_OTHERS = "its positions are not those of the batch's labels"
+_UNCLEAR = "which axis of the input counts those that have one is unclear, a Batch with `position_axes` says it"
+
+
 def _with_errors(found: Discovery, checked: Checking) -> Discovery:
     renewed = {}
     for site in found.sites:
@@ -125,7 +129,7 @@ def _with_errors(found: Discovery, checked: Checking) -> Discovery:
         if site.name in checked.unmasked:
             notes.append("no position is masked: its positions are not those of the batch's mask")
         if site.name in checked.unlabelled:
-            notes.append("no position's label is counted: its positions are not those of the batch's labels")
+            notes.append(f"no position's label is counted: {_OTHERS if checked.finds_positions else _UNCLEAR}")
         error = checked.errors.get(site.name, 0.0)
         renewed[site.name] = replace(site, error=error, note="; ".join(notes) or None)
     plans = {plan: replace(plan, site=renewed[plan.site.name]) for plan in found.plans()}

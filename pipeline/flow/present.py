@@ -20,6 +20,7 @@ from pipeline.flow.layout import Arranged, arrange
 from pipeline.flow.machines import present_machine, squares_of
 from pipeline.flow.patches import Geometry, dense
 from pipeline.flow.plan import SitePlan
+from pipeline.flow.positions import Places, number_of_each, positions_of
 from pipeline.flow.rows import Rows
 from pipeline.flow.transposed import Phase
 from pipeline.flow.values import Call, Value
@@ -30,12 +31,13 @@ Lazy = Callable[[], torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Met:
-    """An affine call that was met: its output as it stood, and the rows of that."""
+    """An affine call that was met: its output as it stood, and the rows and places of that."""
 
     plan: SitePlan
     affine: Affine
     out: torch.Tensor
     rows: Rows | None
+    places: Places | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,7 @@ class Presenter:
         plan, affine = call.plan, call.affine
         geometry = _geometry_of(plan, affine)
         own = geometry.leave(call.out, _known(call.rows, plan))
+        at = self._positions(own, geometry, call.out.shape, call.rows, call.places)
         z_LSU = _of_part(
             own.tensor if ending is None else _leave(plan, geometry, ending.z, ending.rows, like=own), plan
         )
@@ -85,8 +88,8 @@ class Presenter:
             affine_LSU=None if plan.before is None else plan.before.apply(_of_part(own.tensor, plan)),
             row_L=own.row_L,
             position_LS=own.position_LS,
-            mask_LS=self._mask(own),
-            label_LS=self._labels(own),
+            mask_LS=self._mask(own, at, lost=call.places is None and affine.x_value.places is None),
+            label_LS=self._labels(own, at),
             padded_S=inputs.padded(),
         )
 
@@ -101,10 +104,11 @@ class Presenter:
         self._last = None if plan.lifts else (affine.x_value, plan.gain, inputs)
         return inputs
 
-    def cell(self, shown: Presented, rows: Rows | None) -> Presentations:
-        """What a replayed recurrent call shows one of its gates."""
+    def cell(self, shown: Presented, rows: Rows | None, places: Places | None) -> Presentations:
+        """What a replayed recurrent call, of whose input the rows and places are, shows one of its gates."""
         geometry, known = dense(shown.z.dim()), _known(rows, shown.plan)
         z = geometry.leave(shown.z, known)
+        at = self._positions(z, geometry, shown.z.shape, known, places)
         inputs = Inputs(geometry, lambda: shown.x, known)
         gate = shown.plan.gate
         return Presentations(
@@ -116,8 +120,8 @@ class Presenter:
             input_sums=inputs.sums,
             row_L=z.row_L,
             position_LS=z.position_LS,
-            mask_LS=self._mask(z),
-            label_LS=self._labels(z),
+            mask_LS=self._mask(z, at, lost=places is None),
+            label_LS=self._labels(z, at),
             **self._names(shown.z),
         )
 
@@ -132,31 +136,51 @@ class Presenter:
             "label_N": None if label_N is None else label_N.to(like.device),
         }
 
-    def _mask(self, at: Arranged) -> torch.Tensor | None:
-        """The batch's mask where the site's positions are those of the mask."""
+    def _positions(
+        self, own: Arranged, geometry: Geometry, shape: torch.Size, rows: Rows | None, places: Places | None
+    ) -> torch.Tensor | None:
+        """Which position of its row each presentation is, (L, S); None unless they are all that have a label or mask.
+
+        `shape` is that of the call's output, of which `rows` and `places` are.
+        """
+        entries, positions = own.tensor.shape[:2]
+        named = positions_of(self._batch)
+        if named == 0 or rows is None or entries * positions != self._batch.rows * named:
+            return None
+        if named == 1:
+            return torch.zeros((entries, positions), dtype=torch.int64)
+        unit_axes = {axis % len(shape) for axis in geometry.unit_axes}
+        if places is None or any(one.axis in unit_axes for one in places):
+            return None
+        number = number_of_each(places, shape)
+        one_unit = [1 if axis in unit_axes else size for axis, size in enumerate(shape)]
+        at_LS = geometry.leave(number.expand(one_unit), rows).tensor[..., 0]
+        row_L = torch.arange(entries) if own.row_L is None else own.row_L.cpu()
+        of_row = at_LS[row_L == 0].flatten().sort().values
+        return at_LS if torch.equal(of_row, torch.arange(named)) else None
+
+    def _mask(self, own: Arranged, at_LS: torch.Tensor | None, *, lost: bool) -> torch.Tensor | None:
+        """The batch's mask where the site's positions are those of the mask.
+
+        Where what counts them was lost on the way, as far as their number tells: padding is then the worse mistake.
+        """
         mask_NS = self._batch.mask_NS
         if mask_NS is None:
             return None
-        mask_NS = mask_NS.to(at.tensor.device)
-        entries, positions = at.tensor.shape[:2]
-        if at.row_L is None or at.position_LS is None:
+        mask_NS = mask_NS.to(own.tensor.device)
+        if at_LS is not None or not lost:
+            return None if at_LS is None else _at(mask_NS, own, at_LS)
+        entries, positions = own.tensor.shape[:2]
+        if own.row_L is None or own.position_LS is None:
             return mask_NS if positions == mask_NS.shape[1] else None
-        if entries * positions != mask_NS.numel() or int(at.position_LS.max()) >= mask_NS.shape[1]:
+        if entries * positions != mask_NS.numel() or int(own.position_LS.max()) >= mask_NS.shape[1]:
             return None
-        return mask_NS[at.row_L[:, None], at.position_LS]
+        return mask_NS[own.row_L[:, None], own.position_LS]
 
-    def _labels(self, at: Arranged) -> torch.Tensor | None:
-        """The class of each presentation where every row has as many positions as labels."""
+    def _labels(self, own: Arranged, at_LS: torch.Tensor | None) -> torch.Tensor | None:
+        """The class of each presentation where the site's positions are those that have labels."""
         label_NS = self._batch.label_NS
-        entries, positions = at.tensor.shape[:2]
-        if label_NS is None or entries * positions != label_NS.numel():
-            return None
-        label_NS = label_NS.to(at.tensor.device)
-        if at.row_L is None or at.position_LS is None:
-            return label_NS if at.row_L is None and positions == label_NS.shape[1] else None
-        if int(at.position_LS.max()) >= label_NS.shape[1]:
-            return None
-        return label_NS[at.row_L[:, None], at.position_LS]
+        return None if label_NS is None or at_LS is None else _at(label_NS.to(own.tensor.device), own, at_LS)
 
     def masks_others(self, presentations: Presentations) -> bool:
         """Whether the batch has a mask of positions, and the site others: neither those nor just the real ones."""
@@ -180,6 +204,12 @@ class Presenter:
                 f"site {site.name}: presented {z_LSU.shape[0]} entries of {z_LSU.shape[2]} units; "
                 f"expected {expected} of {site.units}"
             )
+
+
+def _at(value_NS: torch.Tensor, own: Arranged, at_LS: torch.Tensor) -> torch.Tensor:
+    """The value of the row and position that each presentation is."""
+    row_L = torch.arange(len(at_LS)) if own.row_L is None else own.row_L
+    return value_NS[row_L.to(value_NS.device)[:, None], at_LS.to(value_NS.device)]
 
 
 def _activation(plan: SitePlan, z_LSU: torch.Tensor, own: Arranged, up: Met | None) -> torch.Tensor:

@@ -229,9 +229,9 @@ class Tap(Tracker):
 
     def _meet_cells(self, call: Call, out: Any) -> None:
         plans = self._plans(live_key(call, lambda weight: self.value_of(weight).key))
-        rows = self.value_of(call.args[0]).rows
+        fed = self.value_of(call.args[0])
         for shown in presented(call, out, plans) if plans else ():
-            self._guarded(shown.plan, partial(self._presenter.cell, shown, rows))
+            self._guarded(shown.plan, partial(self._presenter.cell, shown, fed.rows, fed.places))
 
     def _meet_machine(self, call: Call, out: torch.Tensor) -> None:
         lookup = call.values[0].lookup
@@ -244,7 +244,7 @@ class Tap(Tracker):
         if key not in self._discovery.calls:
             self._refuse_unknown(call, affine)
         for plan in self._plans(key):
-            pending = Pending(Met(plan, affine, out, result.rows), 0, lambda: affine.x)
+            pending = Pending(Met(plan, affine, out, result.rows, result.places), 0, lambda: affine.x)
             if plan.branch is not None and plan.branch.key is not None:
                 self._pair(plan, pending, result, is_gate=plan.branch.key != key)
             elif plan.trail:

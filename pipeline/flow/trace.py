@@ -20,6 +20,7 @@ from pipeline.flow.holdings import held_tensors
 from pipeline.flow.lookup_rules import LOOKING, lookup_of
 from pipeline.flow.naming import owner_path
 from pipeline.flow.operators import COMPOSITE, FRESH, LAYERS, LIKES, REPEATS, operator
+from pipeline.flow.positions import follow_places, places_of_leaf, positions_of
 from pipeline.flow.row_joins import SCATTERS, Source
 from pipeline.flow.row_rules import follow
 from pipeline.flow.rows import Rows, of_leaf, whole
@@ -49,6 +50,7 @@ class Tracker(TorchDispatchMode):
         self._failure: tuple[Exception, Call] | None = None
         self._defect: Exception | None = None
         self.leaf_axes: list[int | None] = []
+        self.finds_positions = positions_of(batch) < 2
         self._fixed: dict[int, Value] = {}
         # kept alive: a tensor that is freed gives its id to another
         self._held = held_tensors(model)
@@ -59,8 +61,11 @@ class Tracker(TorchDispatchMode):
                 self._fixed[id(tensor)] = Value(
                     self.forward, Origin.PARAMETER, key=hash(path), names=names, learned=learned
                 )
-        for leaf, rows in self._leaves(batch, leaf_axes):
-            self.attach(leaf, Value(self.forward, Origin.DATA, rows=rows))
+        for number, (leaf, rows) in enumerate(self._leaves(batch, leaf_axes)):
+            value = Value(self.forward, Origin.DATA, rows=rows)
+            value.places = places_of_leaf(leaf.shape, rows, batch, first=number == 0)
+            self.finds_positions |= value.places is not None and leaf is not batch.mask_NS
+            self.attach(leaf, value)
 
     def _leaves(self, batch: Batch, preferred: Sequence[int | None]) -> Iterator[tuple[torch.Tensor, Rows | None]]:
         leaves = list(_input_leaves(batch))
@@ -192,6 +197,11 @@ class Tracker(TorchDispatchMode):
             for tensor, shape, value in zip(call.tensors, call.shapes, call.values, strict=True)
             if value.origin is Origin.DATA
         ]
+        placed = [
+            (value.places, shape, tensor)
+            for tensor, shape, value in zip(call.tensors, call.shapes, call.values, strict=True)
+            if value.origin is Origin.DATA
+        ]
         given = call.bound()
         lookup = lookup_of(call) if call.op.name in LOOKING or any(value.lookup for value in call.values) else None
         values = []
@@ -205,6 +215,7 @@ class Tracker(TorchDispatchMode):
                 rows = self._graphs.rows_of(result.shape)
             value = Value(self.forward, Origin.DATA, rows=rows, learned=learned)
             value.lookup = lookup
+            value.places = follow_places(call.op.name, given, placed, result.shape, part)
             self._settle(call, result, value)
             values.append(value)
         return values

@@ -77,6 +77,7 @@ class Value:
     learned  a parameter is among what it was made of, data or not
     fed      made by a layer that was fed a constant or a parameter (positions): an activation, no weight
     lookup   the embeddings that it holds, as one-hot vectors and tables
+    places   the axes that count the positions of which the batch has labels or a mask, see `positions.py`
     """
 
     __slots__ = (
@@ -89,6 +90,7 @@ class Value:
         "notes",
         "origin",
         "owner",
+        "places",
         "rows",
         "storage",
         "writes",
@@ -117,6 +119,7 @@ class Value:
         self.node: tuple[int, int] | None = None
         self.notes: Any = None
         self.lookup: Lookup | None = None
+        self.places: tuple[Rows, ...] | None = None
 
 
 @dataclass

@@ -6,7 +6,7 @@ Layer 1: no I/O.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -74,8 +74,7 @@ class Series(FeatureFormat):
 
 
 def masked(tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None) -> Batch:
-    """A batch of one input and, if there are two tensors, its mask."""
+    """A batch of one input, the last axis of which counts its positions, and, if there are two tensors, its mask."""
     x, *masks = tensors
-    if not masks:
-        return Batch(inputs=(x,), uid_N=uid_N, label_N=label_N)
-    return Batch(inputs=(x,), uid_N=uid_N, label_N=label_N, kwargs={"mask": masks[0]}, mask_NS=masks[0])
+    batch = Batch(inputs=(x,), uid_N=uid_N, label_N=label_N, position_axes=(-1,))
+    return replace(batch, kwargs={"mask": masks[0]}, mask_NS=masks[0]) if masks else batch

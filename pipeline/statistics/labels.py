@@ -2,7 +2,7 @@
 
 Layer 2: pure torch; imports `base`, `kernels` and what is below. Counted per row, over rows with a known label: a row
 fires if any of its positions does, its a is the greatest of them. Where the data has a label for each position, each
-presentation counts as a row does, at sites that have as many positions; elsewhere every column is null.
+presentation counts as a row does, at sites whose positions are those that have labels; elsewhere every column is null.
 
 The control label′ of a row is drawn by the hash of its uid (and position); its firing rates per class are weighted by
 the real sizes of the classes, so that it has the prior of the data whatever weights it was drawn with.
