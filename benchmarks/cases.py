@@ -69,9 +69,9 @@ def batches(case: Case) -> list[Batch]:
     return made
 
 
-def in_sample(several: Sequence[Batch], shift: int) -> list[Batch]:
-    """The batches with other uids: as many rows as is to be expected, and at least one, belong to the sample."""
-    wanted = max(1, several[0].rows >> shift)
+def in_sample(several: Sequence[Batch], shift: int, *, wanted: int | None = None) -> list[Batch]:
+    """The batches with other uids, `wanted` of each in the sample: if not given as many as expected, at least one."""
+    wanted = wanted or max(1, several[0].rows >> shift)
     pool_N = torch.arange(1 << 20)
     in_N = (
         row_hash(pool_N, seed=SAMPLE_SEED) >> (63 - shift) == 0 if shift else torch.ones_like(pool_N, dtype=torch.bool)

@@ -62,19 +62,26 @@ def _statistics_rows(
 ) -> Iterator[Line]:
     known = {name: sampled(one, DATA_ROWS) for name, one in statistics().items()}
     shift = max(one.sample_shift for one in known.values())
+    whole = in_sample(several, shift, wanted=several[0].rows)
     several = in_sample(several, shift)
     with_match = [known[name] for name in (*FIRST, "match")]
+    sampling = {
+        f"ours: + template of 1 row in {1 << shift}": [*with_match, known["template"]],
+        f"ours: everything, samples 1 in {1 << shift}": list(known.values()),
+    }
     works: dict[str, Work] = {
         BARE: _bare(model, several),
         PLAIN: _plain(model, several),
         "ours: response + labels + exemplars": _ours(case, model, found, several, [known[name] for name in FIRST]),
         "ours: + match": _ours(case, model, found, several, with_match),
-        f"ours: + template of 1 row in {1 << shift}": _ours(
-            case, model, found, several, [*with_match, known["template"]]
-        ),
-        f"ours: everything, samples 1 in {1 << shift}": _ours(case, model, found, several, list(known.values())),
+        **{row: _ours(case, model, found, several, chosen) for row, chosen in sampling.items()},
     }
+    # rows of a sample wait until a batch is full of them
+    due = {row: f"{row}, all rows" for row in sampling} if found.apart else {}
+    works |= {due[row]: _ours(case, model, found, whole, sampling[row]) for row in due}
     passes = interleaved(works, seconds=seconds, rounds=rounds)
+    for row, full in due.items():
+        passes[row] = passes[row].with_share(1 / (1 << shift), passes.pop(full))
     for row, times in passes.items():
         limit = LIMITS.get(row) if case.name in LIMITED else None
         yield Line(case.name, row, *_milliseconds(times), BARE, ratio(times, passes[BARE]), limit)

@@ -18,6 +18,14 @@ class Passes:
     wall: tuple[float, ...]
     cpu: tuple[float, ...]
 
+    def with_share(self, share: float, full: Passes) -> Passes:
+        """Passes of which a share does what those of `full` do beside."""
+        wall, cpu = (
+            tuple(one + share * (other - one) for one, other in zip(*each, strict=True))
+            for each in ((self.wall, full.wall), (self.cpu, full.cpu))
+        )
+        return Passes(wall, cpu)
+
 
 @dataclass(frozen=True)
 class Ratio:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 import torch
 from torch import nn
@@ -30,10 +30,10 @@ SHARE = 0.05
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that one batch of `rows` rows takes, medians of `passes` passes each, interleaved.
+    """Seconds that one batch of `rows` rows takes, of `passes` passes each, interleaved.
 
     forward   the bare forward, in eval and inference mode
-    measured  the same forward with every statistic
+    measured  the same forward with every statistic, and the share of a batch in what is done with rows held back
     """
 
     rows: int
@@ -81,8 +81,10 @@ def cost_of(
         measured()
         while len(pairs) < PASSES and (not pairs or time.perf_counter() - begin < ENOUGH_S):
             pairs.append((_seconds(forward, batch), _seconds(measured, batch)))
+        held = _seconds(lambda: running.finish(model), batch)
     forwards, wholes = zip(*pairs, strict=True)
-    return Cost(batch.rows, median(forwards), median(wholes), len(pairs))
+    # rows of a sample wait over all passes, the first one as well
+    return Cost(batch.rows, median(forwards), median(wholes) + held / (len(pairs) + 1), len(pairs))
 
 
 def cost_beside(model: nn.Module, batch: Batch, measured: Sequence[float]) -> Cost:
@@ -99,7 +101,7 @@ def cost_beside(model: nn.Module, batch: Batch, measured: Sequence[float]) -> Co
     with unchanged(model):
         while len(passes) < PASSES and (not passes or sum(passes) < SHARE * sum(measured)):
             passes.append(_seconds(forward, batch))
-    return Cost(batch.rows, median(passes), median(measured), len(passes))
+    return Cost(batch.rows, median(passes), fmean(measured), len(passes))
 
 
 def _seconds(work: Callable[[], None], batch: Batch) -> float:

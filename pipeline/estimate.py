@@ -170,6 +170,7 @@ def _shape_cost(resolved: Resolved, data: str, same: tuple[Origin, str, tuple[st
     cost = cost_of(module, discovery, statistics, batch, classes=classes, kernel=resolved.kernel)
     running = Running(discovery, statistics, classes, resolved.kernel)
     running.add(module, batch)
+    running.finish(module)
     statistic_of = {one.name: one for one in statistics}
     start = time.perf_counter()
     stored = _encoded(running, batch.rows)

@@ -22,6 +22,7 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.devices import CPU, moved
 from pipeline.errors import ModelError
+from pipeline.flow.apart import Held, cut
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
 from pipeline.flow.gradients import observe_gradients
 from pipeline.flow.tap import tapped_forward
@@ -50,6 +51,9 @@ States = dict[str, dict[str, State]]
 class Running:
     """The running states of one model: per site and sample, of every primitive that its statistics need.
 
+    Rows of a sample are cut out of their batches, where the model lets them (see `flow/apart.py`), and held back until
+    there are as many as a batch has: `finish` shows the model the last of them.
+
     kernel  by which they are grown, see `kernels.choose`
     """
 
@@ -61,19 +65,46 @@ class Running:
     def __post_init__(self) -> None:
         self._sums: dict[_Sample, Accumulator] = {}
         self._own: dict[tuple[str, str], State] = {}
+        self._held = Held(self.discovery.leaf_axes)
+        self._sampled = [one for one in self.statistics if one.sample_shift > 0 and self.discovery.apart]
+        self._others = [one for one in self.statistics if one not in self._sampled]
+        self._most_rows = 0
 
     def add(self, model: nn.Module, batch: Batch) -> Any:
         """Run the model on a batch, add what its sites are shown, return what the model returns."""
-        self._memo: dict[Any, Any] = {}
-        with choose.in_force(self.kernel):
-            out = tapped_forward(model, self.discovery, batch, self._observe)
-            if self._has_loss(batch):
-                observe_gradients(model, self.discovery, batch, self._observe)
+        part = self._in_any_sample(batch)
+        out = self._show(model, batch, self._others if part is not None else self.statistics)
+        self._most_rows = max(self._most_rows, batch.rows)
+        if part is not None and part.rows:
+            for due in self._held.add(part, most=self._most_rows):
+                self._show(model, due, self._sampled)
         return out
 
-    def _has_loss(self, batch: Batch) -> bool:
+    def finish(self, model: nn.Module) -> None:
+        """Add the rows that are held back still, behind the last batch."""
+        for due in self._held.rest():
+            self._show(model, due, self._sampled)
+
+    def _in_any_sample(self, batch: Batch) -> Batch | None:
+        """The rows that some statistic of a sample takes; None where they are not cut out of the batch."""
+        if not self._sampled:
+            return None
+        keep_N = _in_sample(batch.uid_N, min(one.sample_shift for one in self._sampled))
+        return cut(batch, keep_N, self.discovery.leaf_axes)
+
+    def _show(self, model: nn.Module, batch: Batch, statistics: Sequence[Statistic]) -> Any:
+        """Run the model on a batch and let the statistics observe it; return what the model returns."""
+        self._memo: dict[Any, Any] = {}
+        observe = partial(self._observe, statistics)
+        with choose.in_force(self.kernel):
+            out = tapped_forward(model, self.discovery, batch, observe)
+            if self._has_loss(batch, statistics):
+                observe_gradients(model, self.discovery, batch, observe)
+        return out
+
+    def _has_loss(self, batch: Batch, statistics: Sequence[Statistic]) -> bool:
         """Whether a statistic needs the gradients of a row of the batch."""
-        shifts = {one.sample_shift for one in self.statistics if one.needs_gradients}
+        shifts = {one.sample_shift for one in statistics if one.needs_gradients}
         labelled = self.classes > 0 and batch.label_N is not None
         return labelled and any(bool(_in_sample(batch.uid_N, shift).any()) for shift in shifts)
 
@@ -82,7 +113,9 @@ class Running:
         return list(dict.fromkeys(remark for sums in self._sums.values() for remark in sums.remarks()))
 
     def states(self) -> States:
-        """The state of every statistic at every site where it applies, on the CPU."""
+        """The state of every statistic at every site where it applies, on the CPU; to be asked for once finished."""
+        if self._held.rows:
+            raise RuntimeError(f"{self._held.rows} rows are held back: finish() first")
         grown = {key: sums.states() for key, sums in self._sums.items()}
         return {
             statistic.name: {
@@ -100,13 +133,13 @@ class Running:
         needed = statistic.primitives(site)
         return joined({name: states[need] if need in states else need.empty(site) for name, need in needed.items()})
 
-    def _observe(self, presentations: Presentations) -> None:
+    def _observe(self, statistics: Sequence[Statistic], presentations: Presentations) -> None:
         site = presentations.site
         presentations = replace(presentations, classes=self.classes, memo=self._memo)
         if site.row_fraction < 1:
             presentations = presentations.select_rows(_among(presentations.uid_N, site.row_fraction))
         has_gradients = presentations.gradient_LSU is not None
-        applying = [one for one in self.statistics if one.applies(site) and one.needs_gradients == has_gradients]
+        applying = [one for one in statistics if one.applies(site) and one.needs_gradients == has_gradients]
         for shift in sorted({statistic.sample_shift for statistic in applying}):
             sample = _sampled(presentations, shift)
             chosen = [statistic for statistic in applying if statistic.sample_shift == shift]
@@ -135,7 +168,13 @@ def _observes_itself(statistic: Statistic) -> bool:
 def _sampled(presentations: Presentations, shift: int) -> Presentations:
     if shift == 0:
         return presentations
-    return presentations.select_rows(_in_sample(presentations.uid_N, shift))
+    keep_N, is_all = presentations.remembered(("sample", shift), lambda: _sample(presentations.uid_N, shift))
+    return presentations if is_all else presentations.select_rows(keep_N)
+
+
+def _sample(uid_N: torch.Tensor, shift: int) -> tuple[torch.Tensor, bool]:
+    keep_N = _in_sample(uid_N, shift)
+    return keep_N, bool(keep_N.all())
 
 
 def _among(uid_N: torch.Tensor, fraction: float) -> torch.Tensor:
@@ -210,6 +249,7 @@ def measure(
         twin_sites = None if twin is None else discover(twin, moved(probe, _device_of(twin)))
         for batch in chain(seen, stream):
             running.add(model, moved(batch, device))
+        running.finish(model)
     for remark in [choose.remark(running.kernel, device.type), *running.remarks()]:
         _say_once(remark)
     keys = {"run": "", "model": name, "data": data, "split": split}

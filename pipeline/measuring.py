@@ -200,6 +200,8 @@ def _measure_chunk(
             batch = moved(batch, device, dtype)
             failed |= _show(batch, [one for one in watched if one.cell.model.id not in failed], timed=is_first)
         shown = batch if is_first and shown is None else shown
+    with watch.on("measuring"):
+        failed |= _finish([one for one in watched if one.cell.model.id not in failed], shown)
     rows = Rows(total=chunk.rows, read=reading.read, unreadable=reading.unreadable, excluded=reading.excluded)
     damage = tuple(Damaged(one.first_row, one.rows, one.reason) for one in reading.damage)
     seen = CellState({}, rows, {}, full_name(device), "", damage)
@@ -238,6 +240,20 @@ def _show(batch: Batch, watched: Sequence[_Watched], *, timed: bool) -> dict[str
             failed[one.cell.model.id] = str(error)
         if timed:
             one.seconds.append(clock(batch) - start)
+    return failed
+
+
+def _finish(watched: Sequence[_Watched], timed: Batch | None) -> dict[str, str]:
+    """Show the models the rows that are held back still; if timed, their seconds belong to the last batch."""
+    failed: dict[str, str] = {}
+    for one in watched:
+        start = clock(timed) if timed else 0.0
+        try:
+            one.running.finish(one.loaded.module)
+        except ModelError as error:
+            failed[one.cell.model.id] = str(error)
+        if timed and one.seconds:
+            one.seconds[-1] += clock(timed) - start
     return failed
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.errors import ModelError
+from pipeline.flow.apart import Rowwise
 from pipeline.flow.cells import deviation, live_key
 from pipeline.flow.plan import Discovery, SitePlan
 from pipeline.flow.tap import Tap
@@ -26,7 +27,8 @@ CHECKED_PRODUCTS = 1 << 26
 
 class Checking(Tap):
     """A tapped forward that compares instead of observing: `errors` by site, why any site `failed`, which are
-    `unmasked` or `unlabelled`: the batch has a mask, or labels, of other positions than theirs."""
+    `unmasked` or `unlabelled`: the batch has a mask, or labels, of other positions than theirs. And what it shows of
+    one `row`."""
 
     def __init__(self, model: nn.Module, discovery: Discovery, batch: Batch) -> None:
         super().__init__(model, discovery, batch, self._compare)
@@ -34,8 +36,11 @@ class Checking(Tap):
         self.failed: dict[str, str] = {}
         self.unmasked: set[str] = set()
         self.unlabelled: set[str] = set()
+        # one in the middle: what stands at either end of a batch may be treated otherwise
+        self.row = Rowwise(torch.arange(batch.rows) == batch.rows // 2)
 
     def _compare(self, presentations: Presentations) -> None:
+        self.row.note(presentations)
         name = presentations.site.name
         error = folding_error(presentations)
         tolerance = TOLERANCE.get(presentations.z_LSU.dtype, TOLERANCE[torch.float32])

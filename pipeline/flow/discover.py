@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from pipeline.batch import Batch
 from pipeline.errors import ModelError
+from pipeline.flow.apart import Rowwise, cut
 from pipeline.flow.check import Checking
 from pipeline.flow.found import Trust
 from pipeline.flow.holdings import plain_tensors
@@ -23,7 +24,7 @@ from pipeline.flow.plan import Discovery
 from pipeline.flow.reading import Choice, Reading
 from pipeline.flow.record import Recorder
 from pipeline.flow.state import unchanged
-from pipeline.flow.tap import evaluate, quiet
+from pipeline.flow.tap import evaluate, quiet, tapped_forward
 from pipeline.flow.trace import mark_state
 
 __all__ = ["Discovery", "discover", "refuse_no_choice"]
@@ -48,7 +49,7 @@ def discover(
     _refuse_scripts(model)
     _refuse_unmade(model)
     evaluate(model)
-    _find_state(model, batch)
+    keeps_state = _find_state(model, batch)
     with unchanged(model):
         recorder = _record(model, batch)
     trust: dict[str, Trust] = {}
@@ -58,7 +59,8 @@ def discover(
         with unchanged(model):
             checked = _checked(model, found, batch)
         if not checked.failed:
-            return _with_errors(found, checked)
+            apart = not keeps_state and _runs_apart(model, found, batch, checked.row)
+            return replace(_with_errors(found, checked), apart=apart)
         for name, reason in checked.failed.items():
             trust[reading.place_of(name)] = trust.get(reading.place_of(name), Trust()).less(reason)
 
@@ -83,17 +85,32 @@ def _refuse_unmade(model: nn.Module) -> None:
         raise ModelError(f"parameter {lazy[0]} has no shape yet: run the lazy model once, or load its weights, before")
 
 
-def _find_state(model: nn.Module, batch: Batch) -> None:
-    """Mark the tensors that a forward replaces on its modules: later forwards find data there."""
+def _find_state(model: nn.Module, batch: Batch) -> bool:
+    """Mark the tensors that a forward replaces on its modules, if there are any: later forwards find data there."""
     held = plain_tensors(model)
     if not held:
-        return
+        return False
     with unchanged(model):
         _record(model, batch)
         after = plain_tensors(model)
-    for place, tensor in held.items():
-        if after.get(place) is not tensor:
-            mark_state(tensor)
+    replaced = [tensor for place, tensor in held.items() if after.get(place) is not tensor]
+    for tensor in replaced:
+        mark_state(tensor)
+    return bool(replaced)
+
+
+def _runs_apart(model: nn.Module, found: Discovery, batch: Batch, seen: Rowwise) -> bool:
+    """Whether the model makes the same of a row by itself as it made of it in the batch."""
+    alone = cut(batch, seen.keep_N, found.leaf_axes) if batch.rows > 1 else None
+    if alone is None:
+        return False
+    shown = Rowwise(torch.ones(1, dtype=torch.bool))
+    try:
+        with unchanged(model):
+            shown.note_output(tapped_forward(model, found, alone, shown.note))
+    except ModelError:
+        return False
+    return seen.equals(shown)
 
 
 def _record(model: nn.Module, batch: Batch) -> Recorder:
@@ -110,7 +127,7 @@ def _checked(model: nn.Module, found: Discovery, batch: Batch) -> Checking:
     checking = Checking(model, found, batch)
     try:
         with quiet(model), checking:
-            batch.forward(model)
+            checking.row.note_output(batch.forward(model))
     except Exception as error:
         raise checking.blame(error) from error
     with torch.inference_mode():

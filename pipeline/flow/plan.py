@@ -95,6 +95,7 @@ class Discovery:
     calls      for each recognised call, its plans by how often it was called before in the forward
     gains      the keys of norm gains that are folded into the site behind
     leaf_axes  the axis of the rows of each input tensor, as the probe had it
+    apart      a row of the probe gave the same by itself as in its batch, see `apart.py`
     """
 
     sites: tuple[Site, ...]
@@ -102,6 +103,7 @@ class Discovery:
     calls: Mapping[CallKey, Sequence[Sequence[SitePlan]]] = field(default_factory=dict, repr=False)
     gains: frozenset[int] = field(default=frozenset(), repr=False)
     leaf_axes: tuple[int | None, ...] = field(default=(), repr=False)
+    apart: bool = field(default=False, repr=False)
 
     @cached_property
     def weights(self) -> frozenset[str]:

@@ -33,7 +33,7 @@ class Importance(Statistic):
     sample_rows: int | None = 20_000
 
     name: ClassVar[str] = "importance"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs_gradients: ClassVar[bool] = True
     COLUMNS: ClassVar[tuple[Column, ...]] = (
         Column(

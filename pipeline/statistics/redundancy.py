@@ -36,7 +36,7 @@ class Redundancy(Statistic):
     largest: int = at_least(1, 508)
 
     name: ClassVar[str] = "redundancy"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     COLUMNS: ClassVar[tuple[Column, ...]] = (
         Column(
             "redundancy_n",
