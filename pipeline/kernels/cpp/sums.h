@@ -4,15 +4,8 @@
 
 #include "vectors.h"
 
-// Sums of n inputs v, and of their distance from a centre.
-struct InputSums {
-    d8 sum, square, rest;
-
-    void add(d8 v, d8 centre) {
-        d8 apart = v - centre;
-        sum += v, square += v * v, rest += apart * apart;
-    }
-};
+// Σ(x − x̄)² is Σx² − (Σx)²/n where that loses at most this many times of it, else summed around a mean.
+static const double LOSS = 16;
 
 static inline double total(d8 v) {
     double lane[LANES];
@@ -26,21 +19,44 @@ static inline double centred_from(double rest, double sum, double n, double cent
     return centred < 0 ? 0 : centred;
 }
 
-// The sums of one vector of n inputs, in one pass around the first of them, which costs at most log2 n bits of them.
+// Σ(x − centre)² of one vector of n inputs.
 template <class Number>
-static void sum_vector(const Number *x, int64_t n, double *sum_, double *square_, double *centred_) {
-    double centre = n ? (float)x[0] : 0;
-    InputSums sums[2] = {};
+static double rest_of(const Number *x, int64_t n, double centre) {
+    d8 sums[2] = {};
     int64_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES)
-        for (int half = 0; half < 2; half++) sums[half].add(widened(eight(x + i + LANES * half)), all(centre));
-    double sum = total(sums[0].sum + sums[1].sum), square = total(sums[0].square + sums[1].square);
-    double rest = total(sums[0].rest + sums[1].rest);
+        for (int half = 0; half < 2; half++) {
+            d8 apart = widened(eight(x + i + LANES * half)) - all(centre);
+            sums[half] += apart * apart;
+        }
+    double rest = total(sums[0] + sums[1]);
     for (; i < n; i++) {
-        double v = (float)x[i], apart = v - centre;
-        sum += v, square += v * v, rest += apart * apart;
+        double apart = (float)x[i] - centre;
+        rest += apart * apart;
     }
-    *sum_ = sum, *square_ = square, *centred_ = n ? centred_from(rest, sum, n, centre) : 0;
+    return rest;
+}
+
+// The sums of one vector of n inputs.
+template <class Number>
+static void sum_vector(const Number *x, int64_t n, double *sum_, double *square_, double *centred_) {
+    const int PARTS = 4;
+    d8 sums[PARTS] = {}, squares[PARTS] = {};
+    int64_t i = 0;
+    for (; i + PARTS * LANES <= n; i += PARTS * LANES)
+        for (int part = 0; part < PARTS; part++) {
+            d8 v = widened(eight(x + i + LANES * part));
+            sums[part] += v, squares[part] += v * v;
+        }
+    double sum = total((sums[0] + sums[2]) + (sums[1] + sums[3]));
+    double square = total((squares[0] + squares[2]) + (squares[1] + squares[3]));
+    for (; i < n; i++) {
+        double v = (float)x[i];
+        sum += v, square += v * v;
+    }
+    double centred = n ? centred_from(square, sum, n, 0) : 0;
+    if (LOSS * centred < square) centred = centred_from(rest_of(x, n, sum / n), sum, n, sum / n);
+    *sum_ = sum, *square_ = square, *centred_ = centred;
 }
 
 // channels of which one tells where the values lie
@@ -64,30 +80,40 @@ static double near_mean(const Number *x, int64_t channels, int64_t n) {
     return count ? all_ / count : 0;
 }
 
-// Over channels `step` apart, at each of n positions: Σx, Σx² and Σ(x − centre)².
-template <class Number>
-static void sum_channels(const Number *x, int64_t channels, int64_t step, int64_t n, double centre, double *sum,
-                         double *square, double *rest) {
+// Add CHANNELS channels, each of n positions, to Σx and Σx² at each position, AROUND a centre to Σ(x − centre)².
+template <bool AROUND, int CHANNELS, class Number>
+static inline void add_channels(const Number *x, int64_t n, double centre, double *sum, double *square) {
     int64_t p = 0;
-    for (; p + 2 * LANES <= n; p += 2 * LANES) {
-        InputSums sums[2] = {};
-        for (int64_t channel = 0; channel < channels; channel++)
-            for (int half = 0; half < 2; half++)
-                sums[half].add(widened(eight(x + channel * step + p + LANES * half)), all(centre));
-        for (int half = 0; half < 2; half++) {
-            store(sum + p + LANES * half, sums[half].sum);
-            store(square + p + LANES * half, sums[half].square);
-            store(rest + p + LANES * half, sums[half].rest);
+    for (; p + LANES <= n; p += LANES) {
+        d8 s = load<d8>(sum + p), q = load<d8>(square + p);
+        for (int channel = 0; channel < CHANNELS; channel++) {
+            d8 v = widened(eight(x + channel * n + p));
+            if (AROUND) v = v - all(centre);
+            if (!AROUND) s += v;
+            q += v * v;
         }
+        if (!AROUND) store(sum + p, s);
+        store(square + p, q);
     }
-    for (; p < n; p++) {
-        double s = 0, q = 0, r = 0;
-        for (int64_t channel = 0; channel < channels; channel++) {
-            double v = (float)x[channel * step + p], apart = v - centre;
-            s += v, q += v * v, r += apart * apart;
+    for (; p < n; p++)
+        for (int channel = 0; channel < CHANNELS; channel++) {
+            double v = (float)x[channel * n + p];
+            if (AROUND) v = v - centre;
+            if (!AROUND) sum[p] += v;
+            square[p] += v * v;
         }
-        sum[p] = s, square[p] = q, rest[p] = r;
-    }
+}
+
+// The same of all channels of n positions; some side by side, each read from its begin to its end.
+template <bool AROUND, class Number>
+static void sum_channels(const Number *x, int64_t channels, int64_t n, double centre, double *sum, double *square) {
+    const int TOGETHER = 4;
+    int64_t channel = 0;
+    if (!AROUND) memset(sum, 0, n * sizeof *sum);
+    memset(square, 0, n * sizeof *square);
+    for (; channel + TOGETHER <= channels; channel += TOGETHER)
+        add_channels<AROUND, TOGETHER>(x + channel * n, n, centre, sum, square);
+    for (; channel < channels; channel++) add_channels<AROUND, 1>(x + channel * n, n, centre, sum, square);
 }
 
 // One axis of a window.
@@ -125,47 +151,77 @@ struct Windows {
     double *sum_LGS, *square_LGS, *centred_LGS;
 };
 
+// Memory of one call: sums at each position, and the padded image that windows are summed over.
+struct WindowWork {
+    int64_t positions, padded, out, taps, width[3];
+    double *sum, *square, *rest, *image, *one, *two, *of_rest, *memory;
+};
+
+static bool prepare(WindowWork *work, const Windows &windows) {
+    const WindowAxis *axis = windows.axis;
+    work->positions = work->padded = work->out = 1, work->taps = windows.channels / windows.groups;
+    for (int i = 0; i < 3; i++) {
+        work->width[i] = axis[i].size + axis[i].before + axis[i].after;
+        work->positions *= axis[i].size, work->padded *= work->width[i];
+        work->out *= axis[i].out, work->taps *= axis[i].kernel;
+    }
+    work->memory = (double *)malloc((3 * work->positions + 3 * work->padded + work->out) * sizeof(double));
+    if (!work->memory) return false;
+    work->sum = work->memory, work->square = work->sum + work->positions, work->rest = work->square + work->positions;
+    work->image = work->rest + work->positions, work->one = work->image + work->padded;
+    work->two = work->one + work->padded, work->of_rest = work->two + work->padded;
+    return true;
+}
+
+// Sum what is known of each position over every window; `outside` is that of padding.
+static void over_windows(const WindowAxis *axis, const WindowWork &work, const double *line, double outside, double *to) {
+    const int64_t *width = work.width;
+    for (int64_t i = 0; i < work.padded; i++) work.image[i] = outside;
+    for (int64_t i = 0; i < axis[0].size; i++)
+        for (int64_t j = 0; j < axis[1].size; j++, line += axis[2].size)
+            memcpy(work.image + ((i + axis[0].before) * width[1] + j + axis[1].before) * width[2] + axis[2].before, line,
+                   axis[2].size * sizeof(double));
+    box(work.image, work.one, width[0] * width[1], width[2], 1, axis[2]);
+    box(work.one, work.two, width[0], width[1], axis[2].out, axis[1]);
+    box(work.two, to, 1, width[0], axis[1].out * axis[2].out, axis[0]);
+}
+
+// Σ(x − x̄)² of every window of an entry's group from its other sums, as far as they tell; else around the entry's mean.
+template <class Number>
+static void centre_windows(const Windows &windows, const WindowWork &work, const Number *entry, const Number *x,
+                           const double *sum, const double *square, double *centred) {
+    bool lost = false;
+    for (int64_t p = 0; p < work.out; p++) {
+        centred[p] = centred_from(square[p], sum[p], work.taps, 0);
+        lost |= LOSS * centred[p] < square[p];
+    }
+    if (!lost) return;
+    int64_t channels = windows.channels / windows.groups;
+    double mean = near_mean(entry, windows.channels, work.positions);
+    sum_channels<true>(x, channels, work.positions, mean, work.sum, work.rest);
+    // padding is 0, which lies −mean from the centre
+    over_windows(windows.axis, work, work.rest, channels * mean * mean, work.of_rest);
+    for (int64_t p = 0; p < work.out; p++)
+        if (work.of_rest[p] < square[p]) centred[p] = centred_from(work.of_rest[p], sum[p], work.taps, mean);
+}
+
 template <class Number>
 static int sum_windows(const Windows &windows) {
-    const WindowAxis *axis = windows.axis;
-    int64_t of_group = windows.channels / windows.groups, positions = 1, padded = 1, out = 1, taps = of_group;
-    int64_t width[3];
-    for (int i = 0; i < 3; i++) {
-        width[i] = axis[i].size + axis[i].before + axis[i].after;
-        positions *= axis[i].size, padded *= width[i], out *= axis[i].out, taps *= axis[i].kernel;
-    }
-    double *memory = (double *)malloc((3 * positions + 3 * padded) * sizeof(double));
-    if (!memory) return -1;
-    double *plain = memory, *image = memory + 3 * positions, *one = image + padded, *two = one + padded;
+    WindowWork work;
+    if (!prepare(&work, windows)) return -1;
+    int64_t channels = windows.channels / windows.groups;
     for (int64_t entry = 0; entry < windows.entries; entry++) {
-        const Number *x = (const Number *)windows.x + entry * windows.stride_entry;
-        double mean = near_mean(x, windows.channels, positions);
+        const Number *of_entry = (const Number *)windows.x + entry * windows.stride_entry;
         for (int64_t group = 0; group < windows.groups; group++) {
-            sum_channels(x + group * of_group * positions, of_group, positions, positions, mean, plain,
-                         plain + positions, plain + 2 * positions);
-            int64_t at = (entry * windows.groups + group) * out;
-            double *to[3] = {windows.sum_LGS + at, windows.square_LGS + at, windows.centred_LGS + at};
-            for (int which = 0; which < 3; which++) {
-                // padding is 0, which lies −mean from the centre
-                double outside = which == 2 ? of_group * mean * mean : 0;
-                for (int64_t i = 0; i < padded; i++) image[i] = outside;
-                const double *line = plain + which * positions;
-                for (int64_t i = 0; i < axis[0].size; i++)
-                    for (int64_t j = 0; j < axis[1].size; j++, line += axis[2].size)
-                        memcpy(image + ((i + axis[0].before) * width[1] + j + axis[1].before) * width[2] +
-                                   axis[2].before,
-                               line, axis[2].size * sizeof(double));
-                box(image, one, width[0] * width[1], width[2], 1, axis[2]);
-                box(one, two, width[0], width[1], axis[2].out, axis[1]);
-                box(two, to[which], 1, width[0], axis[1].out * axis[2].out, axis[0]);
-            }
-            for (int64_t p = 0; p < out; p++) {
-                // of the centres 0 and the mean, what cancels less
-                bool around = to[2][p] < to[1][p];
-                to[2][p] = centred_from(to[around ? 2 : 1][p], to[0][p], taps, around ? mean : 0);
-            }
+            const Number *x = of_entry + group * channels * work.positions;
+            int64_t at = (entry * windows.groups + group) * work.out;
+            double *sum = windows.sum_LGS + at, *square = windows.square_LGS + at;
+            sum_channels<false>(x, channels, work.positions, 0, work.sum, work.square);
+            over_windows(windows.axis, work, work.sum, 0, sum);
+            over_windows(windows.axis, work, work.square, 0, square);
+            centre_windows(windows, work, of_entry, x, sum, square, windows.centred_LGS + at);
         }
     }
-    free(memory);
+    free(work.memory);
     return 0;
 }
