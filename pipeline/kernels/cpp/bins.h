@@ -16,13 +16,13 @@ static const int RAW_LEAST = -(127 << BIN_BITS);
 enum { PEARSON, COSINE, FORMS };
 static const int MATCH_STEP = 128, MATCH_COUNTS = 4 * MATCH_STEP + 1;
 
-// One unit's counts of a batch, and its largest magnitude; `tiny` are those of the raw bins 0 and −0 that have been
-// looked at for zeros.
+// One unit's counts of a batch, and its largest and smallest magnitude; `tiny` are those of the raw bins 0 and −0 that
+// have been looked at for zeros.
 struct Counts {
     uint32_t raw[2 * RAW_SIDE];
     uint32_t match[FORMS][MATCH_COUNTS];
     uint32_t tiny;
-    float largest;
+    float largest, smallest;
     int64_t zero, negative_zero;
 };
 
@@ -77,7 +77,7 @@ static int64_t fold(Counts *counts, int64_t *top, int64_t *bin) {
     }
     // a place in the window is a lattice number less the number below the window
     int64_t bottom = bin ? *top - KEPT - RAW_LEAST : 0;
-    for (int64_t group = 0; group <= last; group += LANES) {
+    for (int64_t group = bits_of(counts->smallest) >> RAW_SHIFT & -LANES; group <= last; group += LANES) {
         uint32_t *above = counts->raw + group, *below = above + RAW_SIDE;
         // most bins are empty: they and what has been counted before stay out of the nearest cache
         if (are_zero(above) && are_zero(below)) continue;
@@ -97,6 +97,6 @@ static int64_t fold(Counts *counts, int64_t *top, int64_t *bin) {
         bin[KEPT - small] -= counts->negative_zero;
         bin[ZERO] += counts->zero;
     }
-    counts->tiny = 0, counts->largest = 0, counts->zero = counts->negative_zero = 0;
+    counts->tiny = 0, counts->largest = 0, counts->smallest = __builtin_inff(), counts->zero = counts->negative_zero = 0;
     return positive - zero;
 }

@@ -51,6 +51,7 @@ template <bool RECTIFIED, bool COUNTED>
 static Sums sweep(const Values &values, d8 centre, d8 rectified_centre, float *greatest, float *smallest, Counts *counts) {
     Sums complete = {}, sums = {};
     const d8 zero = {};
+    f8 least = f8{} + __builtin_inff();
     int64_t pending = 0;
     for (int64_t r = 0; r < values.rows; r++) {
         const f8 infinite = f8{} + __builtin_inff();
@@ -65,7 +66,7 @@ static Sums sweep(const Values &values, d8 centre, d8 rectified_centre, float *g
                 sums.rectified.add(larger(v, zero) - rectified_centre);
             else
                 sums.absolute += absolute(v);
-            if (COUNTED) count_raw<1>(counts, at);
+            if (COUNTED) count_raw<1>(counts, at), least = smaller(absolute(narrow), least);
             if (++pending == SEGMENT) {
                 complete.add(sums);
                 sums = Sums{}, pending = 0;
@@ -73,6 +74,9 @@ static Sums sweep(const Values &values, d8 centre, d8 rectified_centre, float *g
         }
         store(greatest + LANES * r, high), store(smallest + LANES * r, low);
     }
+    if (COUNTED)
+        for (int lane = 0; lane < LANES; lane++)
+            if (least[lane] < counts[lane].smallest) counts[lane].smallest = least[lane];
     complete.add(sums);
     return complete;
 }

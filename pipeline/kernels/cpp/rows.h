@@ -99,8 +99,9 @@ struct Unit {
         return best;
     }
 
-    // Keep row r if its key is among the k smallest of its kind and stratum.
-    void offer(int64_t r, int kind, int64_t stratum, int64_t key) const {
+    // Keep row r if its key is among the k smallest of its kind and stratum. `place_` is where the row's presentation of
+    // the kind stands, −1 as long as it is not known.
+    void offer(int64_t r, int kind, int64_t stratum, int64_t key, int64_t &place_) const {
         int64_t *bound = kept.bound + (kind + stratum) * kept.step, uid = keeping.uid[block.row + r];
         if (key > *bound) return;
         int64_t k = keeping.k[kind], first = keeping.first[kind] + stratum * k, at = first + k - 1;
@@ -112,7 +113,7 @@ struct Unit {
             kept.position[at] = kept.position[at - 1];
             memcpy(kept.value + 3 * at, kept.value + 3 * (at - 1), 3 * sizeof(double));
         }
-        int64_t p = place(r, kind);
+        int64_t p = place_ = place_ < 0 ? place(r, kind) : place_;
         float z = block.z[LANES * p + lane];
         kept.key[at] = key;
         kept.uid[at] = uid;
@@ -163,12 +164,14 @@ static void keep_rows(const Block &block, const Keeping &keeping, const Unit *un
         for (int lane = 0; lane < LANES; lane++) {
             if (!(chosen >> lane & 1)) continue;
             const Unit &unit = units[lane];
-            unit.offer(r, GREATEST, 0, keys[0][lane]);
-            unit.offer(r, SMALLEST, 0, keys[1][lane]);
-            if (defined >> lane & 1) unit.offer(r, MATCH, 0, keys[2][lane]);
+            // what is drawn stands where z is greatest
+            int64_t at[3] = {-1, -1, -1};
+            unit.offer(r, GREATEST, 0, keys[0][lane], at[0]);
+            unit.offer(r, SMALLEST, 0, keys[1][lane], at[1]);
+            if (defined >> lane & 1) unit.offer(r, MATCH, 0, keys[2][lane], at[2]);
             if (drawn) {
-                if (firing >> lane & 1) unit.offer(r, RANDOM, 0, hash[lane]);
-                unit.offer(r, OCTAVE, octave_of(z[lane]), hash[lane]);
+                if (firing >> lane & 1) unit.offer(r, RANDOM, 0, hash[lane], at[0]);
+                unit.offer(r, OCTAVE, octave_of(z[lane]), hash[lane], at[0]);
             }
         }
     }

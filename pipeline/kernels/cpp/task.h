@@ -98,5 +98,6 @@ static bool prepare(Work *work, const Task &task) {
     if (!at) return false;
     lay_out(work, at + 64 - (uintptr_t)at % 64, rows, task.groups > 1);
     memset(work->counts, 0, work->width * sizeof(Counts));
+    for (int64_t unit = 0; unit < work->width; unit++) work->counts[unit].smallest = __builtin_inff();
     return true;
 }

@@ -130,6 +130,7 @@ static inline f8 smaller(f8 a, f8 b) { return a < b ? a : b; }
 static inline d8 larger(d8 a, d8 b) { return select(a > b, a, b); }
 static inline d8 smaller(d8 a, d8 b) { return select(a < b, a, b); }
 
+static inline f8 absolute(f8 v) { return (f8)((w8)v & INT32_MAX); }
 static inline d8 absolute(d8 v) { return double_of(bits_of(v) & all(INT64_MAX)); }
 
 static inline bool is_finite(double v) { return v - v == 0; }
