@@ -26,6 +26,23 @@ from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.reference import observe_all
 from pipeline.sites import Presentations, Site
 
+_EDGES = (
+    "2^e·(1 + k/4) of z, in the 14 octaves below the largest |z|; 2^e·(1 + k/8) of a match, from 2⁻¹² to 1; what is "
+    "smaller is one bin of each sign"
+)
+# of the table "histograms", beside "unit", of every statistic that writes one
+HISTOGRAM = (
+    Column("quantity", "string", "What is counted: z, pearson or cosine.", "name", table="histograms"),
+    Column("bin", "int32", "Number of the bin, the same for the same edges; its sign is that of the values.", "index",
+           table="histograms"),
+    Column("low", "float64", "Lower edge of the bin.", "quantity", formula=_EDGES, table="histograms"),
+    Column("high", "float64", "Upper edge of the bin.", "quantity", formula=_EDGES, table="histograms"),
+    Column("count", "int64", "Presentations in the bin; bins without any are left out.", "presentations", "> 0",
+           formula="#(low ≤ |value| < high by magnitude)", table="histograms"),
+    Column("fired", "int64", "Presentations in the bin at which the unit fires.", "presentations", "[0, count]",
+           "null where the gate is no nonlinearity", "#(z > 0 in the bin)", table="histograms"),
+)  # fmt: skip
+
 
 class Nullable(NamedTuple):
     """Values of which some are null (not computed): `valid` is bool of the same length. NaN means undefined."""

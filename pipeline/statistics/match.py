@@ -24,7 +24,7 @@ from pipeline.kernels.matchbins import InputNorm, MatchBins
 from pipeline.kernels.moments import merge_central
 from pipeline.kernels.whole import Array, Whole
 from pipeline.sites import Presentations, Site
-from pipeline.statistics.base import Controls, Rows, Statistic, Values, part
+from pipeline.statistics.base import HISTOGRAM, Controls, Rows, Statistic, Values, part
 
 FORMS: tuple[Form, ...] = ("pearson", "cosine")
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
@@ -71,24 +71,11 @@ def _columns_of(form: Form) -> tuple[Column, ...]:
     )  # fmt: skip
 
 
-# the same words in every statistic that writes histograms
-EDGES = (
-    "2^e·(1 + k/4) of z, in the 14 octaves below the largest |z|; 2^e·(1 + k/8) of a match, from 2⁻¹² to 1; what is "
-    "smaller is one bin of each sign"
-)
 COLUMNS = (
     *(column for form in FORMS for column in _columns_of(form)),
     Column("tau", "float64", "The cosine at which z crosses 0 for an input of mean length.", "1", "any",
            "NaN where w = 0, n = 0 or every x is 0", "−b/(‖w‖·mean ‖x‖)"),
-    Column("quantity", "string", "What is counted: z, pearson or cosine.", "name", table="histograms"),
-    Column("bin", "int32", "Number of the bin, the same for the same edges; its sign is that of the values.", "index",
-           table="histograms"),
-    Column("low", "float64", "Lower edge of the bin.", "quantity", formula=EDGES, table="histograms"),
-    Column("high", "float64", "Upper edge of the bin.", "quantity", formula=EDGES, table="histograms"),
-    Column("count", "int64", "Presentations in the bin; bins without any are left out.", "presentations", "> 0",
-           formula="#(low ≤ |value| < high by magnitude)", table="histograms"),
-    Column("fired", "int64", "Presentations in the bin at which the unit fires.", "presentations", "[0, count]",
-           "null where the gate is no nonlinearity", "#(z > 0 in the bin)", table="histograms"),
+    *HISTOGRAM,
 )  # fmt: skip
 
 

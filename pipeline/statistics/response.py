@@ -23,7 +23,7 @@ from pipeline.kernels.firing import Firing
 from pipeline.kernels.moments import Moments
 from pipeline.kernels.whole import Array, Whole
 from pipeline.sites import Presentations, Site
-from pipeline.statistics.base import Controls, Nullable, Rows, Statistic, Values, part
+from pipeline.statistics.base import HISTOGRAM, Controls, Nullable, Rows, Statistic, Values, part
 
 QUANTILES = {
     "q001": 0.001,
@@ -57,11 +57,6 @@ def _quantile_column(name: str, at: float) -> Column:
     )
 
 
-# the same words in every statistic that writes histograms
-EDGES = (
-    "2^e·(1 + k/4) of z, in the 14 octaves below the largest |z|; 2^e·(1 + k/8) of a match, from 2⁻¹² to 1; what is "
-    "smaller is one bin of each sign"
-)
 COLUMNS = (
     Column("n", "int64", "Presentations that count: not masked, z and a finite.", "presentations", "≥ 0",
            formula="#(z and a finite)"),
@@ -102,15 +97,7 @@ COLUMNS = (
            formula="n_fired = 0"),
     Column("dead_bound", "float64", "Of a dead unit, the rate of firing that n silent presentations rule out at 95 %.",
            "1", "> 0", "null unless dead", "3/n", "Hanley & Lippman-Hand 1983"),
-    Column("quantity", "string", "What is counted: z, pearson or cosine.", "name", table="histograms"),
-    Column("bin", "int32", "Number of the bin, the same for the same edges; its sign is that of the values.", "index",
-           table="histograms"),
-    Column("low", "float64", "Lower edge of the bin.", "quantity", formula=EDGES, table="histograms"),
-    Column("high", "float64", "Upper edge of the bin.", "quantity", formula=EDGES, table="histograms"),
-    Column("count", "int64", "Presentations in the bin; bins without any are left out.", "presentations", "> 0",
-           formula="#(low ≤ |value| < high by magnitude)", table="histograms"),
-    Column("fired", "int64", "Presentations in the bin at which the unit fires.", "presentations", "[0, count]",
-           "null where the gate is no nonlinearity", "#(z > 0 in the bin)", table="histograms"),
+    *HISTOGRAM,
 )  # fmt: skip
 
 
