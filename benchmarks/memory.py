@@ -25,7 +25,7 @@ BATCH_ROWS, CLASSES = 64, 10
 # rows of the two measurements: the first is enough for every buffer to have its size
 FEW, TIMES = 6 * BATCH_ROWS, 10
 # vectors of a unit's inputs and the rows that stand for it are as large as they are
-_VECTORS = ("cov_UD", "fired_UD", "x_mean_KD", "mean_GD", "m2_GDD")
+VECTORS = ("cov_UD", "fired_UD", "x_mean_KD", "mean_GD", "m2_GDD")
 
 
 def network() -> nn.Module:
@@ -78,7 +78,7 @@ def bytes_per_unit() -> dict[str, float]:
             counted = sum(
                 value.numel() * value.element_size()
                 for key, value in state.items()
-                if key.rpartition(".")[2] not in _VECTORS
+                if key.rpartition(".")[2] not in VECTORS
             )
             of_sites.append(counted / site.units)
         found[name] = max(of_sites)

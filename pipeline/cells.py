@@ -126,7 +126,9 @@ def misfit(state: State, empty: State) -> str | None:
         grows = value.dim() == expected.dim() and all(
             seen == there or there == 0 for seen, there in zip(value.shape, expected.shape, strict=True)
         )
-        if not grows or value.dtype != expected.dtype:
+        # counts of 32 bits take 64 where they have to
+        widened = (expected.dtype, value.dtype) == (torch.int32, torch.int64)
+        if not grows or (value.dtype != expected.dtype and not widened):
             return f"has {name} as {value.dtype} {tuple(value.shape)}, not {expected.dtype} {tuple(expected.shape)}"
     return None
 

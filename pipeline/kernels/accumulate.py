@@ -7,9 +7,10 @@ same counts, extremes and choices, and float64 sums to rounding. `Reference` is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.counts import LARGEST
 from pipeline.kernels.reference import observe_all
 from pipeline.sites import Presentations, Site
 
@@ -47,3 +48,37 @@ class Reference(Accumulator):
     def states(self) -> Mapping[Primitive, State]:
         """See `Accumulator`."""
         return dict(self._states)
+
+
+class Bounded(Accumulator):
+    """One whose counts are of 32 bits: begun anew before a count could outgrow them, and merged with what was before.
+
+    grown  makes the accumulator, which counts nothing more than once at a presentation
+    most   presentations that one of them is shown
+    """
+
+    def __init__(self, grown: Callable[[], Accumulator], *, most: int = LARGEST) -> None:
+        self._grown = grown
+        self._most = most
+        self._now = grown()
+        self._shown = 0
+        self._before: Mapping[Primitive, State] | None = None
+
+    def add(self, presentations: Presentations) -> None:
+        """See `Accumulator`."""
+        shown = presentations.entries * presentations.positions
+        if self._shown and self._shown + shown > self._most:
+            self._before, self._now, self._shown = self.states(), self._grown(), 0
+        self._shown += shown
+        self._now.add(presentations)
+
+    def states(self) -> Mapping[Primitive, State]:
+        """See `Accumulator`."""
+        now = self._now.states()
+        if self._before is None:
+            return now
+        return {one: one.merge(before, now[one]) for one, before in self._before.items()}
+
+    def remarks(self) -> list[str]:
+        """See `Accumulator`."""
+        return self._now.remarks()

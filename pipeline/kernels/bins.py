@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.counts import NARROW, added, narrowed
 from pipeline.kernels.view import View
 from pipeline.sites import Presentations, Site
 
@@ -59,13 +60,13 @@ def lattice_edge(number: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Bins(Primitive):
-    """Per unit: `top`, the largest lattice number in the window, and the counts of the `BINS` bins below it."""
+    """Per unit: `top`, the largest lattice number in the window, and the `counts` of the `BINS` bins below it."""
 
     def empty(self, site: Site) -> State:
         """All 0, the window at the bottom."""
         return {
             "top": torch.full((site.units,), EMPTY_TOP, dtype=torch.int64),
-            "count": torch.zeros(site.units, BINS, dtype=torch.int64),
+            "count": torch.zeros(site.units, BINS, dtype=NARROW),
         }
 
     def observe(self, presentations: Presentations) -> State:
@@ -80,12 +81,12 @@ class Bins(Primitive):
         # 0 is zero, 1 small, 2 … KEPT + 1 the window; then negative on the negative side
         place_LSU = number_LSU.sub_(top_U - KEPT - 1).clamp_(min=1).mul_(view.z_LSU != 0)
         place_LSU.mul_((view.z_LSU < 0).to(place_LSU.dtype).mul_(-2).add_(1)).add_(ZERO)
-        return {"top": top_U.long(), "count": count_by_unit(place_LSU, view.valid_LSU, BINS)}
+        return {"top": top_U.long(), "count": narrowed(count_by_unit(place_LSU, view.valid_LSU, BINS))}
 
     def merge(self, left: State, right: State) -> State:
         """Count both in the higher of the two windows."""
         top_U = torch.maximum(left["top"], right["top"])
-        return {"top": top_U, "count": _raised(left, top_U) + _raised(right, top_U)}
+        return {"top": top_U, "count": added(_raised(left, top_U), _raised(right, top_U))}
 
 
 def count_by_unit(bin_LSU: torch.Tensor, counted_LSU: torch.Tensor | None, bins: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from functools import partial
 from pipeline.devices import CPU, GPU
 from pipeline.errors import JobError
 from pipeline.kernels import native, native_build, native_show, native_sums, triton_build
-from pipeline.kernels.accumulate import Accumulator, Reference
+from pipeline.kernels.accumulate import Accumulator, Bounded, Reference
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.by_position import by_position
 from pipeline.kernels.classsums import ClassSums
@@ -108,7 +108,7 @@ class Mixed(Accumulator):
         fused = kernel.fused(primitives)
         self._site = site
         self._takes = kernel.takes
-        self._fused = kernel.grown(site, fused)
+        self._fused = Bounded(partial(kernel.grown, site, fused))
         self._pooled = [Pooled(site, one) for one in primitives if isinstance(one, CoMoment)]
         self._rest = Reference(site, [one for one in primitives if one not in fused and not isinstance(one, CoMoment)])
         self._untaken: Reference | None = None

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.bins import count_by_unit, lattice, lattice_edge
+from pipeline.kernels.counts import NARROW, added, narrowed
 from pipeline.kernels.match import Form, Match
 from pipeline.kernels.moments import merge_central
 from pipeline.kernels.view import View
@@ -31,7 +32,7 @@ _STATES = ("fired", "silent")
 
 @dataclass(frozen=True)
 class MatchBins(Primitive):
-    """Per unit: undefined, and for firing ("fired") and silent presentations apart the bins' counts, mean and m2."""
+    """Per unit: undefined, and for firing ("fired") and silent presentations apart the bins' `counts`, mean and m2."""
 
     form: Form
 
@@ -39,7 +40,7 @@ class MatchBins(Primitive):
         """All 0."""
         state = {"undefined": torch.zeros(site.units, dtype=torch.int64)}
         for name in _STATES:
-            state[f"{name}_count"] = torch.zeros(site.units, BINS, dtype=torch.int64)
+            state[f"{name}_count"] = torch.zeros(site.units, BINS, dtype=NARROW)
             state[f"{name}_mean"] = torch.zeros(site.units, dtype=torch.float64)
             state[f"{name}_m2"] = torch.zeros(site.units, dtype=torch.float64)
         return state
@@ -51,7 +52,7 @@ class MatchBins(Primitive):
         # one bincount for both: the firing in the upper half of each unit's bins
         bin_LSU = _bin(found).add_(view.fired_LSU, alpha=BINS)
         count_U2B = count_by_unit(bin_LSU, found.defined, 2 * BINS).unflatten(1, (2, BINS))
-        count = {"fired": count_U2B[:, 1].contiguous(), "silent": count_U2B[:, 0].contiguous()}
+        count = {"fired": count_U2B[:, 1], "silent": count_U2B[:, 0]}
         state = {"undefined": view.n_U - count_U2B.sum((1, 2))}
         # products with 0 and 1: masked_fill is slow on a convolution's memory order
         fired_LSU = view.fired_LSU.double()
@@ -60,7 +61,7 @@ class MatchBins(Primitive):
                 chosen_LSU = chosen_LSU * found.defined
             mean_U = (found.value * chosen_LSU).sum((0, 1)) / count[name].sum(1).clamp(min=1)
             rest_LSU = (found.value - mean_U).mul_(chosen_LSU)
-            state[f"{name}_count"] = count[name]
+            state[f"{name}_count"] = narrowed(count[name])
             state[f"{name}_mean"] = mean_U
             state[f"{name}_m2"] = rest_LSU.square_().sum((0, 1))
         return state
@@ -70,7 +71,7 @@ class MatchBins(Primitive):
         merged = {"undefined": left["undefined"] + right["undefined"]}
         for name in _STATES:
             central = merge_central(moments_of(left, name), moments_of(right, name))
-            merged[f"{name}_count"] = left[f"{name}_count"] + right[f"{name}_count"]
+            merged[f"{name}_count"] = added(left[f"{name}_count"], right[f"{name}_count"])
             merged |= {f"{name}_{key}": value for key, value in central.items()}
         return merged
 

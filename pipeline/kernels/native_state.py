@@ -14,6 +14,7 @@ import torch
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.bins import BINS, EMPTY_TOP, Bins
 from pipeline.kernels.classsums import ClassSums
+from pipeline.kernels.counts import NARROW
 from pipeline.kernels.firing import Firing
 from pipeline.kernels.matchbins import BINS as MATCH_BINS
 from pipeline.kernels.matchbins import MatchBins
@@ -48,9 +49,9 @@ class Sums:
             z_7U=moments_7U,
             a_7U=moments_7U.clone(),
             top_U=torch.full((units,), EMPTY_TOP, dtype=torch.int64),
-            bin_UB=torch.zeros(units, BINS, dtype=torch.int64),
+            bin_UB=torch.zeros(units, BINS, dtype=NARROW),
             undefined_FU=torch.zeros(both, units, dtype=torch.int64),
-            match_FU2B=torch.zeros(both, units, 2, MATCH_BINS, dtype=torch.int64),
+            match_FU2B=torch.zeros(both, units, 2, MATCH_BINS, dtype=NARROW),
             match_F23U=torch.zeros(both, 2, len(MATCH_MOMENTS), units, dtype=torch.float64),
         )
 

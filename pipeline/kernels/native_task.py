@@ -45,8 +45,8 @@ class Task(ctypes.Structure):
         ("a_is", _I), ("moments", _I), ("bins", _I), ("forms", _I * 2), ("best_match", _I), ("keeps", _I),
         ("ways", _I), ("classes", _I), ("rows", _I),
         ("keeping", Keeping), ("label_JN", _P),
-        ("count_6U", _P), ("z_7U", _P), ("a_7U", _P), ("top_U", _P), ("bin_UB", _P),
-        ("undefined_FU", _P), ("match_FU2B", _P), ("match_F23U", _P),
+        ("count_6U", _P), ("z_7U", _P), ("a_7U", _P), ("top_U", _P), ("undefined_FU", _P),
+        ("bin_UB", _P), ("match_FU2B", _P), ("match_F23U", _P),
         ("class_n_JCU", _P), ("class_fired_JCU", _P), ("class_mean_JCU", _P), ("class_m2_JCU", _P),
         ("places", _I), ("bound_CU", _P), ("key_UK", _P), ("uid_UK", _P), ("position_UK", _P), ("value_UK3", _P),
     ]  # fmt: skip

@@ -1,26 +1,69 @@
 """Co-moments and joint firing of pairs of units of one site.
 
-Layer 1: pure torch, no I/O. Every unit is paired with K reference units, so that the state of a unit is bounded: with
-all of them where the site has no more than that, else with K spread evenly over the site.
+Layer 1: pure torch, no I/O. The units stand in a circle, each is paired with the K behind it, and every pair is there
+for both of its units: half the numbers of a square. In a site of at most 2K + 1 units these are all pairs; in a wider
+one each unit is compared with 2K others, and to spread them evenly over the site (units side by side are of one group,
+or of one head) the circle takes every s-th unit, s near the golden section.
 
-Shapes: U units, K reference units, P presentations.
+Shapes: U units in the order of the circle, K units behind one, P presentations.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from pipeline.kernels.base import Primitive, State
-from pipeline.kernels.comoment import all_finite, as_float, centred, observe_slices, products, squares
+from pipeline.kernels.comoment import all_finite, as_float, centred, observe_slices, squares
+from pipeline.kernels.counts import NARROW, added
 from pipeline.sites import Presentations, Site
 
 
-def references(site: Site, largest: int) -> torch.Tensor:
-    """The units that every unit is paired with, int64 in rising order: all, or `largest` of them evenly spread."""
-    count = min(site.units, largest)
-    return torch.arange(count) * site.units // count
+def behind(site: Site, largest: int) -> int:
+    """With how many units behind it each unit is paired, K: as compares it with `largest` others at most."""
+    return min(site.units, largest) // 2
+
+
+@lru_cache(maxsize=64)
+def _circle(units: int, count: int) -> torch.Tensor:
+    if 2 * count + 1 >= units:
+        return torch.arange(units)
+    golden = units * (math.sqrt(5) - 1) / 2
+    step = min((one for one in range(1, units) if math.gcd(one, units) == 1), key=lambda one: abs(one - golden))
+    return torch.arange(units) * step % units
+
+
+def circle(site: Site, largest: int) -> torch.Tensor:
+    """The number of the unit at each place of the circle, int64."""
+    return _circle(site.units, behind(site, largest))
+
+
+def of_behind(value_U: torch.Tensor, count: int) -> torch.Tensor:
+    """A value of each of the units behind each, (U, K): a view of little memory, not to be written to."""
+    round_V = torch.cat([value_U, value_U[:count]])
+    return round_V.as_strided((len(value_U), count), (1, 1), 1)
+
+
+def _products(value_PU: torch.Tensor, order_U: torch.Tensor | None, count: int) -> torch.Tensor:
+    """Σ over the presentations of each unit's value times that of each unit behind it, (U, K) in the circle's order.
+
+    `order_U` is the unit at each place, None where that is its number.
+    """
+    units = value_PU.shape[1]
+    if order_U is None:
+        round_PV = torch.cat([value_PU, value_PU[:, :count]], 1)
+    else:
+        round_PV = value_PU.index_select(1, torch.cat([order_U, order_U[:count]]))
+    found_UK = value_PU.new_empty((units, count))
+    for start in range(0, units, max(count, 1)):
+        stop = min(start + count, units)
+        square = round_PV[:, start:stop].mT @ round_PV[:, start + 1 : stop + count]
+        # of each row those behind it, one column further in the next
+        found_UK[start:stop] = square.as_strided((stop - start, count), (square.shape[1] + 1, 1))
+    return found_UK
 
 
 @dataclass(frozen=True)
@@ -33,8 +76,8 @@ class UnitPairs(Primitive):
     n_1       int64, presentations
     bad_U     int64, those at which z or a of the unit is not finite
     mean_U, m2_U   mean of a and Σ(a − ā)²
-    co_UK     co-moments with the reference units
-    fired_U, both_UK   int64, presentations with z > 0, and with z > 0 of both; only where `fired`
+    co_UK     co-moments with the units behind
+    fired_U   int64, presentations with z > 0; both_UK, see `counts`, with z > 0 of both; only where `fired`
     """
 
     largest: int
@@ -42,7 +85,7 @@ class UnitPairs(Primitive):
 
     def empty(self, site: Site) -> State:
         """Nothing seen."""
-        units, count = site.units, len(references(site, self.largest))
+        units, count = site.units, behind(site, self.largest)
         state = {
             "n_1": torch.zeros(1, dtype=torch.int64),
             "bad_U": torch.zeros(units, dtype=torch.int64),
@@ -52,7 +95,7 @@ class UnitPairs(Primitive):
         }
         if self.fired:
             state["fired_U"] = torch.zeros(units, dtype=torch.int64)
-            state["both_UK"] = torch.zeros((units, count), dtype=torch.int64)
+            state["both_UK"] = torch.zeros((units, count), dtype=NARROW)
         return state
 
     def observe(self, presentations: Presentations) -> State:
@@ -64,14 +107,15 @@ class UnitPairs(Primitive):
         n_1 = left["n_1"] + right["n_1"]
         share_1 = right["n_1"].double() / n_1.clamp(min=1)
         step_U = right["mean_U"] - left["mean_U"]
-        units, count = left["co_UK"].shape
-        reference_K = torch.arange(count, device=step_U.device) * units // max(1, count)
         weighted_U = left["n_1"] * share_1 * step_U
-        merged = {name: left[name] + right[name] for name in left}
+        merged = {name: left[name] + right[name] for name in left if name != "both_UK"}
+        if self.fired:
+            merged["both_UK"] = added(left["both_UK"], right["both_UK"])
+        step_UK = of_behind(step_U, left["co_UK"].shape[1])
         return merged | {
             "mean_U": left["mean_U"] + step_U * share_1,
             "m2_U": merged["m2_U"] + weighted_U * step_U,
-            "co_UK": torch.addr(merged["co_UK"], weighted_U, step_U[reference_K]),
+            "co_UK": merged["co_UK"].addcmul_(weighted_U[:, None], step_UK),
         }
 
     def _slice(self, presentations: Presentations, start: int, stop: int) -> State:
@@ -87,20 +131,22 @@ class UnitPairs(Primitive):
             z_PU, a_PU, finite_1PU = z_PU[some_P], a_PU[some_P], finite_PU[some_P][None]
         if len(z_PU) == 0:
             return {name: value.to(z_PU.device) for name, value in self.empty(presentations.site).items()}
+        count = behind(presentations.site, self.largest)
+        order_U = circle(presentations.site, self.largest).to(z_PU.device)
+        moved_U = order_U if 2 * count + 1 < len(order_U) else None
         a = centred(as_float(a_PU)[None], finite_1PU)
-        reference_K = references(presentations.site, self.largest).to(z_PU.device)
-        chosen = a._replace(rest_GPK=a.rest_GPK[..., reference_K], scale_GK=a.scale_GK[:, reference_K])
+        scale_U = a.scale_GK[0, order_U]
         bad_U = torch.zeros_like(z_PU[0], dtype=torch.int64) if finite_1PU is None else (~finite_1PU[0]).sum(0)
         state = {
             "n_1": torch.tensor([len(z_PU)], device=z_PU.device),
-            "bad_U": bad_U,
-            "mean_U": a.mean_GK[0],
-            "m2_U": squares(a)[0],
-            "co_UK": products(a, chosen)[0],
+            "bad_U": bad_U[order_U],
+            "mean_U": a.mean_GK[0, order_U],
+            "m2_U": squares(a)[0, order_U],
+            "co_UK": _products(a.rest_GPK[0], moved_U, count).double() * scale_U[:, None] * of_behind(scale_U, count),
         }
         if self.fired:
             # float32 counts the presentations of a slice exactly
             fired_PU = (z_PU > 0).float()
-            state["fired_U"] = fired_PU.sum(0).long()
-            state["both_UK"] = (fired_PU.T @ fired_PU[:, reference_K]).long()
+            state["fired_U"] = fired_PU.sum(0).long()[order_U]
+            state["both_UK"] = _products(fired_PU, moved_U, count).to(NARROW)
         return state

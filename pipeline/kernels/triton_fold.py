@@ -131,6 +131,6 @@ def fold_bins(top_U, count_UB, top_RU, count_RUB, new_top_U, new_count_UB, units
     count = tl.load(count_UB + u * BIN_COUNT + place, mask=known, other=0)
     tl.atomic_add(new + _raised(place, top - before), count, mask=known & (count > 0), sem="relaxed")
     for run in range(runs):
-        of_run = tl.load(count_RUB + (run * units + u) * BIN_ROOM + place, mask=known, other=0).to(tl.int64)
+        of_run = tl.load(count_RUB + (run * units + u) * BIN_ROOM + place, mask=known, other=0).to(tl.int32)
         rise = top - tl.load(top_RU + run * units + u)
         tl.atomic_add(new + _raised(place, rise), of_run, mask=known & (of_run > 0), sem="relaxed")

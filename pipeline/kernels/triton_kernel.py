@@ -18,6 +18,7 @@ from pipeline.kernels.accumulate import Accumulator
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.bins import BINS, EMPTY_TOP, Bins
 from pipeline.kernels.classsums import ClassSums
+from pipeline.kernels.counts import NARROW
 from pipeline.kernels.firing import Firing
 from pipeline.kernels.match import patterns_of
 from pipeline.kernels.matchbins import BINS as MATCH_BINS
@@ -91,8 +92,8 @@ class Triton(Accumulator):
         self._z_7U[0], self._z_7U[1] = torch.inf, -torch.inf
         self._a_7U = self._z_7U.clone()
         self._top_U = torch.full((units,), EMPTY_TOP, dtype=torch.int64, device=device)
-        self._bin_UB = torch.zeros(units, BINS, dtype=torch.int64, device=device)
-        self._match_bin_FUB = torch.zeros(len(FORMS), units, 2 * MATCH_BINS, dtype=torch.int64, device=device)
+        self._bin_UB = torch.zeros(units, BINS, dtype=NARROW, device=device)
+        self._match_bin_FUB = torch.zeros(len(FORMS), units, 2 * MATCH_BINS, dtype=NARROW, device=device)
         self._match_F6U = torch.zeros(len(FORMS), 6, units, dtype=torch.float64, device=device)
         self._by_class = {one: _on(state, device) for one, state in self._by_class.items()}
         self._kept = {one: Rows(one, units, device) for one in self._primitives if isinstance(one, Ranked)}
@@ -139,7 +140,7 @@ class Triton(Accumulator):
             fold_bins[(units,)](self._top_U, self._bin_UB, parts.top, parts.bins, top_U, bin_UB, **room)
             self._top_U, self._bin_UB = top_U, bin_UB
         if self._wanted["PEARSON"] or self._wanted["COSINE"]:
-            self._match_bin_FUB = self._match_bin_FUB + parts.match_bins.sum(0)
+            self._match_bin_FUB = self._match_bin_FUB + parts.match_bins.sum(0, dtype=NARROW)
 
     def states(self) -> Mapping[Primitive, State]:
         """See `Accumulator`."""

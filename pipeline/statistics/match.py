@@ -84,7 +84,7 @@ class MatchStatistic(Statistic):
     """Match of input and pattern, by correlation and by cosine, against firing."""
 
     name = "match"
-    version = 1
+    version = 2
     COLUMNS = COLUMNS
 
     def primitives(self, site: Site) -> Mapping[str, Primitive]:
@@ -116,7 +116,8 @@ def _of(state: State, fires: bool) -> dict[str, Values]:
     firing, silent = matchbins.moments_of(state, "fired"), matchbins.moments_of(state, "silent")
     both = merge_central(firing, silent)
     n_U = firing["n"] + silent["n"]
-    count_UB = state["fired_count"] + state["silent_count"]
+    fired_UB, silent_UB = (state[f"{name}_count"].long() for name in ("fired", "silent"))
+    count_UB = fired_UB + silent_UB
     edges_UB = matchbins.edges(count_UB.device).expand(len(n_U), -1)
     columns: dict[str, Values] = {
         "n": n_U,
@@ -130,7 +131,7 @@ def _of(state: State, fires: bool) -> dict[str, Values]:
         return columns
     columns["firing_mean"] = firing["mean"].masked_fill(firing["n"] == 0, torch.nan)
     columns["silent_mean"] = silent["mean"].masked_fill(silent["n"] == 0, torch.nan)
-    return columns | _prediction(state["fired_count"], state["silent_count"])
+    return columns | _prediction(fired_UB, silent_UB)
 
 
 def _prediction(fired_UB: torch.Tensor, silent_UB: torch.Tensor) -> dict[str, Values]:
@@ -164,11 +165,12 @@ def _histograms(state: State, fires: bool) -> dict[str, Values]:
     quantity: list[str] = []
     for form in FORMS:
         one = part(state, form)
-        count_UB = one["fired_count"] + one["silent_count"]
+        fired_UB = one["fired_count"].long()
+        count_UB = fired_UB + one["silent_count"]
         unit, column = count_UB.nonzero(as_tuple=True)
         number = torch.where(column < matchbins.SIDE, column - matchbins.SIDE, column - matchbins.SIDE + 1)
         values = (unit, number, edges_E[column], edges_E[column + 1], count_UB[unit, column])
-        for name, value in zip(found, (*values, one["fired_count"][unit, column]), strict=True):
+        for name, value in zip(found, (*values, fired_UB[unit, column]), strict=True):
             found[name].append(value)
         quantity += [form] * len(unit)
     rows: dict[str, Values] = {name: torch.cat(parts) for name, parts in found.items() if fires or name != "fired"}

@@ -1,11 +1,14 @@
 """redundancy: which other unit of the site says the same, and how many dimensions the site really has.
 
-Layer 2: pure torch, no I/O. Its state is U × K numbers for a site of U units, K = min(U, largest); in wider sites every
-unit is compared with K others spread evenly over it, and the columns say with how many.
+Layer 2: pure torch, no I/O. Each pair of units is held once; in sites of more than `largest` + 1 units every unit is
+compared with `largest` others spread evenly over the site, and the columns say with how many.
+
+Shapes: U units in the order of the circle (see `kernels/pairs.py`), M what one is compared with, itself first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +18,7 @@ import torch
 
 from pipeline.columns import Column
 from pipeline.kernels.base import Primitive, State
-from pipeline.kernels.pairs import UnitPairs, references
+from pipeline.kernels.pairs import UnitPairs, circle
 from pipeline.kernels.whole import Array, Whole
 from pipeline.sites import Presentations, Site
 from pipeline.statistics.base import Controls, Nullable, Rows, Statistic, Values, at_least, part
@@ -29,11 +32,12 @@ _BAD = "NaN where a of the unit does not vary or is not finite somewhere, in few
 class Redundancy(Statistic):
     """Correlation and joint firing of the units of a site.
 
-    largest   how many units each is compared with at most; the state of a unit has 16 bytes for each, 8 kB in all
+    largest   how many units each is compared with at most (an odd number as one less); the state of a unit has 6 bytes
+              for each, 3 kB in all
     """
 
     sample_rows: int | None = 20_000
-    largest: int = at_least(1, 508)
+    largest: int = at_least(2, 512)
 
     name: ClassVar[str] = "redundancy"
     version: ClassVar[int] = 4
@@ -100,27 +104,32 @@ class Redundancy(Statistic):
 
     def columns(self, site: Site, state: State, controls: Controls) -> Rows:
         """The most correlated other unit, and the site's effective dimension."""
-        pairs = part(state, "pairs")
+        pairs, unit_U = part(state, "pairs"), circle(site, self.largest)
         known_U = (pairs["bad_U"] == 0) & (pairs["m2_U"] > 0) & (pairs["n_1"] >= 3)
-        reference_K = references(site, self.largest)
-        others_UK = known_U[:, None] & known_U[reference_K] & (torch.arange(site.units)[:, None] != reference_K)
+        place_UM = _compared(site.units, pairs["co_UK"].shape[1])
+        others_UM = known_U[:, None] & known_U[place_UM] & (place_UM != torch.arange(site.units)[:, None])
         # the root of each, since the product of two small ones would vanish
         scale_U = pairs["m2_U"].sqrt()
-        r_UK = (pairs["co_UK"] / scale_U[:, None] / scale_U[reference_K]).clamp(-1, 1)
-        rank_UK = torch.where(others_UK, (r_UK.abs() / TIE).round(), -1.0)
-        best_U = (rank_UK == rank_UK.amax(1, keepdim=True)).to(torch.int8).argmax(1)
-        found_U = others_UK.any(1)
-        neurons: dict[str, Values] = {
-            "redundancy_n": pairs["n_1"].expand(site.units).clone(),
-            "redundancy_compared": others_UK.sum(1),
-            "redundancy_unit": Nullable(reference_K[best_U], found_U),
-            "redundancy_r": torch.where(found_U, _at(r_UK, best_U), torch.nan),
-            "redundancy_dimension": _dimension(pairs["co_UK"], pairs["m2_U"], reference_K, known_U, others_UK),
+        r_UM = (_both_ways(pairs["co_UK"]) / scale_U[:, None] / scale_U[place_UM]).clamp(-1, 1)
+        rank_UM = torch.where(others_UM, (r_UM.abs() / TIE).round(), -1.0)
+        best_UM = rank_UM == rank_UM.amax(1, keepdim=True)
+        best_U = torch.where(best_UM, unit_U[place_UM], site.units).argmin(1)
+        partner_U, found_U = _at(place_UM, best_U), others_UM.any(1)
+        columns: dict[str, torch.Tensor] = {
+            "redundancy_n": pairs["n_1"].expand(site.units),
+            "redundancy_compared": others_UM.sum(1),
+            "redundancy_unit": unit_U[partner_U],
+            "redundancy_r": torch.where(found_U, _at(r_UM, best_U), torch.nan),
+            "redundancy_dimension": _dimension(_both_ways(pairs["co_UK"]), pairs["m2_U"], place_UM, known_U, others_UM),
         }
         if site.fires:
-            fired_U = pairs["fired_U"].double()
-            lift_U = pairs["n_1"] * _at(pairs["both_UK"], best_U) / (fired_U * fired_U[reference_K[best_U]])
-            neurons["redundancy_lift"] = torch.where(found_U, lift_U, torch.nan)
+            fired_U, both_U = pairs["fired_U"].double(), _at(_both_ways(pairs["both_UK"]), best_U)
+            lift_U = pairs["n_1"] * both_U / (fired_U * fired_U[partner_U])
+            columns["redundancy_lift"] = torch.where(found_U, lift_U, torch.nan)
+        # from the order of the circle to that of the units
+        place_U = unit_U.argsort()
+        neurons: dict[str, Values] = {name: value_U[place_U] for name, value_U in columns.items()}
+        neurons["redundancy_unit"] = Nullable(columns["redundancy_unit"][place_U], found_U[place_U])
         return {"neurons": neurons}
 
     def define(self, site: Site, whole: Presentations, controls: Controls) -> Rows:
@@ -131,9 +140,7 @@ class Redundancy(Statistic):
         n = len(z_PU)
         varies = [bool(valid_PU[:, u].all() and n >= 3 and np.ptp(a_PU[:, u]) > 0) for u in range(site.units)]
         known = np.flatnonzero(varies)
-        count = min(site.units, self.largest)
-        spread = [k * site.units // count for k in range(count)]
-        compared = [[k for k in spread if k in known and k != u] for u in range(site.units)]
+        compared = [[k for k in _defined_others(site.units, self.largest, u) if k in known] for u in range(site.units)]
         compared = [others if varies[u] else [] for u, others in enumerate(compared)]
         pairs = [_defined_pair(z_PU, a_PU, u, others) for u, others in enumerate(compared)]
         neurons: dict[str, Values] = {
@@ -150,24 +157,52 @@ class Redundancy(Statistic):
         return {"neurons": neurons}
 
 
-def _at(value_UK: torch.Tensor, index_U: torch.Tensor) -> torch.Tensor:
-    return value_UK.gather(1, index_U[:, None])[:, 0]
+def _compared(units: int, count: int) -> torch.Tensor:
+    """The places of the circle that each is compared with, (U, 2K + 1): itself, those behind it, those before it.
+
+    A place that is both behind and before stands for itself in place of the second.
+    """
+    place_U1, step_K = torch.arange(units)[:, None], torch.arange(1, count + 1)
+    before_UK = torch.where(2 * step_K == units, place_U1, place_U1 - step_K)
+    return torch.cat([place_U1, place_U1 + step_K, before_UK], 1) % max(units, 1)
+
+
+def _both_ways(value_UK: torch.Tensor) -> torch.Tensor:
+    """What is known of each unit and those behind it, for all that it is compared with, (U, 2K + 1); 0 with itself."""
+    units, count = value_UK.shape
+    step_K = torch.arange(1, count + 1)
+    before_UK = value_UK.gather(0, (torch.arange(units)[:, None] - step_K) % max(units, 1))
+    return torch.cat([value_UK.new_zeros((units, 1)), value_UK, before_UK], 1)
+
+
+def _at(value_UM: torch.Tensor, index_U: torch.Tensor) -> torch.Tensor:
+    return value_UM.gather(1, index_U[:, None])[:, 0]
 
 
 def _dimension(
-    co_UK: torch.Tensor, m2_U: torch.Tensor, reference_K: torch.Tensor, known_U: torch.Tensor, others_UK: torch.Tensor
+    co_UM: torch.Tensor, m2_U: torch.Tensor, place_UM: torch.Tensor, known_U: torch.Tensor, others_UM: torch.Tensor
 ) -> torch.Tensor:
     """(tr C)² / ‖C‖² of the known units; what was not compared counts by variance like what was: ≥ 1."""
     if not bool(known_U.any()):
         return torch.full_like(m2_U, torch.nan)
     largest = m2_U[known_U].max()
     own_U = torch.where(known_U, m2_U / largest, 0.0)
-    compared_U = torch.where(others_UK, own_U[reference_K], 0.0).sum(1)
-    square_U = torch.where(others_UK, co_UK / largest, 0.0).square().sum(1)
+    compared_U = torch.where(others_UM, own_U[place_UM], 0.0).sum(1)
+    square_U = torch.where(others_UM, co_UM / largest, 0.0).square().sum(1)
     # a mean of squares that knows no variances can exceed (tr C)², where those compared vary most
     everyone_U = torch.where(compared_U > 0, (own_U.sum() - own_U) / compared_U, 0.0)
     total = own_U.square().sum() + (square_U * everyone_U).sum()
     return (own_U.sum().square() / total).expand_as(m2_U).clone()
+
+
+def _defined_others(units: int, largest: int, unit: int) -> list[int]:
+    """All other units, or those up to half of `largest` steps away, of a step without common factor near 0.618 U."""
+    most = largest // 2
+    if units <= 2 * most + 1:
+        return [other for other in range(units) if other != unit]
+    coprime = [step for step in range(1, units) if math.gcd(step, units) == 1]
+    step = sorted((abs(one - (5**0.5 - 1) / 2 * units), one) for one in coprime)[0][1]
+    return sorted({(unit + sign * k * step) % units for k in range(1, most + 1) for sign in (-1, 1)} - {unit})
 
 
 def _defined_pair(z_PU: Array, a_PU: Array, unit: int, others: list[int]) -> tuple[int, float, float]:

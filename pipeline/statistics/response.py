@@ -106,7 +106,7 @@ class Response(Statistic):
     """Moments, quantiles, histogram and firing of every unit."""
 
     name = "response"
-    version = 2
+    version = 3
     COLUMNS = COLUMNS
 
     def primitives(self, site: Site) -> Mapping[str, Primitive]:
@@ -212,7 +212,7 @@ def _of_firing(firing: State, fires: bool) -> dict[str, Values]:
 def _histogram(histogram: State, fires: bool) -> dict[str, Values]:
     unit, column = histogram["count"].nonzero(as_tuple=True)
     low_UB, high_UB = bins.bin_edges(histogram["top"])
-    count = histogram["count"][unit, column]
+    count = histogram["count"][unit, column].long()
     rows: dict[str, Values] = {
         "unit": unit,
         "quantity": ["z"] * len(unit),

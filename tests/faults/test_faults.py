@@ -271,7 +271,7 @@ class MaskedInputsCounted(InputCovariance):
 
 
 class FirstUnitsReferred(UnitPairs):
-    """The first units stand for those that are spread over the site, when merging only."""
+    """The first units stand for those behind each, when merging only."""
 
     def merge(self, left: State, right: State) -> State:
         merged, total = super().merge(left, right), (left["n_1"] + right["n_1"]).clamp(min=1)

@@ -162,12 +162,12 @@ def law_purity(statistic: Statistic, shown: Presentations, random: np.random.Gen
 
 
 def law_dtypes(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
-    """Counts are int64, sums float64, and each column is declared and has its type."""
+    """Counts are int64, or int32 while they fit, sums float64, and each column is declared and has its type."""
     site, state = shown.site, statistic.observe(shown)
     assert {name: value.dtype for name, value in state.items()} == {
         name: value.dtype for name, value in statistic.empty(site).items()
     }
-    assert {value.dtype for value in state.values()} <= {torch.int64, torch.float64}
+    assert {value.dtype for value in state.values()} <= {torch.int32, torch.int64, torch.float64}
     declared = {(column.table, column.name): column.dtype for column in statistic.COLUMNS}
     for table, columns in statistic.columns(site, state, controls_of(site)).items():
         for name, values in columns.items():

@@ -31,7 +31,7 @@ WRONG = [
     ("template", "whitened_fan_in", -1, "an integer, 0 or more"),
     ("composition", "positions", 0, "an integer, 1 or more"),
     ("composition", "top", 0, "an integer, 1 or more"),
-    ("redundancy", "largest", -3, "an integer, 1 or more"),
+    ("redundancy", "largest", 1, "an integer, 2 or more"),
     ("redundancy", "sample_rows", 0, "an integer, 1 or more"),
     ("importance", "sample_rows", 0, "an integer, 1 or more"),
     ("labels", "prior", [0, 0, 0], PRIOR),
@@ -62,7 +62,7 @@ def test_the_least_values_are_taken() -> None:
     for name, parameter, value in [
         ("exemplars", "k", 1),
         ("template", "whitened_fan_in", 0),
-        ("redundancy", "largest", 1),
+        ("redundancy", "largest", 2),
     ]:
         assert replace(statistics()[name], **{parameter: value}).parameters[parameter] == value
 

@@ -44,7 +44,7 @@ def test_the_partner_is_numpy_s() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[400], [1, 399], [100, 0, 200, 100], [40] * 10])
-@pytest.mark.parametrize("largest", [512, 5, 1])
+@pytest.mark.parametrize("largest", [512, 12, 11, 5, 2])
 def test_any_split_gives_the_definition(sizes: list[int], largest: int) -> None:
     whole, statistic = independent(), Redundancy(largest=largest)
     same_rows(statistic, state_of(statistic, whole, sizes), whole, atol=1e-5)
@@ -92,7 +92,7 @@ def test_a_part_of_the_pairs_estimates_the_dimension_of_the_whole() -> None:
     all_pairs = float(neurons(whole)["redundancy_dimension"][0])
     some = neurons(whole, Redundancy(largest=16))
     assert float(some["redundancy_dimension"][0]) == pytest.approx(all_pairs, rel=0.15)
-    assert set(some["redundancy_compared"].tolist()) == {15, 16}
+    assert set(some["redundancy_compared"].tolist()) == {16}
 
 
 def test_units_that_never_vary_or_are_not_finite_are_nobody_s_partner() -> None:
@@ -122,7 +122,7 @@ def test_the_order_of_units_and_rows_does_not_matter() -> None:
 
 def test_the_state_of_a_unit_is_bounded() -> None:
     wide = make_site(torch.zeros(4096, 1))
-    assert STATISTIC.state_bytes(wide) / 4096 < 8.3e3
+    assert STATISTIC.state_bytes(wide) / 4096 < 3.2e3
 
 
 def test_the_estimated_dimension_of_one_signal_is_one_whatever_varies_most() -> None:

@@ -52,9 +52,10 @@ static int64_t count_zeros(Counts *counts, const float *z, int64_t n) {
 }
 
 // Move a unit's window up: what falls out below joins the small ones.
-static void raise(int64_t *bin, int64_t rise) {
+static void raise(int32_t *bin, int64_t rise) {
     for (int64_t k = 1; k <= KEPT; k++) {
-        int64_t place = k > rise ? k - rise : 0, above = bin[ZERO + 1 + k], below = bin[KEPT - k];
+        int64_t place = k > rise ? k - rise : 0;
+        int32_t above = bin[ZERO + 1 + k], below = bin[KEPT - k];
         bin[ZERO + 1 + k] = bin[KEPT - k] = 0;
         bin[ZERO + 1 + place] += above;
         bin[KEPT - place] += below;
@@ -69,7 +70,7 @@ static inline bool are_zero(const uint32_t *counts) {
 }
 
 // Add the raw counts to a unit's bins, if there are some, and clear them; returns how many positive ones there were.
-static int64_t fold(Counts *counts, int64_t *top, int64_t *bin) {
+static int64_t fold(Counts *counts, int64_t *top, int32_t *bin) {
     int64_t last = bits_of(counts->largest) >> RAW_SHIFT, positive = 0;
     if (bin && last + RAW_LEAST > *top) {
         raise(bin, last + RAW_LEAST - *top);

@@ -152,7 +152,7 @@ static void add_matches(const Values &rows, const Inputs &x, const Pattern<d8> &
 
 // Add some counts to bins that rise, or fall, from the first.
 template <int STEP>
-static inline void add_counts(const uint32_t *count, int64_t *bin, int64_t n) {
+static inline void add_counts(const uint32_t *count, int32_t *bin, int64_t n) {
     if (n == LANES)
         for (int i = 0; i < LANES; i++) bin[STEP * i] += count[i];
     else
@@ -160,11 +160,11 @@ static inline void add_counts(const uint32_t *count, int64_t *bin, int64_t n) {
 }
 
 // Add a unit's counts of a batch to its bins (those of the silent, then of the firing) and clear them.
-static void fold_matches(uint32_t *count, int64_t *bin, int64_t *undefined) {
+static void fold_matches(uint32_t *count, int32_t *bin, int64_t *undefined) {
     for (int side = 0; side < 4; side++, count += MATCH_STEP) {
         // 1 itself is in the last bin
         count[MATCH_SIDE - 1] += count[MATCH_SIDE], count[MATCH_SIDE] = 0;
-        int64_t *first = bin + side / 2 * MATCH_BINS + MATCH_SIDE;
+        int32_t *first = bin + side / 2 * MATCH_BINS + MATCH_SIDE;
         for (int group = 0; group < MATCH_SIDE; group += LANES) {
             if (are_zero(count + group)) continue;
             int64_t n = MATCH_SIDE - group < LANES ? MATCH_SIDE - group : LANES;

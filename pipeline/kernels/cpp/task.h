@@ -33,7 +33,9 @@ struct Task {
     // what is grown
     int64_t *count_6U;
     double *z_7U, *a_7U;
-    int64_t *top_U, *bin_UB, *undefined_FU, *match_FU2B;
+    int64_t *top_U, *undefined_FU;
+    // 32 bits are enough for as many presentations as are added to one state, see `accumulate.py`
+    int32_t *bin_UB, *match_FU2B;
     double *match_F23U;
     int64_t *class_n_JCU, *class_fired_JCU;
     double *class_mean_JCU, *class_m2_JCU;
