@@ -2,12 +2,13 @@
 
 Layer 1. Sites are recognised by the tap, in a forward whose operations arrive whole as under inference mode, but run
 with gradients. A site's activation is then found by its numbers: the first tensor of the forward, from the site's call
-on, that holds the same numbers as the gate's output; the gradient at that tensor is the activation's.
+on, that holds the same numbers as the gate's output, or of which that output is a part (one of fused projections); the
+gradient there is the activation's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,7 +66,7 @@ def observe_gradients(
         # an operation without a derivative, or a tensor that was made in inference mode
         return
     for found, gradient in zip(tap.found, gradients, strict=True):
-        at = arrange(gradient, found.rows, [found.unit_axis], split=found.split).tensor
+        at = found.place.of(gradient)
         observe(replace(found.presentations, gradient_LSU=at).select_rows(lost[1]))
 
 
@@ -120,9 +121,23 @@ class _Found:
     presentations: Presentations
     edge: GradientEdge
     shape: torch.Size
+    place: _Place
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The channels `first` … of an axis of a tensor, as many as a site has units, and how entries are told apart."""
+
     rows: Rows
-    unit_axis: int
+    axis: int
+    first: int
+    units: int
     split: bool
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What stands there, (L, S, U)."""
+        part = tensor.narrow(self.axis, self.first, self.units)
+        return arrange(part, self.rows, [self.axis], split=self.split).tensor
 
 
 class _Sought:
@@ -159,32 +174,39 @@ class _GradientTap(Tap):
             if sought and isinstance(out, torch.Tensor) and out.requires_grad:
                 # what completes z is no activation yet, though it has its numbers where every z > 0
                 memory = out.untyped_storage().data_ptr()
-                self._recognise(out, [one for one, begun in sought.items() if one in earlier or begun == memory])
+                self._recognise(out, {one: begun == memory for one, begun in sought.items()}, earlier)
             return out
 
-    def _recognise(self, out: torch.Tensor, sought: Sequence[Presentations]) -> None:
+    def _recognise(self, out: torch.Tensor, is_own: Mapping[Presentations, bool], earlier: set[Presentations]) -> None:
         rows = self.value_of(out).rows
         if rows is None:
             return
-        for presentations in sought:
-            found = _found_in(out, rows, presentations)
+        for presentations, own in is_own.items():
+            found = _found_in(out, rows, presentations, own=own) if own or presentations in earlier else None
             if found is not None:
                 del self._sought.memory[presentations]
                 self.found.append(found)
 
 
-def _found_in(out: torch.Tensor, rows: Rows, presentations: Presentations) -> _Found | None:
+def _found_in(out: torch.Tensor, rows: Rows, presentations: Presentations, *, own: bool) -> _Found | None:
+    """Where an activation stands in a tensor: in the whole of it, or in a part if that is its `own` memory."""
     a_LSU = presentations.a_LSU
-    if out.numel() != a_LSU.numel() or out.dtype != a_LSU.dtype:
+    if out.dtype != a_LSU.dtype or not (own or out.numel() == a_LSU.numel()):
         return None
-    for axis in range(out.dim()):
-        if out.shape[axis] != a_LSU.shape[2] or axis == rows.axis:
-            continue
-        for split in (True, False):
-            held = arrange(out.detach(), rows, [axis], split=split).tensor
-            if held.shape == a_LSU.shape and _same(held, a_LSU):
-                return _Found(presentations, get_gradient_edge(out), out.shape, rows, axis, split)
+    for place in _places(out, rows, a_LSU):
+        held = place.of(out.detach())
+        if held.shape == a_LSU.shape and _same(held, a_LSU):
+            return _Found(presentations, get_gradient_edge(out), out.shape, place)
     return None
+
+
+def _places(out: torch.Tensor, rows: Rows, a_LSU: torch.Tensor) -> Iterator[_Place]:
+    """Where an activation could stand in a tensor that is a whole number of times its size."""
+    units = a_LSU.shape[2]
+    for axis, size in enumerate(out.shape):
+        if axis != rows.axis and size % units == 0 and out.numel() * units == a_LSU.numel() * size:
+            for first in range(0, size, units):
+                yield from (_Place(rows, axis, first, units, split) for split in (True, False))
 
 
 def _same(left: torch.Tensor, right: torch.Tensor) -> bool:

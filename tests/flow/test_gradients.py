@@ -102,6 +102,29 @@ def test_a_gated_pair_s_gradient_is_that_of_the_product() -> None:
     torch.testing.assert_close(shown.gradient_LSU, product.grad)
 
 
+class Attending(nn.Module):
+    """Fused q, k and v that no operation parts into three: they are known by heads alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 12), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 2)).permute(2, 0, 3, 1, 4)
+        met = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(met.transpose(1, 2).flatten(2)).mean(1)
+
+
+def test_gradients_of_fused_projections_are_parts_of_the_whole_s() -> None:
+    model = Attending().eval()
+    batch = batch_of(torch.randn(6, 5, 6))
+    whole, gradient = hooked(model, batch, lambda net: net.qkv)
+    found = seen_by(model, batch)
+    for part, name in enumerate(("qkv.q", "qkv.k", "qkv.v")):
+        torch.testing.assert_close(found[name].a_LSU, whole[..., 4 * part : 4 * part + 4])
+        torch.testing.assert_close(found[name].gradient_LSU, gradient[..., 4 * part : 4 * part + 4])
+
+
 def test_only_rows_with_a_label_are_shown() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).eval()
     x = torch.randn(6, 4)
