@@ -43,11 +43,14 @@ _FIRING = f"{_NONE}, or where the gate is no nonlinearity"
 _BEST = f"{_FIRING}; NaN where the unit never fires"
 _SIGNED = f"{_NONE}, or where the gate gives negative values; NaN with rows of one class, or if every mean is 0"
 _TERM = "t_c = f_c/N·ln(f_c·N/(n_c·F)); n, f: rows and firing rows of the class, N, F: of all"
+# the sizes of the classes stay what they are
+_DRAWN = "; f_c = n_c·share of the rows drawn c that fire"
 
 
-def _columns_of(suffix: str, note: str) -> tuple[Column, ...]:
-    def column(name: str, meaning: str, **fields: Any) -> Column:
-        return Column(f"{name}{suffix}", meaning=f"{meaning}{note}.", **fields)
+def _columns_of(suffix: str, note: str, drawn: str = "") -> tuple[Column, ...]:
+    def column(name: str, meaning: str, formula: str, **fields: Any) -> Column:
+        of_rates = "" if name == "class_selectivity" else drawn
+        return Column(f"{name}{suffix}", meaning=f"{meaning}{note}.", formula=formula + of_rates, **fields)
 
     share: dict[str, Any] = {"dtype": "float64", "range": "[0, 1]", "null": _BEST}
     return (
@@ -70,7 +73,7 @@ COLUMNS = (
     *_columns_of("", ""),
     Column("class_information_bias", "float64", "What class_information is on average for a unit independent of class.",
            "nat", "≥ 0", f"{_FIRING}; NaN without rows", "(C − 1)/2N, C: classes with rows", "Miller 1955"),
-    *_columns_of("_null", ", for labels drawn by a hash of the row: the control"),
+    *_columns_of("_null", ", for labels drawn by a hash of the row: the control", _DRAWN),
     Column("class", "int32", "Class id.", "class", "[0, C)", table="classes"),
     Column("n", "int64", "Rows of the class with a presentation that counts; where positions have labels, it "
            "and all by class is of presentations.", "rows", "≥ 0", formula="n_c", table="classes"),

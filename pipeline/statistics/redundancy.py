@@ -56,7 +56,7 @@ class Redundancy(Statistic):
             "How many other units of the site this one was compared with: all, or as many as `largest` allows.",
             unit="units",
             range="≥ 0",
-            formula="v ≠ u among the compared whose a varies and is finite",
+            formula="#(v ≠ u among the compared whose a varies and is finite); 0 where its own does not",
         ),
         Column(
             "redundancy_unit",
@@ -91,8 +91,8 @@ class Redundancy(Statistic):
             "variance would be as spread.",
             unit="dimensions",
             range="[1, units]",
-            null="NaN where no unit varies; where not all units are compared, Σ_v≠u C_uv² is estimated as "
-            "Σ_compared C_uv² · Σ_v≠u C_vv / Σ_compared C_vv",
+            null="NaN where no unit varies, in fewer than 3 presentations; where not all are compared, Σ_v≠u C_uv² is "
+            "estimated as Σ_compared C_uv² · Σ_v≠u C_vv / Σ_compared C_vv",
             formula="participation ratio (tr C)² / ‖C‖² of C = Cov(a)",
             source="Gao et al. 2017, bioRxiv 214262",
         ),
