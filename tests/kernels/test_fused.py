@@ -24,6 +24,7 @@ from pipeline.job import Job
 from pipeline.kernels import choose, native_build
 from pipeline.kernels.accumulate import Reference
 from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.bins import Bins
 from pipeline.kernels.native import VERSION, Native, fused
 from pipeline.kernels.ranked import Ranked
 from pipeline.measure import _say_once, measure
@@ -34,7 +35,7 @@ from pipeline.sites import Presentations
 from pipeline.store import open_store
 from tests.census import small_job
 from tests.kernels.fused import FUSED, INFINITE, LAYOUTS, assert_same, grown_by_both, laid_out, primitives_of, recipes
-from tests.laws.drawn import Recipe, draw, split
+from tests.laws.drawn import Recipe, draw, make_presentations, make_site, split
 from tests.laws.laws import LAWS
 
 
@@ -73,7 +74,7 @@ LARGE = {
     "one long row": Recipe(1, rows=3, positions=2500, units=5),
     "runs of rows": Recipe(2, rows=120, positions=100, units=20, gate="gelu"),
     "runs of single positions": Recipe(3, rows=3000, units=17),
-    "runs of uneven rows": Recipe(4, rows=400, positions=5, units=18, spread=True, masked=True, bad=INFINITE),
+    "runs of uneven rows": Recipe(4, rows=400, positions=16, units=18, spread=True, masked=True, bad=INFINITE),
     "groups": Recipe(5, rows=60, positions=50, units=40, groups=3, gate="identity"),
 }
 
@@ -83,6 +84,15 @@ LARGE = {
 def test_large_batches_give_the_states_of_the_reference(library: ctypes.CDLL, kind: str, layout: str) -> None:
     for primitive, mine, yours in both([laid_out(draw(LARGE[kind]), layout)], library):
         assert_same(mine, yours, primitive)
+
+
+def test_one_value_more_often_than_sixteen_bits_count(library: ctypes.CDLL) -> None:
+    site = make_site([[1.0, 2.0, -1.0], [-1.0, -2.0, 1.0]])
+    shown = make_presentations(site, torch.tensor([1.0, 2.0, 0.5]).expand(70, 1001, 1, 3))
+    for primitive, mine, yours in both([shown], library):
+        assert_same(mine, yours, primitive)
+        if isinstance(primitive, Bins):
+            assert mine["count"].amax(1).tolist() == [70 * 1001] * 2
 
 
 @pytest.mark.parametrize("kind", sorted(LARGE))
