@@ -91,12 +91,12 @@ class World:
             if receipt.failed or receipt.unread or receipt.lost:
                 raise RuntimeError(f"a task came to nothing: {receipt}")
 
-    def batches(self) -> list[Batch]:
-        """Every row that the task measures."""
+    def batches(self) -> list[list[Batch]]:
+        """Every row that the task measures, by chunk."""
         probe = self.task.probe
         source = sources()[probe.spec.source](probe.data, probe.spec, self.store)
         chunks = {cell.chunk.id: cell.chunk for cell in self.task.cells}.values()
-        return [batch for chunk in chunks for batch in source.read(chunk, self.task.numerics.batch_rows)]
+        return [list(source.read(chunk, self.task.numerics.batch_rows)) for chunk in chunks]
 
     def loaded(self) -> list[Loaded]:
         """The models of the task."""
@@ -107,20 +107,20 @@ class World:
 
 def world(
     folder: Path, *, rows: int, shape: Sequence[int], family: str, hyperparameters: str, models: int, batch_rows: int,
-    threads: int, statistics: Sequence[str],
+    threads: int, statistics: Sequence[str], chunks: int = 1,
 ) -> World:  # fmt: skip
-    """Rows at random in one chunk behind the first, and models that took one step on some others."""
+    """Rows at random in chunks of `rows` behind the first, and models that took one step on some others."""
     draw = np.random.default_rng(0)
     (folder / "rows").mkdir()
     # the first chunk of a run is where models are looked at, and their statistics timed, once
-    for name, splits in (("0", ["train"] * 32 + ["test"] * 16), ("1", ["test"] * rows)):
+    for number, splits in enumerate([["train"] * 32 + ["test"] * 16, *[["test"] * rows] * chunks]):
         x = draw.normal(size=(len(splits), int(np.prod(shape)))).astype(np.float32)
         columns = {
             "x": pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1]),
             "label": draw.integers(0, 10, len(splits)),
             "split": splits,
         }
-        path = folder / "rows" / f"{name}.parquet"
+        path = folder / "rows" / f"{number}.parquet"
         pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=max(256, rows // 8))
     job = folder / "job.toml"
     job.write_text(
@@ -148,30 +148,34 @@ def figures(*, seconds: float, rounds: int, threads: int) -> Iterator[Figure]:
 
 
 def _share(folder: Path, *, seconds: float, rounds: int, threads: int) -> Iterator[Figure]:
-    rows = 512
+    # states of one chunk are stored while the next is measured
+    rows, chunks = 512, 2
     made = world(
-        folder, rows=rows, shape=(3, 32, 32), family="resnet", models=1, batch_rows=64, threads=threads,
+        folder, rows=rows, chunks=chunks, shape=(3, 32, 32), family="resnet", models=1, batch_rows=64, threads=threads,
         hyperparameters='{ depth = 18, widths = [64, 128, 256, 512], shortcut = "B" }', statistics=FIRST,
     )  # fmt: skip
     batches, (loaded,) = made.batches(), made.loaded()
 
     def forward(_: int) -> None:
         with in_force(made.task.numerics), quiet(loaded.module):
-            for batch in batches:
-                batch.forward(loaded.module)
+            for of_chunk in batches:
+                for batch in of_chunk:
+                    batch.forward(loaded.module)
 
     def in_memory(_: int) -> None:
         task = made.task
         with in_force(task.numerics):
-            running = Running(loaded.discovery, task.cells[0].statistics, task.classes, task.kernel)
-            for batch in batches:
-                running.add(loaded.module, batch)
+            for of_chunk in batches:
+                running = Running(loaded.discovery, task.cells[0].statistics, task.classes, task.kernel)
+                for batch in of_chunk:
+                    running.add(loaded.module, batch)
+                running.finish(loaded.module)
 
     works: dict[str, Work] = {
         "forward": forward, "memory": in_memory, "path": lambda _: made.measure(made.task)
     }  # fmt: skip
     passes = interleaved(works, seconds=seconds, rounds=rounds)
-    speed = rows / median(passes["path"].wall)
+    speed = chunks * rows / median(passes["path"].wall)
     for name, over in (("the bare forward's rows/s", "forward"), ("the same statistics' rows/s in memory", "memory")):
         yield Figure(
             f"whole path of resnet-18 with {', '.join(FIRST)}: share of {name}",

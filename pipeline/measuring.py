@@ -115,7 +115,7 @@ def run_measure(task: MeasureTask, store: Store) -> Measured:
     costs: list[ModelCost] = []
     watch = Stopwatch()
     chunks = list(task.by_chunk())
-    with in_force(task.numerics), ThreadPoolExecutor(1) as ahead:
+    with in_force(task.numerics), ThreadPoolExecutor(1) as ahead, _Storing(task, store, watch) as storing:
         begun = {chunk.id: ahead.submit(_begin, task, chunk, store) for chunk, _ in chunks[:1]}
         for (chunk, cells), following in zip_longest(chunks, chunks[1:]):
             if following is not None:
@@ -124,14 +124,51 @@ def run_measure(task: MeasureTask, store: Store) -> Measured:
             left = [cell for cell in cells if cell.model.id not in failed]
             try:
                 if left:
-                    done = _measure_chunk(task, chunk, left, beginning, store, device, watch)
+                    done = _measure_chunk(task, chunk, left, beginning, store, device, watch, storing)
                     failed |= done.failed
                     remarks |= dict.fromkeys(done.remarks)
                     costs += done.costs
                 units += sum(len(cell.statistics) for cell in cells)
             except DataError as error:
                 unread = {**{cell.model.id: str(error) for cell in left}, **unread}
+        storing.wait()
     return Measured(units, failed, unread, tuple(remarks), tuple(costs), watch.spent)
+
+
+class _Storing:
+    """Stores what a chunk gave in a thread while the next one is measured: a disk and a bucket take their time.
+
+    One chunk at a time, so that the states of no more than one wait. A task is done when all of its cells are whole.
+    """
+
+    def __init__(self, task: MeasureTask, store: Store, watch: Stopwatch) -> None:
+        self._task = task
+        self._store = store
+        self._watch = watch
+        self._thread = ThreadPoolExecutor(1)
+        self._begun: Future[None] | None = None
+
+    def __enter__(self) -> _Storing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def begin(self, measured: Sequence[tuple[Missing, Mapping[str, CellState]]]) -> None:
+        """Store the cells of a chunk, once those of the one before are stored. StoreError where one cannot be."""
+        self.wait()
+        self._begun = self._thread.submit(self._store_all, measured)
+
+    def wait(self) -> None:
+        """Return when everything is stored; StoreError where it cannot be."""
+        with self._watch.on("storing"):
+            if self._begun is not None:
+                self._begun.result()
+        self._begun = None
+
+    def _store_all(self, measured: Sequence[tuple[Missing, Mapping[str, CellState]]]) -> None:
+        for cell, states in measured:
+            _store_cells(self._task, cell, states, self._store)
 
 
 class _Begun(NamedTuple):
@@ -176,6 +213,7 @@ def _measure_chunk(
     store: Store,
     device: torch.device,
     watch: Stopwatch,
+    storing: _Storing,
 ) -> _Done:
     failed: dict[str, str] = {}
     watched: list[_Watched] = []
@@ -206,9 +244,7 @@ def _measure_chunk(
     damage = tuple(Damaged(one.first_row, one.rows, one.reason) for one in reading.damage)
     seen = CellState({}, rows, {}, full_name(device), "", damage)
     sound = [one for one in watched if one.cell.model.id not in failed]
-    with watch.on("storing"):
-        for one in sound:
-            _store_cells(task, one, seen, store)
+    storing.begin([(one.cell, _cells(one, seen)) for one in sound])
     costs: list[ModelCost] = []
     if shown is not None:
         with watch.on("comparing with the bare forward"):
@@ -257,8 +293,12 @@ def _finish(watched: Sequence[_Watched], timed: Batch | None) -> dict[str, str]:
     return failed
 
 
-def _store_cells(task: MeasureTask, one: _Watched, seen: CellState, store: Store) -> None:
+def _cells(one: _Watched, seen: CellState) -> dict[str, CellState]:
+    """The cells of one model and chunk by statistic."""
     seen = replace(seen, scores=added(one.scores), checkpoint=one.loaded.sha256)
-    for name, states in one.running.states().items():
-        key = cell_key(one.cell.model.id, task.state_names[name], one.cell.chunk.id)
-        store.put_once(key, encode_cell(replace(seen, states=states)))
+    return {name: replace(seen, states=states) for name, states in one.running.states().items()}
+
+
+def _store_cells(task: MeasureTask, cell: Missing, cells: Mapping[str, CellState], store: Store) -> None:
+    for name, state in cells.items():
+        store.put_once(cell_key(cell.model.id, task.state_names[name], cell.chunk.id), encode_cell(state))

@@ -234,8 +234,8 @@ class _Size(NamedTuple):
 
     @property
     def held(self) -> int:
-        """Bytes on a worker that measures it."""
-        return self.model + self.states
+        """Bytes on a worker that measures it: with the states of the chunk before, while these are stored."""
+        return self.model + 2 * self.states
 
 
 def _sizes(resolved: Resolved) -> dict[str, _Size]:

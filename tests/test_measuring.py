@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pipeline.measuring
-from pipeline.errors import ModelError
+import pipeline.task
+from pipeline.errors import ModelError, StoreError
 from pipeline.manifest import read_manifest
 from pipeline.verify import verify_runs
 from tests.census import published, run_inline, small_job
@@ -27,12 +29,12 @@ def test_the_next_chunk_is_opened_while_one_is_measured(tmp_path: Path, monkeypa
         opened.setdefault(chunk.id, threading.Event()).set()
         return found
 
-    def stored(task: Any, one: Any, seen: Any, store: Any) -> None:
+    def stored(task: Any, cell: Any, cells: Any, store: Any) -> None:
         ids = [chunk.id for chunk, _ in task.by_chunk()]
-        for following in ids[ids.index(one.cell.chunk.id) + 1 :][:1]:
+        for following in ids[ids.index(cell.chunk.id) + 1 :][:1]:
             assert opened.setdefault(following, threading.Event()).wait(timeout=60)
-        order.append(("stored", one.cell.chunk.id))
-        store_cells(task, one, seen, store)
+        order.append(("stored", cell.chunk.id))
+        store_cells(task, cell, cells, store)
 
     monkeypatch.setattr(pipeline.measuring, "_begin", begun)
     monkeypatch.setattr(pipeline.measuring, "_store_cells", stored)
@@ -57,3 +59,60 @@ def test_no_chunk_is_read_for_models_none_of_which_loads(tmp_path: Path, monkeyp
     assert all("does not load" in one.reason for one in manifest.failed)
     assert read == []
     assert all(report.problems == () for report in verify_runs(store, deep=True))
+
+
+def test_states_are_stored_while_the_next_chunk_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, plain = run_inline(small_job(tmp_path), str(tmp_path / "plain"))
+    store_cells, begin = pipeline.measuring._store_cells, pipeline.measuring._measure_chunk
+    measured: dict[str, threading.Event] = {}
+
+    def started(task: Any, chunk: Any, *more: Any) -> Any:
+        measured.setdefault(chunk.id, threading.Event()).set()
+        return begin(task, chunk, *more)
+
+    def stored(task: Any, cell: Any, cells: Any, store: Any) -> None:
+        ids = [chunk.id for chunk, _ in task.by_chunk()]
+        for following in ids[ids.index(cell.chunk.id) + 1 :][:1]:
+            assert measured.setdefault(following, threading.Event()).wait(timeout=60)
+        store_cells(task, cell, cells, store)
+
+    monkeypatch.setattr(pipeline.measuring, "_measure_chunk", started)
+    monkeypatch.setattr(pipeline.measuring, "_store_cells", stored)
+    outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "watched"))
+    assert published(store, outcome.run) == published(plain, expected.run)
+
+
+def test_a_task_ends_no_sooner_than_its_cells_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_measure, store_cells = pipeline.measuring.run_measure, pipeline.measuring._store_cells
+    done: list[tuple[str, str]] = []
+
+    def slow(task: Any, cell: Any, cells: Any, store: Any) -> None:
+        time.sleep(0.05)
+        store_cells(task, cell, cells, store)
+        done.append((cell.model.id, cell.chunk.id))
+
+    def all_there(task: Any, store: Any) -> Any:
+        found = run_measure(task, store)
+        assert {(cell.model.id, cell.chunk.id) for cell in task.cells} <= set(done)
+        return found
+
+    monkeypatch.setattr(pipeline.measuring, "_store_cells", slow)
+    monkeypatch.setattr(pipeline.task, "run_measure", all_there)
+    run_inline(small_job(tmp_path), str(tmp_path / "store"))
+    assert done
+
+
+@pytest.mark.parametrize("broken", [0, -1], ids=["the first chunk", "the last chunk"])
+def test_a_store_that_refuses_a_state_stops_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    store_cells = pipeline.measuring._store_cells
+
+    def refused(task: Any, cell: Any, cells: Any, store: Any) -> None:
+        if cell.chunk.id == [chunk.id for chunk, _ in task.by_chunk()][broken]:
+            raise StoreError("the disk is full")
+        store_cells(task, cell, cells, store)
+
+    monkeypatch.setattr(pipeline.measuring, "_store_cells", refused)
+    with pytest.raises(StoreError, match="the disk is full"):
+        run_inline(small_job(tmp_path), str(tmp_path / "store"))

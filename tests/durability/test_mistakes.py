@@ -94,9 +94,9 @@ def a_taken_key_that_is_an_error(patch: pytest.MonkeyPatch) -> None:
 def a_cell_that_is_skipped(patch: pytest.MonkeyPatch) -> None:
     sound = pipeline.measuring._store_cells
 
-    def store_cells(task: Any, one: Any, *more: Any) -> None:
-        if one.cell.chunk.start != 2:
-            sound(task, one, *more)
+    def store_cells(task: Any, cell: Any, *more: Any) -> None:
+        if cell.chunk.start != 2:
+            sound(task, cell, *more)
 
     patch.setattr(pipeline.measuring, "_store_cells", store_cells)
 
