@@ -24,6 +24,7 @@ class Batch:
     mask_NS  bool, True where a position of a row is real and not padding; None if every position is
     position_axes  axes of the first input that count those positions; None: the only ones of their number
     call     how to call the model, `call(model, batch)`, where `model(*inputs, **kwargs)` is not it
+    narrow   True where whole numbers of the inputs take fewer bytes than a model's int64: `devices.moved` widens them
     """
 
     inputs: tuple[Any, ...]
@@ -34,6 +35,7 @@ class Batch:
     label_NS: torch.Tensor | None = field(default=None, kw_only=True)
     call: Callable[[torch.nn.Module, Batch], Any] | None = None
     position_axes: tuple[int, ...] | None = field(default=None, kw_only=True)
+    narrow: bool = field(default=False, kw_only=True)
 
     @property
     def rows(self) -> int:

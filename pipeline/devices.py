@@ -71,19 +71,23 @@ def full_name(device: torch.device) -> str:
 
 
 def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
-    """The batch on a device, its inputs' floats in a model's dtype if one is given.
+    """The batch on a device, its inputs' floats in a model's dtype if one is given, and what is narrow as int64.
 
     To a GPU it goes through pinned memory, and nothing waits for it but what reads it.
     """
     names = {name: getattr(batch, name) for name in ("uid_N", "label_N", "label_NS", "mask_NS")}
     inputs = {name: getattr(batch, name) for name in ("inputs", "kwargs")}
-    move = partial(_moved, device=device, dtype=None)
-    read = partial(_moved, device=device, dtype=dtype)
+    move = partial(_moved, device=device)
+    read = partial(_moved, device=device, dtype=dtype, widen=batch.narrow)
     mapped = pytree.tree_map_only(torch.Tensor, move, names) | pytree.tree_map_only(torch.Tensor, read, inputs)
-    return replace(batch, **mapped)
+    return replace(batch, **mapped, narrow=False)
 
 
-def _moved(value: torch.Tensor, *, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
+def _moved(
+    value: torch.Tensor, *, device: torch.device, dtype: torch.dtype | None = None, widen: bool = False
+) -> torch.Tensor:
     source = value.pin_memory() if device.type == GPU and value.device.type == CPU else value
     there = source.to(device, non_blocking=True)
-    return there if dtype is None or not there.is_floating_point() else there.to(dtype)
+    if there.is_floating_point():
+        return there if dtype is None else there.to(dtype)
+    return there.to(torch.int64) if widen and there.dtype != torch.bool else there

@@ -581,8 +581,9 @@ def test_rows_of_other_splits_are_excluded_even_if_unreadable(tmp_path: Path):
 
 
 def test_a_broken_connection_is_not_a_corrupt_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = write(tmp_path / "a.parquet", rows_table(50))
-    source = parquet(path, max_unreadable=1.0)
+    store = open_store("memory://broken-connection")
+    store.put_once("a.parquet", write(tmp_path / "a.parquet", rows_table(50)).read_bytes())
+    source = parquet(f"{store.url}/a.parquet", max_unreadable=1.0)
     (chunk,) = source.chunks("test")
 
     def broken(self: inputs.WatchedInput, size: int = -1) -> bytes:
@@ -590,6 +591,18 @@ def test_a_broken_connection_is_not_a_corrupt_file(tmp_path: Path, monkeypatch: 
         raise self.failure
 
     monkeypatch.setattr(inputs.WatchedInput, "read", broken)
+    with pytest.raises(StoreError, match="cannot be read: Input/output error"):
+        list(source.read(chunk, 7))
+
+
+def test_a_broken_disk_is_not_a_corrupt_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = parquet(write(tmp_path / "a.parquet", rows_table(50)), max_unreadable=1.0)
+    (chunk,) = source.chunks("test")
+
+    def broken(*_: object, **__: object) -> pa.Table:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", broken)
     with pytest.raises(StoreError, match="cannot be read: Input/output error"):
         list(source.read(chunk, 7))
 

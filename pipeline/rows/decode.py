@@ -39,7 +39,7 @@ def list_features(column: pa.Array, width: int) -> Features:
     usable_N = lengths_N == width
     reason = "" if usable_N.all() else _length_reason(int(lengths_N[~usable_N][0]), width)
     values = (column if usable_N.all() else column.filter(pa.array(usable_N))).flatten()
-    x_NF = _numbers(values).reshape(-1, width)
+    x_NF = plain_numbers(values).reshape(-1, width)
     if values.null_count:
         whole = ~values.is_null().to_numpy(zero_copy_only=False).reshape(-1, width).any(1)
         x_NF = x_NF[whole]
@@ -53,24 +53,29 @@ def _length_reason(length: int, width: int) -> str:
     return "the list is null" if length < 0 else f"the list has {length} numbers, expected {width}"
 
 
-def column_features(
-    columns: Sequence[pa.Array], names: Sequence[str], *, dtype: type[np.floating] = np.float32
-) -> Features:
+def column_features(columns: Sequence[pa.Array], names: Sequence[str]) -> Features:
     """Features from one column each; a row with a null is not usable."""
     rows = len(columns[0])
-    x_NF = np.empty((rows, len(columns)), dtype=dtype)
-    usable_N = np.ones(rows, dtype=bool)
-    reason = ""
-    for index, (column, name) in enumerate(zip(columns, names, strict=True)):
+    usable_N, reason = without_null(columns, names, rows)
+    x_NF = np.empty((rows, len(columns)), dtype=np.float32)
+    for index, column in enumerate(columns):
         with np.errstate(over="ignore"):  # beyond float32: infinite
-            x_NF[:, index] = _numbers(column)
-        if column.null_count:
-            usable_N &= column.is_valid().to_numpy(zero_copy_only=False)
-            reason = reason or f"column {name!r} is null"
+            x_NF[:, index] = plain_numbers(column)
     return Features(x_NF if usable_N.all() else x_NF[usable_N], usable_N, reason)
 
 
-def _numbers(values: pa.Array) -> np.ndarray:
+def without_null(columns: Sequence[pa.Array], names: Sequence[str], rows: int) -> tuple[np.ndarray, str]:
+    """Which rows have a value in every column, and why the first other one is not usable."""
+    usable_N = np.ones(rows, dtype=bool)
+    reason = ""
+    for column, name in zip(columns, names, strict=True):
+        if column.null_count:
+            usable_N &= column.is_valid().to_numpy(zero_copy_only=False)
+            reason = reason or f"column {name!r} is null"
+    return usable_N, reason
+
+
+def plain_numbers(values: pa.Array) -> np.ndarray:
     """The numbers in whatever type they have, perhaps Arrow's own memory; nulls become NaN."""
     if pa.types.is_decimal(values.type):
         values = values.cast(pa.float64())

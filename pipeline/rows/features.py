@@ -31,10 +31,20 @@ class Role(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One of the tensors that a row becomes: its shape within a row, and its type."""
+    """One of the tensors that a row becomes: its shape within a row, and its type.
+
+    `counted`: a mask (T,), decoded as how many of its first positions are real.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    counted: bool = False
+
+
+def narrowest(values: int) -> torch.dtype:
+    """The type of fewest bytes that holds 0 to `values` − 1, of those that a batch may be `narrow` with."""
+    kinds = (torch.uint8, torch.int16, torch.int32, torch.int64)
+    return next(kind for kind in kinds if values - 1 <= torch.iinfo(kind).max)
 
 
 class Usable(NamedTuple):

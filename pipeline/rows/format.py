@@ -20,6 +20,7 @@ from pipeline.errors import DataError, nearest
 from pipeline.rows.decode import UID_MASK, UNKNOWN_CLASS, RowError, class_labels, key_uids, position_labels
 from pipeline.rows.features import Decoded, FeatureFormat, Part, Role, Usable, is_integer, is_list, is_name, is_text
 from pipeline.rows.footers import Footer
+from pipeline.rows.ragged import first_positions
 from pipeline.rows.reading import Piece, Stretch, Unreadable
 
 
@@ -203,8 +204,11 @@ def _joined(stretches: Sequence[tuple[np.ndarray, int, int]], part: Part) -> tor
     filled = 0
     with np.errstate(over="ignore"):  # beyond float32: infinite, and counted as such by the statistics
         for values, start, stop in stretches:
-            some = values[start:stop]
-            # copied once, in whatever order they lie
-            into[filled : filled + len(some)] = some if some.shape[1:] == part.shape else some.reshape(-1, *part.shape)
-            filled += len(some)
+            some, place = values[start:stop], into[filled : filled + stop - start]
+            if part.counted:
+                first_positions(some, part.shape[0], out=place)
+            else:
+                # copied once, in whatever order they lie
+                place[...] = some if some.shape[1:] == part.shape else some.reshape(-1, *part.shape)
+            filled += stop - start
     return tensor

@@ -5,6 +5,7 @@ Layer 1.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,8 @@ def read_groups(
     with open_input(url) as stream:
         watched = WatchedInput(stream)
         parquet = pq.ParquetFile(
-            watched,
+            # Arrow reads a local file without Python, which else waits for what the other thread does with rows
+            pa.OSFile(stream.name) if isinstance(stream, io.BufferedReader) else watched,
             metadata=footer.metadata,
             pre_buffer=True,
             page_checksum_verification=True,
@@ -61,9 +63,11 @@ def _read(
         # one thread: a worker has the cores that its job gave it, and the next group is read beside the model's work
         table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
     except Exception as error:  # what storage drivers raise shares no base class
-        if watched.failure is not None:
+        # what the system or a server says has a number or is seen by `watched`; what Arrow finds wrong has neither
+        failure = error if isinstance(error, OSError) and error.errno else watched.failure
+        if failure is not None:
             with input_errors(url):
-                raise watched.failure from None
+                raise failure from None
         if not isinstance(error, pa.ArrowException | OSError | EOFError):
             raise
         return Group(rows, (), f"row group {group} is corrupt: {' '.join(str(error).split())}")

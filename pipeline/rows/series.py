@@ -33,7 +33,7 @@ class Series(FeatureFormat):
     @property
     def parts(self) -> tuple[Part, ...]:
         """The numbers and, of ragged series, which steps are real."""
-        parts = (Part(self.shape, torch.float32), Part(self.shape[1:], torch.bool))
+        parts = (Part(self.shape, torch.float32), Part(self.shape[1:], torch.bool, counted=True))
         return parts if self.ragged else parts[:1]
 
     @property
@@ -64,8 +64,8 @@ class Series(FeatureFormat):
         """Filled up with zeros; a series of another length, or with a null, is not usable."""
         channels, most = self.shape
         found = of_lengths(steps(rows[self.column], channels), 1 if self.ragged else most, most)
-        x_NCT, mask_NT = padded(found, most)
-        parts = (x_NCT, mask_NT) if self.ragged else (x_NCT,)
+        x_NCT = padded(found, most)
+        parts = (x_NCT, found.length_N) if self.ragged else (x_NCT,)
         return Usable(parts, found.usable_N, found.reason, found.length_N)
 
     def batch(self, tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None) -> Batch:

@@ -5,7 +5,7 @@ Layer 1: no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.batch import Batch
 from pipeline.hashing import digest
 from pipeline.names import Names
-from pipeline.rows.decode import column_features
-from pipeline.rows.features import FeatureFormat, Part, Role, Usable, is_name, is_number
+from pipeline.rows.decode import plain_numbers, without_null
+from pipeline.rows.features import FeatureFormat, Part, Role, Usable, is_name, is_number, narrowest
 from pipeline.rows.tally import UNSEEN, Numbering, Vocabulary
 
 
@@ -50,7 +51,8 @@ class Table(FeatureFormat):
     @property
     def parts(self) -> tuple[Part, ...]:
         """Numbers and, where there are any, categories."""
-        parts = (Part(self.shape, torch.float32), Part((len(self.categories),), torch.int64))
+        known = narrowest(max(self.vocabulary.sizes, default=1))
+        parts = (Part(self.shape, torch.float32), Part((len(self.categories),), known))
         return parts if self.categories else parts[:1]
 
     @property
@@ -73,22 +75,36 @@ class Table(FeatureFormat):
         for name in self.categories:
             yield Role(name, "strings or integers", is_name)
 
+    def batch(self, tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None) -> Batch:
+        """Numbers and categories, those in as few bytes as they need."""
+        return Batch(inputs=tensors, uid_N=uid_N, label_N=label_N, narrow=True)
+
     @cached_property
-    def _numberings(self) -> dict[str, Numbering]:
-        return {name: Numbering(self.vocabulary.values[name]) for name in self.categories}
+    def _numberings(self) -> tuple[Numbering, ...]:
+        return tuple(Numbering(self.vocabulary.values[name]) for name in self.categories)
+
+    @cached_property
+    def _scales(self) -> tuple[tuple[float, float], ...]:
+        return tuple(self.vocabulary.scales.get(name, (0.0, 1.0)) for name in self.numbers)
 
     def decode(self, rows: pa.RecordBatch) -> Usable:
         """Standardised numbers and numbered categories."""
-        x_ND, usable_N, reason = np.zeros((rows.num_rows, 0)), np.ones(rows.num_rows, dtype=bool), ""
-        if self.numbers:
-            columns = [rows[name] for name in self.numbers]
-            x_ND, usable_N, reason = column_features(columns, self.numbers, dtype=np.float64)
-        scale_D2 = np.array([self.vocabulary.scales.get(name, (0.0, 1.0)) for name in self.numbers]).reshape(-1, 2)
-        x_ND = (x_ND - scale_D2[:, 0]) / scale_D2[:, 1]
-        known = [self._numberings[name].of(rows[name]) for name in self.categories]
-        return Usable((x_ND, _together(known, usable_N)) if known else (x_ND,), usable_N, reason)
+        columns = [rows[name] for name in self.numbers]
+        usable_N, reason = without_null(columns, self.numbers, rows.num_rows)
+        # column by column, as they lie in Arrow: a batch is turned when it is made
+        x_DN = np.empty((len(columns), rows.num_rows), dtype=np.float32)
+        for column, scale, x_N in zip(columns, self._scales, x_DN, strict=True):
+            _standardise(plain_numbers(column), *scale, out=x_N)
+        known_KN = np.empty((len(self.categories), rows.num_rows), dtype=str(self.parts[-1].dtype).split(".")[1])
+        for name, numbering, known_N in zip(self.categories, self._numberings, known_KN, strict=True):
+            known_N[:] = numbering.of(rows[name])
+        parts = (x_DN.T, known_KN.T) if self.categories else (x_DN.T,)
+        if not usable_N.all():
+            parts = tuple(part[usable_N] for part in parts)
+        return Usable(parts, usable_N, reason)
 
 
-def _together(columns: Sequence[np.ndarray], usable_N: np.ndarray) -> np.ndarray:
-    stacked = np.stack(columns, 1)
-    return stacked if usable_N.all() else stacked[usable_N]
+def _standardise(values_N: np.ndarray, mean: float, std: float, *, out: np.ndarray) -> None:
+    """In float64, rounded once."""
+    with np.errstate(over="ignore"):  # beyond float32: infinite
+        np.divide(np.subtract(values_N, mean, dtype=np.float64), std, out=out, casting="same_kind")

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -138,30 +139,32 @@ def stored(store: Store, made_of: Any, make: Callable[[], Vocabulary]) -> Vocabu
 class Numbering:
     """The number of each value of a column: from 1 in the order of `known`, UNKNOWN where it is null or not among them.
 
-    Remembers the numbers of the dictionary that it saw last: the parts of a row group share one.
+    Looks up each different value once, in a table that is made once: Arrow's own look-up makes one of all that is known
+    each time, a quarter of a second of a million values. Remembers the numbers of the dictionary that it saw last: the
+    parts of a row group share one.
     """
 
     def __init__(self, known: Sequence[str]) -> None:
-        self._known = pa.array(known, pa.string())
+        self._number = {value: number for number, value in enumerate(known, UNKNOWN + 1)}
         self._last: tuple[pa.Array, np.ndarray] | None = None
 
     def of(self, column: pa.Array) -> np.ndarray:
-        """int64 (N,)."""
-        if not pa.types.is_dictionary(column.type):
-            return self._looked_up(column)
-        of_value, place_N = self._of_dictionary(column.dictionary), column.indices
+        """int32 (N,)."""
+        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        of_value, place_N = self._of_dictionary(encoded.dictionary), encoded.indices
         if place_N.null_count:
-            place_N = place_N.fill_null(-1)  # the last place, that of a null
-        return of_value.take(place_N.to_numpy(zero_copy_only=False), mode="wrap")
+            place_N = place_N.fill_null(len(of_value) - 1)
+        return of_value.take(place_N.to_numpy(zero_copy_only=False), mode="clip")
 
     def _of_dictionary(self, dictionary: pa.Array) -> np.ndarray:
         if self._last is None or not _is_same(self._last[0], dictionary):
-            self._last = dictionary, np.append(self._looked_up(dictionary), UNKNOWN)
+            # behind the last value: a null
+            self._last = dictionary, np.append(self._looked_up(dictionary), np.int32(UNKNOWN))
         return self._last[1]
 
-    def _looked_up(self, column: pa.Array) -> np.ndarray:
-        found = pc.index_in(as_text(column), value_set=self._known)
-        return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64) + 1
+    def _looked_up(self, dictionary: pa.Array) -> np.ndarray:
+        found = map(self._number.get, as_text(dictionary).to_pylist(), repeat(UNKNOWN))
+        return np.fromiter(found, dtype=np.int32, count=len(dictionary))
 
 
 def _is_same(one: pa.Array, other: pa.Array) -> bool:
