@@ -121,8 +121,9 @@ def test_what_never_varies_is_not_blown_up():
     assert Moments(3, 5.0, 0.0).std == 1.0
 
 
-def test_dictionaries_that_differ_are_told_apart():
-    numbering = Numbering(("red", "green", "blue"))
+@pytest.mark.parametrize("more", [0, 200])
+def test_dictionaries_that_differ_are_told_apart(more: int):
+    numbering = Numbering(("red", "green", "blue", *map(str, range(more))))
     words = ["red", "blue", "pink", None, "green"]
     for _ in range(3):
         for order in (words, words[::-1]):

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import repeat
 from typing import Any
 
@@ -136,16 +137,20 @@ def stored(store: Store, made_of: Any, make: Callable[[], Vocabulary]) -> Vocabu
     return Vocabulary.of(json.loads(found))
 
 
+# known values for each one that is looked up, above which Python's look-up is the faster: Arrow's makes a table of all
+# that is known each time, a quarter of a second of a million
+FEW = 16
+
+
 class Numbering:
     """The number of each value of a column: from 1 in the order of `known`, UNKNOWN where it is null or not among them.
 
-    Looks up each different value once, in a table that is made once: Arrow's own look-up makes one of all that is known
-    each time, a quarter of a second of a million values. Remembers the numbers of the dictionary that it saw last: the
-    parts of a row group share one.
+    Looks up each different value once. Remembers the numbers of the dictionary that it saw last: the parts of a row
+    group share one.
     """
 
     def __init__(self, known: Sequence[str]) -> None:
-        self._number = {value: number for number, value in enumerate(known, UNKNOWN + 1)}
+        self._known = pa.array(known, pa.string())
         self._last: tuple[pa.Array, np.ndarray] | None = None
 
     def of(self, column: pa.Array) -> np.ndarray:
@@ -163,8 +168,16 @@ class Numbering:
         return self._last[1]
 
     def _looked_up(self, dictionary: pa.Array) -> np.ndarray:
-        found = map(self._number.get, as_text(dictionary).to_pylist(), repeat(UNKNOWN))
-        return np.fromiter(found, dtype=np.int32, count=len(dictionary))
+        values = as_text(dictionary)
+        if len(self._known) > FEW * len(values):
+            found = map(self._number.get, values.to_pylist(), repeat(UNKNOWN))
+            return np.fromiter(found, dtype=np.int32, count=len(values))
+        place = pc.index_in(values, value_set=self._known)
+        return (place.fill_null(-1) if place.null_count else place).to_numpy() + np.int32(1)
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {value: number for number, value in enumerate(self._known.to_pylist(), UNKNOWN + 1)}
 
 
 def _is_same(one: pa.Array, other: pa.Array) -> bool:

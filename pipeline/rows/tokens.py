@@ -166,7 +166,8 @@ def _bytes(column: pa.Array) -> Sequences:
 def _padded_bytes(column: pa.Array, positions: int) -> Usable:
     """The first T bytes of each text, and how many it has: cut and filled up by Arrow, at the speed of memory."""
     texts = as_text(column).cast(pa.binary())
-    length_N = pc.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False)
+    lengths = pc.binary_length(texts)
+    length_N = (lengths.fill_null(0) if lengths.null_count else lengths).to_numpy()
     usable_N = length_N > 0
     reason = ""
     if not usable_N.all():
