@@ -32,13 +32,13 @@ _EDGES = (
 )
 # of the table "histograms", beside "unit", of every statistic that writes one
 HISTOGRAM = (
-    Column("quantity", "string", "What is counted: z, pearson or cosine.", "name", table="histograms"),
+    Column("quantity", "string", "What is counted.", "name", "z, pearson, cosine", table="histograms"),
     Column("bin", "int32", "Number of the bin, the same for the same edges; its sign is that of the values.", "index",
            table="histograms"),
     Column("low", "float64", "Lower edge of the bin.", "quantity", formula=_EDGES, table="histograms"),
     Column("high", "float64", "Upper edge of the bin.", "quantity", formula=_EDGES, table="histograms"),
     Column("count", "int64", "Presentations in the bin; bins without any are left out.", "presentations", "> 0",
-           formula="#(low ≤ |value| < high by magnitude)", table="histograms"),
+           formula="#(low ≤ |value| < high by magnitude; a match of ±1 in the outermost)", table="histograms"),
     Column("fired", "int64", "Presentations in the bin at which the unit fires.", "presentations", "[0, count]",
            "null where the gate is no nonlinearity", "#(z > 0 in the bin)", table="histograms"),
 )  # fmt: skip

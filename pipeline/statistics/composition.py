@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.columns import Column
+from pipeline.columns import Column, DType
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.comoment import CoMoment
 from pipeline.kernels.whole import Array, Whole
@@ -26,8 +26,10 @@ TIE = 2.0**-16
 FLOATS = frozenset({"contribution", "share"})
 
 
-def _edge(name: str, dtype: str, meaning: str, formula: str = "", null: str = "never", unit: str = "1") -> Column:
-    return Column(name, dtype, meaning, unit=unit, null=null, formula=formula, table="edges")  # type: ignore[arg-type]
+def _edge(
+    name: str, dtype: DType, meaning: str, formula: str, *, null: str = "never", unit: str = "1", range: str = "any"
+) -> Column:
+    return Column(name, dtype, meaning, unit=unit, range=range, null=null, formula=formula, table="edges")
 
 
 @dataclass(frozen=True)
@@ -57,29 +59,33 @@ class Composition(Statistic):
         _edge(
             "rank",
             "int32",
-            "Place of the input among the unit's, by size of contribution, from 0.",
-            "by falling |contribution|, equals by input",
+            "Place of the input among the unit's, by size of contribution, from 0; none of a unit that never or always "
+            "fires.",
+            f"by falling |contribution|, those within {TIE:.0e} of the largest by input",
+            range="≥ 0",
         ),
         _edge(
             "input",
             "int32",
             "Number of the input: a convolution's channel, an embedding's field, the first of an upstream unit.",
             "c of w_c…, groups one after the other",
+            range="≥ 0",
         ),
         _edge(
             "upstream",
             "string",
             "Site whose unit that input is.",
             "by following the data flow: elementwise, pooling, flatten",
-            null="where the data flow is no single unit's (a sum, data)",
+            null="null where the data flow is no single unit's (a sum, data)",
         ),
         _edge(
             "upstream_unit",
             "int32",
             "Unit of that site.",
             "by following the data flow",
-            null="where upstream is null",
+            null="null where upstream is null",
             unit="unit",
+            range="≥ 0",
         ),
         _edge(
             "contribution",
@@ -93,7 +99,7 @@ class Composition(Statistic):
             "float64",
             "Its share of the sum over all inputs; may be negative or exceed 1.",
             "contribution / composition_total",
-            "NaN where the sum is 0",
+            null="NaN where the sum is 0",
         ),
     )
 

@@ -40,8 +40,8 @@ COLUMNS = (
     Column("z", "float64", "The gate's input there.", "z", formula="z(uid, position)", table="exemplars"),
     Column("a", "float64", "The gate's output there.", "a", formula="a(uid, position)", table="exemplars"),
     Column("match", "float64", "Correlation of input and pattern there.", "1", "[−1, 1]",
-           "NaN where undefined: x or w constant, or fewer than 3 inputs",
-           "(z − b − w̄·Σx)/(‖x − x̄‖·‖w − w̄‖)", table="exemplars"),
+           "NaN where undefined: x or w constant, fewer than 3 inputs, or w·x or Σx² not finite",
+           "(w·x − w̄·Σx)/(‖x − x̄‖·‖w − w̄‖)", table="exemplars"),
 )  # fmt: skip
 
 

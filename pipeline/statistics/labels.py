@@ -40,22 +40,27 @@ _BYTES_PER_CLASS = 8 * (4 + 3)
 
 _NONE = "null without labels, or where they are of positions and the site has others"
 _FIRING = f"{_NONE}, or where the gate is no nonlinearity"
-_BEST = f"{_FIRING}; NaN where the unit never fires"
-_SIGNED = f"{_NONE}, or where the gate gives negative values; NaN with rows of one class, or if every mean is 0"
+_BEST = f"{_FIRING}; NaN where F = 0: the unit never fires"
+_SIGNED = (
+    f"{_NONE}, or where the gate, or the product of a pair, can be negative; NaN with rows of fewer than two classes, "
+    "or if every mean is 0"
+)
 _TERM = "t_c = f_c/N·ln(f_c·N/(n_c·F)); n, f: rows and firing rows of the class, N, F: of all"
-# the sizes of the classes stay what they are
-_DRAWN = "; f_c = n_c·share of the rows drawn c that fire"
+# the control's, whose classes keep their real sizes
+_DRAWN = "; f_c: n_c · the share of rows with label′ = c that fire (of all rows, where none has it), F = Σf_c"
+_DRAWN_MEANS = "; of the means by label′"
 
 
-def _columns_of(suffix: str, note: str, drawn: str = "") -> tuple[Column, ...]:
+def _columns_of(suffix: str, note: str, drawn: str = "", drawn_means: str = "") -> tuple[Column, ...]:
     def column(name: str, meaning: str, formula: str, **fields: Any) -> Column:
-        of_rates = "" if name == "class_selectivity" else drawn
-        return Column(f"{name}{suffix}", meaning=f"{meaning}{note}.", formula=formula + of_rates, **fields)
+        of_control = drawn_means if name == "class_selectivity" else drawn
+        return Column(f"{name}{suffix}", meaning=f"{meaning}{note}.", formula=formula + of_control, **fields)
 
     share: dict[str, Any] = {"dtype": "float64", "range": "[0, 1]", "null": _BEST}
     return (
         column("best_class", "Class whose rows the unit detects best", dtype="int32", unit="class", range="[0, C)",
-               null=f"{_FIRING}, or where the unit never fires", formula=f"argmax t_c, ties to the lowest; {_TERM}"),
+               null=f"{_FIRING}, or where F = 0: the unit never fires",
+               formula=f"argmax t_c, ties to the lowest; {_TERM}"),
         column("class_selectivity", "How far the class with the greatest mean output stands out from the others",
                dtype="float64", range="[0, 1]", null=_SIGNED, formula="(µ_max − µ_rest)/(µ_max + µ_rest), "
                "µ_rest: mean of the other classes' mean a", source="Morcos et al. 2018", se=True),
@@ -64,8 +69,8 @@ def _columns_of(suffix: str, note: str, drawn: str = "") -> tuple[Column, ...]:
                se=True),
         column("best_class_precision", "Share of the firing rows that are of the best class", formula="f_c/F", **share),
         column("best_class_recall", "Share of the best class's rows that fire", formula="f_c/n_c", **share),
-        column("best_class_iou", "Overlap of the firing rows and the best class's", formula="f_c/(F + n_c − f_c)",
-               source="Bau et al. 2017", **share),
+        column("best_class_iou", "Overlap of the firing rows and the best class's", source="Bau et al. 2017",
+               formula="f_c/(F + n_c − f_c)", **share),
     )  # fmt: skip
 
 
@@ -73,7 +78,7 @@ COLUMNS = (
     *_columns_of("", ""),
     Column("class_information_bias", "float64", "What class_information is on average for a unit independent of class.",
            "nat", "≥ 0", f"{_FIRING}; NaN without rows", "(C − 1)/2N, C: classes with rows", "Miller 1955"),
-    *_columns_of("_null", ", for labels drawn by a hash of the row: the control", _DRAWN),
+    *_columns_of("_null", ", for labels drawn by a hash of the row: the control", _DRAWN, _DRAWN_MEANS),
     Column("class", "int32", "Class id.", "class", "[0, C)", table="classes"),
     Column("n", "int64", "Rows of the class with a presentation that counts; where positions have labels, it "
            "and all by class is of presentations.", "rows", "≥ 0", formula="n_c", table="classes"),

@@ -29,14 +29,14 @@ from pipeline.statistics.base import HISTOGRAM, Controls, Rows, Statistic, Value
 FORMS: tuple[Form, ...] = ("pearson", "cosine")
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
-_FIRING = "null where the gate is no nonlinearity; NaN where the unit never or always fires"
+_FIRING = "null where the gate is no nonlinearity; NaN where the unit never or always fires where it is defined"
 _FORMULAS = {
-    "pearson": "(z − b − w̄·Σx)/(‖x − x̄‖·‖w − w̄‖)",
-    "cosine": "(z − b)/(‖x‖·‖w‖)",
+    "pearson": "(w·x − w̄·Σx)/(‖x − x̄‖·‖w − w̄‖)",
+    "cosine": "w·x/(‖x‖·‖w‖)",
 }
 _UNDEFINED = {
-    "pearson": "x or w constant (Σ(x−x̄)² ≤ 2⁻⁴⁰Σx²), or fewer than 3 inputs",
-    "cosine": "x = 0 or w = 0",
+    "pearson": "x or w constant (Σ(x−x̄)² ≤ 2⁻⁴⁰Σx²), fewer than 3 inputs, or w·x or Σx² not finite",
+    "cosine": "x = 0, w = 0, or w·x or Σx² not finite",
 }
 _NAMES = {"pearson": "correlation", "cosine": "cosine"}
 
@@ -56,9 +56,11 @@ def _columns_of(form: Form) -> tuple[Column, ...]:
                  f"value of rank ⌈{at}·n⌉, placed evenly in its bin; off by < 12.5 % of itself or 2⁻¹²")
           for key, at in QUANTILES.items()),
         Column(f"{form}_firing_mean", "float64", f"Mean {name} when the unit fires.", "1", "[−1, 1]",
-               "null where the gate is no nonlinearity; NaN where the unit never fires", "mean of m where z > 0"),
+               "null where the gate is no nonlinearity; NaN where the unit never fires where m is defined",
+               "mean of m where z > 0"),
         Column(f"{form}_silent_mean", "float64", f"Mean {name} when the unit is silent.", "1", "[−1, 1]",
-               "null where the gate is no nonlinearity; NaN where the unit always fires", "mean of m where z ≤ 0"),
+               "null where the gate is no nonlinearity; NaN where the unit always fires where m is defined",
+               "mean of m where z ≤ 0"),
         Column(f"{form}_auroc", "float64", f"How well the {name} predicts firing: probability that it is greater at a "
                "firing presentation than at a silent one.", "1", "[0, 1]", _FIRING,
                "Σ_i p_i(Σ_{j<i} q_j + ½q_i) over bins; p, q: shares of the firing, of the silent", "Fawcett 2006",
@@ -74,7 +76,8 @@ def _columns_of(form: Form) -> tuple[Column, ...]:
 COLUMNS = (
     *(column for form in FORMS for column in _columns_of(form)),
     Column("tau", "float64", "The cosine at which z crosses 0 for an input of mean length.", "1", "any",
-           "NaN where w = 0, n = 0 or every x is 0", "−b/(‖w‖·mean ‖x‖)"),
+           "NaN where w = 0, or where no x is finite or every one 0",
+           "−b/(‖w‖·mean ‖x‖), over all unmasked x with finite ‖x‖"),
     *HISTOGRAM,
 )  # fmt: skip
 
@@ -122,15 +125,15 @@ def _of(state: State, fires: bool) -> dict[str, Values]:
     columns: dict[str, Values] = {
         "n": n_U,
         "undefined": state["undefined"],
-        "mean": both["mean"].masked_fill(n_U == 0, torch.nan),
-        "std": (both["m2"] / n_U.double()).sqrt(),
+        "mean": both["mean"].clamp(-1, 1).masked_fill(n_U == 0, torch.nan),
+        "std": (both["m2"] / n_U.double()).sqrt().clamp(max=1),
     }
     for name, at in QUANTILES.items():
         columns[name] = quantiles(count_UB, edges_UB[:, :-1], edges_UB[:, 1:], at)
     if not fires:
         return columns
-    columns["firing_mean"] = firing["mean"].masked_fill(firing["n"] == 0, torch.nan)
-    columns["silent_mean"] = silent["mean"].masked_fill(silent["n"] == 0, torch.nan)
+    columns["firing_mean"] = firing["mean"].clamp(-1, 1).masked_fill(firing["n"] == 0, torch.nan)
+    columns["silent_mean"] = silent["mean"].clamp(-1, 1).masked_fill(silent["n"] == 0, torch.nan)
     return columns | _prediction(fired_UB, silent_UB)
 
 

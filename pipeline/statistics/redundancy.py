@@ -25,7 +25,10 @@ from pipeline.statistics.base import Controls, Nullable, Rows, Statistic, Values
 
 # correlations that differ by less are equal: products are taken in float32
 TIE = 2.0**-18
-_BAD = "NaN where a of the unit does not vary or is not finite somewhere, in fewer than 3 presentations"
+_BAD = (
+    "NaN where a of the unit does not vary, its z or a is not finite somewhere, in fewer than 3 presentations, or "
+    "where redundancy_compared = 0"
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Redundancy(Statistic):
             "How many other units of the site this one was compared with: all, or as many as `largest` allows.",
             unit="units",
             range="≥ 0",
-            formula="#(v ≠ u among the compared whose a varies and is finite); 0 where its own does not",
+            formula="#(v ≠ u among the compared whose a varies, z and a finite); 0 where the unit's own is not so",
         ),
         Column(
             "redundancy_unit",
@@ -64,8 +67,8 @@ class Redundancy(Statistic):
             "The unit of the site whose activation is most strongly correlated with this one's, of either sign.",
             unit="unit",
             range="≥ 0",
-            null="where no correlation is defined",
-            formula=f"argmax over v ≠ u of |r_uv|, the lowest of those within {TIE:.0e}",
+            null="null where redundancy_compared = 0",
+            formula=f"argmax over the compared of |r_uv|, the lowest of those within {TIE:.0e}",
         ),
         Column(
             "redundancy_r",
@@ -91,9 +94,9 @@ class Redundancy(Statistic):
             "variance would be as spread.",
             unit="dimensions",
             range="[1, units]",
-            null="NaN where no unit varies, in fewer than 3 presentations; where not all are compared, Σ_v≠u C_uv² is "
-            "estimated as Σ_compared C_uv² · Σ_v≠u C_vv / Σ_compared C_vv",
-            formula="participation ratio (tr C)² / ‖C‖² of C = Cov(a)",
+            null="NaN where no unit varies, in fewer than 3 presentations",
+            formula="participation ratio (tr C)² / ‖C‖² of C = Cov(a) of the units that vary and are finite; where not "
+            "all are compared, Σ_v≠u C_uv² is taken as Σ_compared C_uv² · Σ_v≠u C_vv / Σ_compared C_vv",
             source="Gao et al. 2017, bioRxiv 214262",
         ),
     )
@@ -192,7 +195,8 @@ def _dimension(
     # a mean of squares that knows no variances can exceed (tr C)², where those compared vary most
     everyone_U = torch.where(compared_U > 0, (own_U.sum() - own_U) / compared_U, 0.0)
     total = own_U.square().sum() + (square_U * everyone_U).sum()
-    return (own_U.sum().square() / total).expand_as(m2_U).clone()
+    # float32 products leave one signal a little less than one dimension
+    return (own_U.sum().square() / total).clamp(1, len(m2_U)).expand_as(m2_U).clone()
 
 
 def _defined_others(units: int, largest: int, unit: int) -> list[int]:

@@ -89,7 +89,7 @@ COLUMNS = (
     Column("a_hoyer", "float64", "Hoyer sparsity of the output over presentations: 0 all equal, 1 a single one.", "1",
            "[0, 1]", "NaN where n < 2 or every a is 0", "(√n − Σ|a|/√Σa²)/(√n − 1)", "Hoyer 2004", se=True),
     Column("a_treves_rolls", "float64", "Treves–Rolls sparseness of the output: 1 dense, near 0 sparse.", "1", "[0, 1]",
-           "NaN where every a is 0", "(Σ|a|/n)²/(Σa²/n)", _TREVES),
+           "NaN where n = 0 or every a is 0", "(Σ|a|/n)²/(Σa²/n)", _TREVES),
     Column("always_on", "bool", "Whether the unit fired at every presentation.", range="true, false",
            null="null where n = 0 or the gate is no nonlinearity", formula="n_fired = n"),
     Column("dead", "bool", "Whether the unit never fired.", range="true, false",
@@ -160,7 +160,9 @@ def _skewness(moments: State) -> torch.Tensor:
 
 
 def _kurtosis(moments: State) -> torch.Tensor:
-    return _where_varied(moments, moments["n"].double() * moments["m4"] / moments["m2"].square() - 3)
+    # of two values that are equally frequent it is −2, and rounding would make it less
+    kurtosis_U = moments["n"].double() * moments["m4"] / moments["m2"].square() - 3
+    return _where_varied(moments, kurtosis_U.clamp(min=-2))
 
 
 def _where_varied(moments: State, value_U: torch.Tensor) -> torch.Tensor:

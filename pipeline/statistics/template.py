@@ -114,7 +114,8 @@ class Template(Statistic):
             "template_cos_sta",
             "Does the mean of what fires the unit look like its weights: cosine of E[x | fires] − E[x] with w.",
             "cos(E[x | z > 0] − E[x], w)",
-            "null where firing is undefined (no gate); NaN where it fires never or always, or w = 0",
+            "null where firing is undefined (no gate); NaN where it fires never or always, x does not vary, the "
+            "difference is below float32's resolution, or w = 0",
             source="spike-triggered average: de Boer & Kuyper 1968; Chichilnisky 2001",
             se=True,
         ),
@@ -122,15 +123,20 @@ class Template(Statistic):
             "template_cos_whitened",
             "The cosine after undoing the correlations of the inputs: 1 for Gaussian x whatever the gate.",
             f"cos((Σ + λI)⁻¹S, w), Σ = Cov(x), λ = {RIDGE} · tr Σ / D",
-            "null where fan-in > whitened_fan_in, or there is no gate (then 1 by construction); NaN as template_cos",
+            f"null where fan-in > whitened_fan_in, or there is no gate (then 1 by construction); {_UNRESOLVED}",
             source="Stein's lemma: S = E[φ′]Σw for Gaussian x",
         ),
         _pattern("weight", "The unit's pattern w, norms folded in; reshape by the site's input_shape.", "w"),
         Column("bias", "float64", "The unit's effective bias.", unit="z", formula="b", table="patterns"),
         _pattern(
-            "raw_weight", "The weights before a norm was folded in.", "w before folding", "where nothing is folded"
+            "raw_weight", "The weights before a norm was folded in.", "w before folding", "null where nothing is folded"
         ),
-        _pattern("up_weight", "Of a gated pair the pattern of the other branch.", "w of the other branch", "else"),
+        _pattern(
+            "up_weight",
+            "Of a gated pair the pattern of the other branch.",
+            "w of the other branch",
+            "null where the unit is no pair",
+        ),
         _pattern(
             "cov",
             "Cov(a, x), what makes the activation vary; 0 below float32's resolution.",
@@ -245,7 +251,7 @@ def _other_cosines(site: Site, cov_UD: torch.Tensor) -> dict[str, Values]:
     by_group = (value.view(site.groups, -1, site.fan_in) for value in (cov_UD, site.pattern_UD))
     for units, cosines in cosine_blocks(*by_group):
         null_3U[0, units] = cosines.abs().nanmean(-1)
-        null_3U[1, units] = cosines.abs().nanquantile(0.95, dim=-1)
+        null_3U[1, units] = cosines.abs().nanquantile(0.95, dim=-1).clamp(max=1)
         null_3U[2, units] = cosines.nanmean(-1)
     names = ("template_cos_other_mean", "template_cos_other_p95", "template_cos_other_signed")
     return dict(zip(names, null_3U, strict=True))
@@ -255,8 +261,9 @@ def _permuted_cosines(site: Site, cov_UD: torch.Tensor) -> dict[str, Values]:
     # entries first: a permutation then moves whole rows
     cov_DU, pattern_DU = ((rows / rows.norm(dim=-1, keepdim=True)).T.contiguous() for rows in (cov_UD, site.pattern_UD))
     orders = permutations(site.fan_in, PERMUTATIONS)
-    null_KU = torch.stack([(cov_DU * pattern_DU[order]).sum(0).abs() for order in orders])
-    return {"template_cos_permuted_mean": null_KU.mean(0), "template_cos_permuted_p95": null_KU.quantile(0.95, dim=0)}
+    null_KU = torch.stack([(cov_DU * pattern_DU[order]).sum(0).abs().clamp(max=1) for order in orders])
+    p95_U = null_KU.quantile(0.95, dim=0).clamp(max=1)
+    return {"template_cos_permuted_mean": null_KU.mean(0), "template_cos_permuted_p95": p95_U}
 
 
 def _whitened(cov_UD: torch.Tensor, sigma_GDD: torch.Tensor) -> torch.Tensor:

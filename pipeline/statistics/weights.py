@@ -121,8 +121,8 @@ class Weights(Statistic):
             "weight_mean": mean_U1[:, 0],
             "weight_std": std_U,
             "weight_skewness": torch.where(flat_U, torch.nan, standard_UD.pow(3).mean(-1)),
-            "weight_kurtosis": torch.where(flat_U, torch.nan, standard_UD.pow(4).mean(-1) - 3),
-            "effective_fan_in": square_UD.sum(-1).square() / square_UD.square().sum(-1),
+            "weight_kurtosis": torch.where(flat_U, torch.nan, standard_UD.pow(4).mean(-1) - 3).clamp(min=-2),
+            "effective_fan_in": (square_UD.sum(-1).square() / square_UD.square().sum(-1)).clamp(1, site.fan_in),
             **_neighbours(site),
         }
         if controls.twin is not None:
