@@ -61,8 +61,12 @@ def memory_bytes(resources: Resources) -> int | None:
         return int(torch.cuda.mem_get_info()[1] * min(1.0, share)) if torch.cuda.is_available() else None
     if resources.memory_gib:
         return int(resources.memory_gib * 2**30)
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(whole * min(1.0, resources.cpus_per_worker / (os.cpu_count() or 1)))
+    return int(machine_bytes() * min(1.0, resources.cpus_per_worker / (os.cpu_count() or 1)))
+
+
+def machine_bytes() -> int:
+    """This machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def full_name(device: torch.device) -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 
+from pipeline.devices import machine_bytes
 from pipeline.errors import DataError, JobError, ModelError
 from pipeline.fit.recipe import Recipe
 from pipeline.fit.settings import Training
@@ -30,6 +31,9 @@ from pipeline.origins import Origin
 from pipeline.registry import families
 from pipeline.sources.base import Source
 from pipeline.store import Store
+
+# of each weight while it is trained: itself, its gradient, and at least one number of the optimizer
+COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -272,7 +276,11 @@ def _lineage(entry: TrainEntry, recipe: Recipe, seed: int) -> list[Model]:
 
 def _try_to_build(job: Job, where: str, recipe: Recipe) -> None:
     with _named(job, where), torch.device("meta"):
-        recipe.build()
+        module = recipe.build()
+    needed = COPIES * sum(weight.nbytes for weight in module.parameters())
+    if needed > (memory := machine_bytes()):
+        taken = f"weights, gradients and the optimizer's memory of them would take {needed / 2**30:.0f} GiB"
+        raise refusal(job, where, f"{taken}, this machine has {memory / 2**30:.0f}: choose a smaller model")
 
 
 def _validated(

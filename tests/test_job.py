@@ -102,6 +102,7 @@ WRONG = [
     ("seeds = [0, 1]", "seeds = [0, 0]", "11: [models[0]] seeds must be different"),
     ("seeds = [0, 1]", "seeds = [0, 0.5]", "14: [models[0]] seeds[1] = 0.5: expected an integer"),
     ("seeds = [0, 1]", "seed = [0, 1]", "14: [models[0]] seed = [0, 1]: unknown key; did you mean 'seeds'?"),
+    ("shape = [1, 28, 28]", "shape = [1, -28, 28]", "9: [data.mnist.columns] shape[1] = -28: expected greater than 0"),
     ('label = "label"', "label = 3", "9: [data.mnist.columns] label = 3: expected a string"),
     ('features = "image"', "features = 3", "9: [data.mnist.columns] features = 3: expected a string or an array"),
     ("split = ", "splits = ", "[data.mnist.columns] splits = \"split\": unknown key; did you mean 'split'?"),

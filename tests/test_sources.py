@@ -796,7 +796,7 @@ def test_digits_take_no_url(tmp_path: Path):
 
 
 def test_options_that_a_source_does_not_have_are_refused():
-    with pytest.raises(JobError, match=r"^job: \[data\.rows\] options\.window = 3: Extra inputs are not permitted"):
+    with pytest.raises(JobError, match=r"^job: \[data\.rows\] options\.window = 3: unknown key; none is known$"):
         parquet("a", options={"window": 3})
 
 

@@ -83,6 +83,15 @@ def test_a_family_and_data_that_do_not_fit(tmp_path: Path, family: str, data: st
         resolve(misfitting, open_store(str(tmp_path)))
 
 
+def test_a_model_that_no_memory_holds_is_refused_before_it_is_built(tmp_path: Path):
+    job = load_job(JOBS / "zoo.toml")
+    wide = ModelSpec(family="mlp", data="images", hyperparameters={"widths": [10**9]})
+    with pytest.raises(
+        JobError, match=r"\[models\[0\]\] weights, gradients and .* would take 838 GiB, this machine has"
+    ):
+        resolve(job.model_copy(update={"models": (wide,)}), open_store(str(tmp_path)))
+
+
 # a few points below what the jobs' headers say of the AUC
 AREAS = {"adult": {"deepfm-0": 0.90}, "reviews": {"transformer-0": 0.88}, "gunpoint": {"tcn-0": 0.93}}
 

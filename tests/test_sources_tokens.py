@@ -143,7 +143,11 @@ def test_numbers_that_are_no_token_are_refused(tmp_path: Path, packed: bool):
         ({"shape": (4,), "label": "y"}, {"packed": True}, r"columns\.label: a window of packed documents has no label"),
         ({"shape": (4, 4)}, {}, r"columns\.shape: expected the number of tokens"),
         ({"shape": (4,)}, {"tokenizer": "ids"}, r"options\.vocabulary: missing; expected how many"),
-        ({"shape": (4,)}, {"tokenizer": "letters"}, r"options\.tokenizer = 'letters'"),
+        (
+            {"shape": (4,)},
+            {"tokenizer": "letters"},
+            r"options\.tokenizer = \"letters\": expected 'bytes', 'words' or 'ids'$",
+        ),
     ],
 )
 def test_what_the_job_gets_wrong_is_named(tmp_path: Path, columns: dict, options: dict[str, Any], message: str):

@@ -21,7 +21,7 @@ from pipeline.errors import DataError, JobError, nearest
 from pipeline.hashing import digest
 from pipeline.inputs import InputFile, list_inputs
 from pipeline.job import DataSpec
-from pipeline.misfits import dotted
+from pipeline.misfits import dotted, in_words, shown
 from pipeline.names import Names
 from pipeline.rows.features import NOTHING, Decoded, FeatureFormat, Numbers
 from pipeline.rows.footers import Footer, first_uid, read_footer
@@ -88,8 +88,10 @@ class Source(ABC):
         except ValidationError as error:
             first = error.errors()[0]
             key = dotted(first["loc"])
-            known = nearest(key, self.parameters.model_fields)
-            raise self.refusal(f"options.{key} = {first['input']!r}", f"{first['msg']}; {known}") from None
+            said = f"expected {in_words(first['msg'])}"
+            if first["type"] == "extra_forbidden":
+                said = f"unknown key; {nearest(key, self.parameters.model_fields)}"
+            raise self.refusal(f"options.{key} = {shown(first['input'])}", said) from None
 
     def refusal(self, key: str, problem: str) -> JobError:
         """The error for a key of this data set that the source cannot do with."""
