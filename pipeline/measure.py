@@ -21,7 +21,7 @@ from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.devices import CPU, moved
-from pipeline.errors import ModelError
+from pipeline.errors import JobError, ModelError
 from pipeline.flow.apart import Held, cut
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
 from pipeline.flow.gradients import observe_gradients
@@ -63,6 +63,10 @@ class Running:
     kernel: str = field(default_factory=choose.name)
 
     def __post_init__(self) -> None:
+        for statistic in self.statistics:
+            for name, expected in statistic.unfit(self.classes).items():
+                value = statistic.parameters[name]
+                raise JobError(f"statistics.{statistic.name}.{name} = {value!r}: expected {expected}")
         self._sums: dict[_Sample, Accumulator] = {}
         self._own: dict[tuple[str, str], State] = {}
         self._held = Held(self.discovery.leaf_axes)

@@ -6,7 +6,7 @@ job names is checked here, before anything but such counts is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -136,6 +136,7 @@ def resolve(job: Job, store: Store) -> Resolved:
     found: dict[str, Source] = {name: sources()[spec.source](name, spec, store) for name, spec in job.data.items()}
     for name in sorted({one.spec.data for one in entries}):
         _look_into(job, name, found[name])
+        _refuse_unfit(job, statistics, name, found[name].classes)
     models = once(model for one in entries for model in models_of(job, one, found[one.spec.data], store))
     refuse_duplicates(job, models)
     used = sorted({model.data for model in models})
@@ -156,6 +157,14 @@ def _look_into(job: Job, data: str, source: Source) -> None:
         source.chunks(job.data[data].train)
     except DataError as error:
         raise DataError(f"{job.data[data].place}: [data.{data}] {error}") from error
+
+
+def _refuse_unfit(job: Job, statistics: Sequence[Statistic], data: str, classes: int) -> None:
+    """JobError for a parameter of a statistic that cannot be for a data set, before anything is trained on it."""
+    for statistic in statistics:
+        for name, expected in statistic.unfit(classes).items():
+            key = f"statistics.{statistic.name}.{name}"
+            raise misfit(job, key, statistic.parameters[name], f"{expected} {data!r}")
 
 
 def _split(job: Job, data: str, name: str, source: Source) -> Split:

@@ -100,6 +100,10 @@ class Statistic(ABC):
             return None
         return f"an integer, {minima[0]} or more"
 
+    def unfit(self, classes: int) -> Mapping[str, str]:
+        """Parameters that cannot be for data of so many classes (0: without labels), and in words what they must be."""
+        return {}
+
     def applies(self, site: Site) -> bool:
         """Whether the statistic is defined at this site at all; where not, its columns are null."""
         return True

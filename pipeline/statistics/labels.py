@@ -115,6 +115,12 @@ class Labels(Statistic):
         fits = all(type(weight) is int and weight >= 0 for weight in value) and (sum(value) > 0 or not value)
         return None if fits else "whole numbers, none negative and not all 0"
 
+    def unfit(self, classes: int) -> Mapping[str, str]:
+        """See `Statistic`."""
+        if not self.prior or classes in (0, len(self.prior)):
+            return {}
+        return {"prior": f"{classes} weights, one for each class of the data"}
+
     def primitives(self, site: Site) -> Mapping[str, Primitive]:
         """Sums by label and by drawn label."""
         return {"true": ClassSums(), "null": ClassSums(NULL_SEED, tuple(self.prior))}

@@ -20,8 +20,10 @@ EXACT = frozenset({"z_min", "z_max", "a_min", "a_max", "z", "a", "low", "high"})
 # Of columns by the start of their name, absolute: cosines of float32 products.
 # Undoing correlations amplifies float32 rounding by up to fan-in / RIDGE: 6000 for the widest drawn.
 PREFIXES = {"template_cos_whitened": 3e-3, "template_": 1e-5, "redundancy_": 1e-5}
-# Of list columns, relative to their Euclidean norm: float32 products.
-VECTOR_TOLERANCES = {"cov": 1e-5, "sta": 1e-5, "mean_x": 1e-5}
+# Of list columns, relative to their Euclidean norm: float32 products. Of mean_x, relative to the largest ‖x‖, u = 2⁻²⁴:
+# the sum is of float64, so what rounds are the deviations that are summed, from a mean as long as x (2u), again where
+# some units saw fewer presentations (2u), and the column itself, on either side (2u).
+VECTOR_TOLERANCES = {"cov": 1e-5, "sta": 1e-5, "mean_x": 6 * 2.0**-24}
 
 
 @dataclass(frozen=True, eq=False)

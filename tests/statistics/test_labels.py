@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 
+from pipeline.errors import JobError
 from pipeline.measure import measure
+from pipeline.registry import statistics
+from pipeline.resolve import resolve
+from pipeline.store import open_store
+from tests.census import small_job
 
 
 class Pair(nn.Module):
@@ -29,3 +38,24 @@ def test_the_selectivity_of_a_pair_is_null_as_its_other_branch_has_either_sign()
         assert (row["class_selectivity"] is None) == (row["site"] == "paired")
         assert (row["class_selectivity_null"] is None) == (row["site"] == "paired")
         assert row["class_information"] is not None
+
+
+def test_a_prior_for_other_classes_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    job = small_job(tmp_path, more="[statistics.labels]\nprior = [1, 2]")
+    store = open_store(str(tmp_path / "store"))
+    wrong = r"\[statistics.labels\] prior = \[1, 2\]: expected (\d+) weights, one for each class of the data '\w+'"
+    with pytest.raises(JobError, match=rf"job.toml:\d+: {wrong}") as refused:
+        resolve(job, store)
+    assert not store.keys("")
+    (classes,) = (int(word) for word in str(refused.value).split() if word.isdigit())
+    (tmp_path / "right").mkdir()
+    right = small_job(tmp_path / "right", more=f"[statistics.labels]\nprior = {[3] * classes}")
+    assert resolve(right, open_store(str(tmp_path / "right" / "store"))).statistics[0].name == "labels"
+
+
+def test_a_prior_for_other_classes_is_refused_in_a_notebook_before_any_batch() -> None:
+    labels = replace(statistics()["labels"], prior=(1, 2))
+    with pytest.raises(JobError, match=r"statistics.labels.prior = \(1, 2\): expected 3 weights"):
+        measure(Pair(), iter([(torch.randn(6, 4), torch.arange(6) % 3)]), classes=3, statistics=[labels])
+    tables = measure(Pair(), [torch.randn(6, 4)], statistics=[labels])
+    assert "classes" not in tables or tables["classes"].num_rows == 0
