@@ -46,7 +46,9 @@ def is_affine(call: Call) -> bool:
 
 
 def _value(call: Call, tensor: torch.Tensor) -> Value:
-    return next(value for value, held in zip(call.values, call.tensors, strict=True) if held is tensor)
+    position = call.position_of(tensor)
+    assert position is not None
+    return call.values[position]
 
 
 def _build(call: Call, x: Any, weight: Any, bias: torch.Tensor | None, geometry: Geometry) -> Affine | None:

@@ -37,7 +37,8 @@ def arrange(tensor: torch.Tensor, rows: Rows, channels: Sequence[int], *, split:
         outer = tensor.shape[entry_axis] // max(rows.rows * rows.inner, 1)
         if (outer == 1) != (rows.inner == 1):
             sizes = (rows.rows, rows.inner) if outer == 1 else (outer, rows.rows)
-            tensor = torch.unflatten(tensor, entry_axis, sizes)
+            # as a view of the same: `unflatten` goes a long way through Python
+            tensor = tensor.view(*tensor.shape[:entry_axis], *sizes, *tensor.shape[entry_axis + 1 :])
             channel_axes = [axis + (axis > entry_axis) for axis in channel_axes]
             entry_axis += outer != 1
     flat = _flat(tensor, entry_axis, channel_axes)

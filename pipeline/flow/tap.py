@@ -131,7 +131,7 @@ class Tap(Tracker):
     def on_data(self, call: Call) -> Any:
         """Run one operation; present the sites that it completes."""
         affine = affine_of(call) if is_affine(call) else None
-        noted = any(value.notes is not None for value in call.values)
+        noted = [value for value in call.values if value.notes is not None]
         if noted and call.op.writes:
             self._protect(call)
         out = self.run(call)
@@ -183,10 +183,8 @@ class Tap(Tracker):
                     self._advance(call, position, pending, out, results[0])
 
     def _notes_of(self, argument: Any, call: Call) -> Notes | None:
-        for tensor, value in zip(call.tensors, call.values, strict=True):
-            if tensor is argument:
-                return value.notes  # type: ignore[no-any-return]
-        return None
+        position = call.position_of(argument)
+        return None if position is None else call.values[position].notes
 
     def _carry_view(self, call: Call, out: Any, results: list[Value], notes: Notes) -> None:
         whole = isinstance(out, torch.Tensor)

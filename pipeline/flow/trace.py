@@ -24,7 +24,7 @@ from pipeline.flow.positions import follow_places, places_of_leaf, positions_of
 from pipeline.flow.row_joins import SCATTERS, Source
 from pipeline.flow.row_rules import follow
 from pipeline.flow.rows import Rows, of_leaf, whole
-from pipeline.flow.values import Call, Origin, Storage, Value, tensors_in
+from pipeline.flow.values import Call, Origin, Storage, Value, argument_tensors, tensors_in
 
 _ATTRIBUTE = "_census_value"
 
@@ -146,15 +146,14 @@ class Tracker(TorchDispatchMode):
 
     def _follow(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Any) -> Any:
         op = operator(func)
-        tensors = list(tensors_in(args))
-        if kwargs:
-            tensors += tensors_in(kwargs)
+        tensors = argument_tensors(args, kwargs)
         if op.name in FRESH:
             self._know_numbers(tensors[0])
         values = [self.value_of(tensor) for tensor in tensors]
         call = Call(op, func, args, kwargs or {}, tensors, values)
-        if op.name not in LIKES and any(value.origin is Origin.DATA for value in values):
-            parametrised = any(value.origin is Origin.PARAMETER for value in values)
+        origins = [value.origin for value in values]
+        if Origin.DATA in origins and op.name not in LIKES:
+            parametrised = Origin.PARAMETER in origins
             if op.name in COMPOSITE and parametrised:
                 with self:
                     return func.decompose(*args, **(kwargs or {}))
@@ -191,22 +190,20 @@ class Tracker(TorchDispatchMode):
 
     def settle_data(self, call: Call, out: Any) -> list[Value]:
         """Give the results of an operation on data their values, and follow the rows."""
-        learned = any(value.learned for value in call.values)
-        sources = [
-            Source(value.rows, shape, tensor)
-            for tensor, shape, value in zip(call.tensors, call.shapes, call.values, strict=True)
-            if value.origin is Origin.DATA
-        ]
-        placed = [
-            (value.places, shape, tensor)
-            for tensor, shape, value in zip(call.tensors, call.shapes, call.values, strict=True)
-            if value.origin is Origin.DATA
-        ]
+        learned, looked_up, located = False, call.op.name in LOOKING, False
+        sources, placed = [], []
+        # of every operation, in few steps: whatever is run here is no longer in the caches after a product
+        for tensor, shape, value in zip(call.tensors, call.shapes, call.values, strict=True):
+            learned, looked_up = learned or value.learned, looked_up or value.lookup is not None
+            if value.origin is Origin.DATA:
+                sources.append(Source(value.rows, shape, tensor))
+                placed.append((value.places, shape, tensor))
+                located = located or value.places is not None
         given = call.bound()
-        lookup = lookup_of(call) if call.op.name in LOOKING or any(value.lookup for value in call.values) else None
+        lookup = lookup_of(call) if looked_up else None
         values = []
-        for part, result in enumerate(tensors_in(out)):
-            if not call.op.writes and any(result is tensor for tensor in call.tensors):
+        for part, result in enumerate((out,) if isinstance(out, torch.Tensor) else tensors_in(out)):
+            if not call.op.writes and call.position_of(result) is not None:
                 values.append(self.value_of(result))
                 continue
             rows = follow(call.op.name, given, sources, result.shape, part)
@@ -215,17 +212,17 @@ class Tracker(TorchDispatchMode):
                 rows = self._graphs.rows_of(result.shape)
             value = Value(self.forward, Origin.DATA, rows=rows, learned=learned)
             value.lookup = lookup
-            value.places = follow_places(call.op.name, given, placed, result.shape, part)
+            value.places = follow_places(call.op.name, given, placed, result.shape, part) if located else None
             self._settle(call, result, value)
             values.append(value)
         return values
 
     def _settle(self, call: Call, result: torch.Tensor, value: Value) -> None:
         source = call.tensors[0] if call.tensors else None
-        written = any(result is tensor for tensor in call.tensors)
-        if written and call.op.writes:
-            before = call.values[[result is tensor for tensor in call.tensors].index(True)]
-            value.storage = before.storage
+        position = call.position_of(result)
+        written = position is not None
+        if position is not None and call.op.writes:
+            value.storage = call.values[position].storage
             if not call.op.is_view:
                 value.storage.write(value, result.shape)
         elif source is not None and call.op.is_view and _shares_memory(source, result):

@@ -140,9 +140,27 @@ class Call:
         """Do what the model asked for."""
         return self.func(*self.args, **self.kwargs)
 
+    def position_of(self, tensor: torch.Tensor) -> int | None:
+        """Where a tensor is among those of the arguments; None if it is none of them."""
+        for position, held in enumerate(self.tensors):
+            if held is tensor:
+                return position
+        return None
+
     def bound(self) -> dict[str, Any]:
         """The arguments by the names of the operation's schema; defaults are left out."""
         return {**dict(zip(self.op.arguments, self.args, strict=False)), **self.kwargs}
+
+
+def argument_tensors(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> list[torch.Tensor]:
+    """Every tensor in an operation's arguments, in order: as `tensors_in`, without its cost where nothing is nested."""
+    found: list[torch.Tensor] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple | dict):
+            found.extend(tensors_in(value))
+    return found
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
