@@ -155,6 +155,7 @@ class InputSums:
     square_LSG  Σx²
     centred_LSG Σ(x − x̄)², computed around the entry's own mean so that a large mean does not cancel it
     lengths     what `kernels.match.lengths_of` makes of them, once it was asked
+    by_group    the same of the native kernel, where a batch has all presentations in their order
     """
 
     def __init__(self, sum_LSG: torch.Tensor, square_LSG: torch.Tensor, centred_LSG: torch.Tensor) -> None:
@@ -162,6 +163,7 @@ class InputSums:
         self.square_LSG = square_LSG
         self.centred_LSG = centred_LSG
         self.lengths: tuple[torch.Tensor, ...] | None = None
+        self.by_group: tuple[torch.Tensor, ...] | None = None
 
 
 class Windows(NamedTuple):

@@ -40,5 +40,6 @@ def library() -> ctypes.CDLL | str:
     loaded.cut.argtypes, loaded.cut.restype = [address, number, number, address], number
     loaded.vector_sums.argtypes, loaded.vector_sums.restype = [address, *[number] * 4, address], None
     loaded.window_sums.argtypes = [address]
+    loaded.undefine.argtypes, loaded.undefine.restype = [*[address] * 4, number, ctypes.c_double], None
     loaded.norms.argtypes, loaded.norms.restype = [address, number, number, address, address], None
     return loaded

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 
 from pipeline.kernels.base import State
-from pipeline.kernels.match import lengths_of
+from pipeline.kernels.match import CONSTANT
 from pipeline.kernels.native_task import TYPES, Task
 from pipeline.sites import Presentations
 
@@ -78,11 +78,10 @@ def show(
             task.stride[at][:] = [by if size > 1 else 0 for size, by in zip(tensor.shape, tensor.stride(), strict=True)]
             held.append(tensor)
     if norms is not None:
-        wanted = [*lengths_of(presentations), presentations.input_sums().square_LSG]
-        *sums, square_GP = (_by_group(one_LSG, entry_P, index_P) for one_LSG in wanted)
+        sum_GP, square_GP, pearson_GP, cosine_GP = inputs = _inputs_of(presentations, library, entry_P, index_P)
         norms.add(square_GP, library)
-        task.sum_GP, task.length_GP[0], task.length_GP[1] = (one_GP.data_ptr() for one_GP in sums)
-        held += sums
+        task.sum_GP, task.length_GP[0], task.length_GP[1] = (one.data_ptr() for one in (sum_GP, pearson_GP, cosine_GP))
+        held += inputs
     number_P = index_P
     if presentations.position_LS is not None:
         position_LS = presentations.position_LS
@@ -90,6 +89,30 @@ def show(
     point(task.keeping, uid=presentations.uid_N, number=number_P)
     task.keeping.positions = presentations.positions
     return held + [one for one in (entry_P, index_P, number_P) if one is not None]
+
+
+def _inputs_of(
+    presentations: Presentations,
+    library: ctypes.CDLL,
+    entry_P: torch.Tensor | None,
+    index_P: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    """Σx, Σx², 1/‖x − x̄‖ and 1/‖x‖ of every presentation as (G, P), NaN where a match is undefined.
+
+    Computed once for the same x. Square roots are torch's: the processor's own differ from them in a last bit.
+    """
+    sums = presentations.input_sums()
+    if entry_P is None and sums.by_group is not None:
+        return sums.by_group
+    of_sites = (sums.sum_LSG, sums.square_LSG, sums.centred_LSG)
+    sum_GP, square_GP, spread_GP = (_by_group(one_LSG, entry_P, index_P) for one_LSG in of_sites)
+    pearson_GP, cosine_GP = spread_GP.sqrt().reciprocal_(), square_GP.sqrt().reciprocal_()
+    arrays = (square_GP, spread_GP, pearson_GP, cosine_GP)
+    library.undefine(*(one.data_ptr() for one in arrays), square_GP.numel(), CONSTANT)
+    found = (sum_GP, square_GP, pearson_GP, cosine_GP)
+    if entry_P is None:
+        sums.by_group = found
+    return found
 
 
 def _by_group(value_LSG: torch.Tensor, entry_P: torch.Tensor | None, index_P: torch.Tensor | None) -> torch.Tensor:

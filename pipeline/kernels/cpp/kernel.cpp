@@ -107,6 +107,16 @@ extern "C" void vector_sums(const void *x, int64_t type, int64_t vectors, int64_
     }
 }
 
+// NaN for 1/‖x − x̄‖ and 1/‖x‖ where Σx² is not finite or 0, or Σ(x − x̄)² at most `constant` of it (kernels/match.py).
+extern "C" void undefine(const double *square, const double *spread, double *pearson, double *cosine, int64_t n,
+                         double constant) {
+    for (int64_t p = 0; p < n; p++) {
+        bool finite = is_finite(square[p]);
+        if (!(finite & (spread[p] > constant * square[p]))) pearson[p] = __builtin_nan("");
+        if (!(finite & (square[p] > 0))) cosine[p] = __builtin_nan("");
+    }
+}
+
 // Adds to each group how many presentations have a finite ‖x‖, and the sum of it.
 extern "C" void norms(const double *square, int64_t groups, int64_t presentations, int64_t *n_G, double *norm_G) {
     for (int64_t group = 0; group < groups; group++) {
