@@ -22,7 +22,7 @@ from pipeline.flow.row_rules import follow
 from pipeline.flow.row_views import KEEP_ALL, ONE, PARTS, Arguments, axis_of
 from pipeline.flow.rows import Rows, Shape, agreed, along
 
-# of each axis that counts positions, the outer first: which of them its entries are
+# of each axis that counts positions, the outer first: which of them its entries are; without an axis, a single one
 Places = tuple[Rows, ...]
 # what holds data among the operands of an operation: its places, its shape before, itself
 Operand = tuple[Places | None, Shape, torch.Tensor]
@@ -60,7 +60,7 @@ def follow_places(name: str, given: Arguments, operands: Sequence[Operand], new:
             Source(None if places is None else places[number], shape, tensor) for places, shape, tensor in operands
         ]
         rows = _followed(name, given, sources, new, part)
-        if rows is None or rows.axis is None:
+        if rows is None:
             return None
         found.append(rows)
     return tuple(found)
@@ -77,7 +77,14 @@ def number_of_each(places: Places, shape: Shape) -> torch.Tensor:
 
 
 def _followed(name: str, given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
-    known = [source for source in sources if source.rows is not None]
+    held = [source for source in sources if source.rows is not None]
+    known = [source for source in held if _rows(source).axis is not None]
+    if not known:
+        # single positions, until they are put side by side
+        same = agreed([_rows(source) for source in held])
+        return follow(name, given, sources, new, part) if name == "stack" else same
+    # a single one beside all of them (the last step added to each) is none of theirs
+    sources = [source._replace(rows=None) if source.rows and source.rows.axis is None else source for source in sources]
     if name in JOINS:
         return _joined(given, known, new)
     if name in REDUCTIONS and (given.get("dim") is not None or len(new) < len(known[0].shape)):

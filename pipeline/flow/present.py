@@ -150,7 +150,7 @@ class Presenter:
         if named == 1:
             return torch.zeros((entries, positions), dtype=torch.int64)
         unit_axes = {axis % len(shape) for axis in geometry.unit_axes}
-        if places is None or any(one.axis in unit_axes for one in places):
+        if places is None or any(one.axis is None or one.axis in unit_axes for one in places):
             return None
         number = number_of_each(places, shape)
         one_unit = [1 if axis in unit_axes else size for axis, size in enumerate(shape)]
@@ -207,7 +207,9 @@ class Presenter:
 
 
 def _at(value_NS: torch.Tensor, own: Arranged, at_LS: torch.Tensor) -> torch.Tensor:
-    """The value of the row and position that each presentation is."""
+    """The value of the row and position that each presentation is; as it is, uncopied, where they stand in order."""
+    if own.row_L is None and torch.equal(at_LS, torch.arange(at_LS.shape[1]).expand_as(at_LS)):
+        return value_NS
     row_L = torch.arange(len(at_LS)) if own.row_L is None else own.row_L
     return value_NS[row_L.to(value_NS.device)[:, None], at_LS.to(value_NS.device)]
 

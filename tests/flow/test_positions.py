@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -112,7 +113,8 @@ def attending(model: Model, x: torch.Tensor) -> torch.Tensor:
 
 
 def recurrent(model: Model, x: torch.Tensor) -> torch.Tensor:
-    return model.after(model.lstm(x)[0]).relu()
+    h = model.lstm(x)[0]
+    return model.after(h + h[:, -1].unsqueeze(1)).relu()
 
 
 def flattened(model: Model, x: torch.Tensor) -> torch.Tensor:
@@ -190,3 +192,47 @@ def test_a_last_batch_of_one_row_keeps_its_labels() -> None:
     tables = measure(model, parts, classes=3)
     n = [row["n"] for row in tables["classes"].to_pylist() if (row["site"], row["unit"]) == ("after", 0)]
     assert n == label_NS.flatten().bincount(minlength=3).tolist()
+
+
+def rearranged(x: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+    """Six draws of what moves numbers about and changes none, or adds 0; no other axis than the rows' has 5 entries."""
+    for _ in range(6):
+        others = [axis for axis, size in enumerate(x.shape) if size != 5]
+        axis, other = (int(random.choice(others)) for _ in range(2))
+        match int(random.integers(0, 9)):
+            case 0:
+                x = x.permute(*random.permutation(x.dim()).tolist())
+            case 1:
+                x = x.flip(axis)
+            case 2:
+                x = x.transpose(axis, other).contiguous()
+            case 3:
+                x = functional.pad(x, (2, 1)).narrow(-1, 2, x.shape[-1])
+            case 4:
+                x = torch.cat([x.narrow(axis, 0, 1) * 0, x], axis).narrow(axis, 1, x.shape[axis])
+            case 5:
+                x = torch.stack(x.unbind(axis), other)
+            case 6 if axis + 1 < x.dim():
+                x = x.flatten(axis, axis + 1).unflatten(axis, x.shape[axis : axis + 2])
+            case 7:
+                x = x.index_select(axis, torch.from_numpy(random.permutation(x.shape[axis])))
+            case _:
+                x = torch.cat(x.split(1, axis), axis) + x.new_zeros(1)
+    return x
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_however_numbers_are_moved_about_their_labels_are_theirs(seed: int) -> None:
+    """Each number says which position of which row it is, so that what a site is shown says what its label must be."""
+
+    def forward(model: Model, x: torch.Tensor) -> torch.Tensor:
+        moved = rearranged(x, np.random.default_rng(seed))
+        return model.after(moved.movedim((moved.shape.index(5), moved.shape.index(3)), (0, -1))).relu()
+
+    number_NHW = torch.arange(5 * 8).view(5, 2, 4)
+    x = number_NHW[:, None].expand(5, 3, 2, 4).float().contiguous()
+    model = Model(forward, after=nn.Linear(3, 2))
+    found = shown_of(model, Batch((x,), torch.arange(5), label_NS=number_NHW.flatten(1)))["after"]
+    shown_LS = found.patches(0, found.entries)[..., 0, 0].long()
+    assert found.label_LS is not None
+    assert torch.equal(found.label_LS, shown_LS)
