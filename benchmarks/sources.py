@@ -105,6 +105,7 @@ def in_batches(source: Source, chunks: Sequence[Chunk], ready: Callable[[Batch],
 
 def main() -> None:
     """Print a line for each kind of source."""
+    torch.set_num_threads(1)  # as a worker has it
     print(f"{'source':10}{'pyarrow rows/s':>18}{'batches rows/s':>18}{'share':>8}{'of CPU':>8}{'moved':>8}")
     with tempfile.TemporaryDirectory() as folder:
         for name, (kind, columns, named, options) in cases(ROWS).items():
