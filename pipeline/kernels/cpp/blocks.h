@@ -79,23 +79,31 @@ static void add_a_moments(const Block &block, const Task &task, d8 before, d8 ce
 template <bool APART>
 static void add_block_matches(const Block &block, const Task &task, Counts *counts) {
     Values rows = {block.z, block.first, block.n, block.rows};
-    Pattern<d8> pattern = {load<d8>(task.bias_U + block.unit), load<d8>(task.mean_U + block.unit)};
-    for (int form = PEARSON; form < FORMS; form++) {
-        bool ranked = form == PEARSON && task.best_match;
-        Inputs x = {block.y, block.z, block.sum, block.length[form]};
-        pattern.scale = load<d8>(task.scale_U[form] + block.unit);
-        if (!task.forms[form]) {
-            if (ranked) sweep_matches<true, APART, RANKED>(rows, x, pattern, 0, counts, block.match);
-            continue;
-        }
+    Inputs x = {block.y, block.z, block.sum, block.length};
+    Pattern<d8> pattern[FORMS];
+    Numbers state[FORMS][2];
+    int wanted = 0;
+    bool known = task.finite_y;
+    for (int form = 0; form < FORMS; form++) {
         double *at = task.match_F23U + form * 2 * MATCH_MOMENTS * task.lanes + block.unit;
-        Numbers state[2] = {{at, task.lanes}, {at + MATCH_MOMENTS * task.lanes, task.lanes}};
-        bool known = task.finite_y && are_defined(x.length, block.n * (APART ? LANES : 1), pattern.scale);
-        auto add = form == COSINE ? known ? add_matches<false, APART, KNOWN> : add_matches<false, APART, 0>
-                   : ranked       ? known ? add_matches<true, APART, RANKED | KNOWN> : add_matches<true, APART, RANKED>
-                                  : add_matches<true, APART, 0>;
-        add(rows, x, pattern, block.active, state, counts, block.match);
+        state[form][0] = {at, task.lanes}, state[form][1] = {at + MATCH_MOMENTS * task.lanes, task.lanes};
+        pattern[form] = {load<d8>(task.bias_U + block.unit), load<d8>(task.mean_U + block.unit),
+                         load<d8>(task.scale_U[form] + block.unit)};
+        if (!task.forms[form]) continue;
+        wanted |= 1 << form;
+        known = known && are_defined(x.length[form], block.n * (APART ? LANES : 1), pattern[form].scale);
     }
+    if (task.best_match && !(wanted & CORRELATIONS)) {
+        MatchSums none[FORMS];
+        sweep_matches<APART, CORRELATIONS, RANKED>(rows, x, pattern, 0, 0, block.match, none);
+    }
+    if (known && wanted == (CORRELATIONS | COSINES)) {
+        const int BOTH = CORRELATIONS | COSINES;
+        (task.best_match ? add_matches<APART, BOTH, RANKED | KNOWN> : add_matches<APART, BOTH, KNOWN>)(
+            rows, x, pattern, block.active, state, counts, block.match);
+        return;
+    }
+    add_forms<APART>(rows, x, pattern, block.active, state, counts, block.match, wanted, task.best_match);
 }
 
 // The greatest a of each row, where a has not been read.

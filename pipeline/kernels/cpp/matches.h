@@ -34,10 +34,10 @@ static inline Double match_of(Double y, Double sum, Double length, const Pattern
     return smaller(like(value, 1), larger(like(value, -1), value));
 }
 
-// What a form of match is computed of: y, and Σx and 1/‖x − x̄‖ or 1/‖x‖ of each presentation (APART: of each unit).
+// What matches are computed of: y, and Σx, 1/‖x − x̄‖ and 1/‖x‖ of each presentation (APART: of each unit).
 struct Inputs {
     const float *y, *z;
-    const double *sum, *length;
+    const double *sum, *const *length;
 };
 
 // Whether no match of a block is undefined: y is finite.
@@ -60,67 +60,109 @@ struct MatchSums {
 template <bool APART>
 static inline d8 of_presentation(const double *x, int64_t p) { return APART ? load<d8>(x + LANES * p) : all(x[p]); }
 
+// The upper halves of eight doubles, or of eight masks.
+static inline w8 upper_of(d8 v) {
+    f8 half[2];
+    memcpy(half, &v, sizeof half);
+    return (w8)SHUFFLE(half[0], half[1], 1, 3, 5, 7, 9, 11, 13, 15);
+}
+
 // Places of matches among the counts of their units, some presentations at a time: counted apart from where they are
-// computed, a place is known long before its count is read.
+// computed, a place is known long before its count is read. All bits that it depends on are in a double's upper half.
 struct Places {
     static const int64_t MOST = 64;
     int64_t n;
-    alignas(64) int64_t at[MOST * LANES];
+    alignas(64) int32_t at[FORMS][MOST * LANES];
 
-    void add(d8 value, l8 known, l8 fired) {
-        const d8 floor = double_of(all(MATCH_LEAST << MATCH_SHIFT));
-        l8 place = (bits_of(larger(absolute(value), floor)) >> MATCH_SHIFT) - all(MATCH_LEAST);
-        place = place + (as_signed(as_unsigned(bits_of(value)) >> 56) & all((int64_t)MATCH_STEP));
-        place = place + (fired & all((int64_t)(2 * MATCH_STEP)));
-        store(at + LANES * n++, select(known, place, all((int64_t)(4 * MATCH_STEP))));
+    void set(int form, d8 value, l8 known, w8 fired) {
+        static_assert(MATCH_SHIFT > 32 && MATCH_STEP == 1 << 7, "the sign, shifted by 24, is a step");
+        const w8 floor = w8{} + (int32_t)(MATCH_LEAST << (MATCH_SHIFT - 32)), none = w8{} + 4 * MATCH_STEP;
+        w8 upper = upper_of(value), magnitude = upper & INT32_MAX;
+        magnitude = magnitude > floor ? magnitude : floor;
+        w8 place = (magnitude >> (MATCH_SHIFT - 32)) - (int32_t)MATCH_LEAST;
+        place = place + (upper >> 24 & MATCH_STEP) + (fired & 2 * MATCH_STEP);
+        store(at[form] + LANES * n, upper_of(double_of(known)) ? place : none);
     }
 
     void count(Counts *counts, int form) {
-        for (int64_t p = 0; p < n; p++)
-            for (int lane = 0; lane < LANES; lane++) counts[lane].match[form][at[LANES * p + lane]]++;
-        n = 0;
+        for (int64_t p = 0; p < n; p++) {
+            uint64_t pair[LANES / 2];
+            memcpy(pair, at[form] + LANES * p, sizeof pair);
+            for (int half = 0; half < LANES / 2; half++) {
+                counts[2 * half].match[form][(uint32_t)pair[half]]++;
+                counts[2 * half + 1].match[form][pair[half] >> 32]++;
+            }
+        }
     }
 };
 
 // What to do with matches: add them up, count them, find each row's best; whether they are known to be defined.
 enum { SUMMED = 1, COUNTED = 2, RANKED = 4, KNOWN = 8 };
+// Which forms of match, a bit for each.
+enum { CORRELATIONS = 1 << PEARSON, COSINES = 1 << COSINE };
 
-// Add up the matches of a block, count them, and find each row's best.
-template <bool CENTRED, bool APART, int WHAT>
-static MatchSums sweep_matches(const Values &rows, const Inputs &x, const Pattern<d8> &pattern, const d8 *centre,
-                               Counts *counts, double *best) {
-    MatchSums sums = {};
+template <bool APART, int WHICH>
+static inline void match_forms(const Inputs &x, int64_t p, const Pattern<d8> *pattern, d8 value[FORMS]) {
+    d8 y = widened(load<f8>(x.y + LANES * p));
+    if (WHICH & CORRELATIONS)
+        value[PEARSON] = match_of<true>(y, of_presentation<APART>(x.sum, p),
+                                        of_presentation<APART>(x.length[PEARSON], p), pattern[PEARSON]);
+    if (WHICH & COSINES)
+        value[COSINE] = match_of<false>(y, d8{}, of_presentation<APART>(x.length[COSINE], p), pattern[COSINE]);
+}
+
+// Take one form's matches in, `fired` where the unit fires; their number only if it is not KNOWN.
+template <int WHAT>
+static inline void add_values(MatchSums &sums, d8 value, l8 known, l8 fired, const d8 *centre) {
+    d8 rest = value - select(fired, centre[1], centre[0]);
+    if (!(WHAT & KNOWN)) rest = select(known, rest, d8{});
+    d8 square = rest * rest;
+    l8 which[2] = {known ^ (known & fired), known & fired};
+    for (int i = 0; i < 2; i++) {
+        if (i || !(WHAT & KNOWN)) sums.n[i] = select(which[i], sums.n[i] + all((int64_t)1), sums.n[i]);
+        sums.s1[i] = select(which[i], sums.s1[i] + rest, sums.s1[i]);
+        sums.s2[i] = select(which[i], sums.s2[i] + square, sums.s2[i]);
+    }
+}
+
+// Add up the matches of a block, count them, and find each row's best correlation.
+template <bool APART, int WHICH, int WHAT>
+static void sweep_matches(const Values &rows, const Inputs &x, const Pattern<d8> *pattern, const d8 (*centre)[2],
+                          Counts *counts, double *best, MatchSums *sums_F) {
+    MatchSums sums[FORMS] = {};
     Places places;
     places.n = 0;
-    const d8 zero = {};
+    auto count = [&] {
+        for (int form = 0; form < FORMS; form++)
+            if (WHICH >> form & 1) places.count(counts, form);
+        places.n = 0;
+    };
     const l8 every = all((int64_t)-1);
     for (int64_t r = 0; r < rows.rows; r++) {
         d8 high = all(-__builtin_inf());
         for (int64_t p = rows.first[r]; p < rows.first[r + 1]; p++) {
-            d8 sum = CENTRED ? of_presentation<APART>(x.sum, p) : zero;
-            d8 value = match_of<CENTRED>(widened(load<f8>(x.y + LANES * p)), sum, of_presentation<APART>(x.length, p), pattern);
+            d8 value[FORMS];
+            match_forms<APART, WHICH>(x, p, pattern, value);
             // NaN, where undefined, is never greater
-            if (WHAT & RANKED) high = larger(value, high);
+            if (WHAT & RANKED) high = larger(value[PEARSON], high);
             if (!(WHAT & SUMMED)) continue;
-            l8 fired = widened(load<f8>(x.z + LANES * p)) > zero, known = WHAT & KNOWN ? every : value == value;
-            d8 rest = value - select(fired, centre[1], centre[0]);
-            if (!(WHAT & KNOWN)) rest = select(known, rest, zero);
-            d8 square = rest * rest;
-            l8 which[2] = {known ^ (known & fired), known & fired};
-            for (int i = 0; i < 2; i++) {
-                if (i || !(WHAT & KNOWN)) sums.n[i] = select(which[i], sums.n[i] + all((int64_t)1), sums.n[i]);
-                sums.s1[i] = select(which[i], sums.s1[i] + rest, sums.s1[i]);
-                sums.s2[i] = select(which[i], sums.s2[i] + square, sums.s2[i]);
+            f8 z = load<f8>(x.z + LANES * p);
+            l8 fired = widened(z) > d8{};
+            for (int form = 0; form < FORMS; form++) {
+                if (!(WHICH >> form & 1)) continue;
+                l8 known = WHAT & KNOWN ? every : value[form] == value[form];
+                add_values<WHAT>(sums[form], value[form], known, fired, centre[form]);
+                if (WHAT & COUNTED) places.set(form, value[form], known, (w8)(z > f8{}));
             }
-            if (!(WHAT & COUNTED)) continue;
-            places.add(value, known, fired);
-            if (places.n == Places::MOST) places.count(counts, CENTRED ? PEARSON : COSINE);
+            if (WHAT & COUNTED && ++places.n == Places::MOST) count();
         }
         if (WHAT & RANKED) store(best + LANES * r, high);
     }
-    if (WHAT & COUNTED) places.count(counts, CENTRED ? PEARSON : COSINE);
-    if (WHAT & KNOWN) sums.n[0] = all(rows.n) - sums.n[1];
-    return sums;
+    if (WHAT & COUNTED) count();
+    for (int form = 0; form < FORMS; form++) {
+        if (WHAT & KNOWN) sums[form].n[0] = all(rows.n) - sums[form].n[1];
+        if (WHICH >> form & 1) sums_F[form] = sums[form];
+    }
 }
 
 static void merge_matches(const Numbers &state, l8 active, l8 n_block, d8 centre, d8 s1, d8 s2) {
@@ -133,21 +175,47 @@ static void merge_matches(const Numbers &state, l8 active, l8 n_block, d8 centre
     state.set(MATCH_N, active, total);
 }
 
-// Merge a block's matches of one form into the moments of its units, and find each row's best if they are RANKED.
-template <bool CENTRED, bool APART, int WHAT>
-static void add_matches(const Values &rows, const Inputs &x, const Pattern<d8> &pattern, l8 active,
-                        const Numbers state[2], Counts *counts, double *best) {
-    d8 centre[2] = {state[0][MATCH_MEAN], state[1][MATCH_MEAN]};
-    MatchSums sums = sweep_matches<CENTRED, APART, SUMMED | COUNTED | WHAT>(rows, x, pattern, centre, counts, best);
+// Sum a form anew around the means of the block where they are too far from the centres.
+template <bool APART, int FORM, int WHAT>
+static void sum_near(const Values &rows, const Inputs &x, const Pattern<d8> *pattern, l8 active, d8 (*centre)[2],
+                     MatchSums *sums) {
     bool again = false;
     for (int i = 0; i < 2; i++) {
-        d8 n = widened(sums.n[i]), d = sums.s1[i] / n;
-        l8 far = active & (d * d * n > all(FAR) * (sums.s2[i] - d * sums.s1[i]));
-        centre[i] = select(far, centre[i] + d, centre[i]);
+        d8 n = widened(sums[FORM].n[i]), d = sums[FORM].s1[i] / n;
+        l8 far = active & (d * d * n > all(FAR) * (sums[FORM].s2[i] - d * sums[FORM].s1[i]));
+        centre[FORM][i] = select(far, centre[FORM][i] + d, centre[FORM][i]);
         again |= lanes_of(far) != 0;
     }
-    if (again) sums = sweep_matches<CENTRED, APART, SUMMED | (WHAT & KNOWN)>(rows, x, pattern, centre, counts, best);
-    for (int i = 0; i < 2; i++) merge_matches(state[i], active, sums.n[i], centre[i], sums.s1[i], sums.s2[i]);
+    if (again) sweep_matches<APART, 1 << FORM, SUMMED | (WHAT & KNOWN)>(rows, x, pattern, centre, 0, 0, sums);
+}
+
+// Merge a block's matches into the moments of its units, and find each row's best correlation if they are RANKED.
+template <bool APART, int WHICH, int WHAT>
+static void add_matches(const Values &rows, const Inputs &x, const Pattern<d8> *pattern, l8 active,
+                        const Numbers (*state)[2], Counts *counts, double *best) {
+    d8 centre[FORMS][2] = {};
+    MatchSums sums[FORMS] = {};
+    for (int form = 0; form < FORMS; form++)
+        if (WHICH >> form & 1)
+            for (int i = 0; i < 2; i++) centre[form][i] = state[form][i][MATCH_MEAN];
+    sweep_matches<APART, WHICH, SUMMED | COUNTED | WHAT>(rows, x, pattern, centre, counts, best, sums);
+    if (WHICH & CORRELATIONS) sum_near<APART, PEARSON, WHAT>(rows, x, pattern, active, centre, sums);
+    if (WHICH & COSINES) sum_near<APART, COSINE, WHAT>(rows, x, pattern, active, centre, sums);
+    for (int form = 0; form < FORMS; form++)
+        if (WHICH >> form & 1)
+            for (int i = 0; i < 2; i++)
+                merge_matches(state[form][i], active, sums[form].n[i], centre[form][i], sums[form].s1[i],
+                              sums[form].s2[i]);
+}
+
+// The same of one form after the other: where some matches are undefined, or one form alone is wanted.
+template <bool APART>
+static void add_forms(const Values &rows, const Inputs &x, const Pattern<d8> *pattern, l8 active,
+                          const Numbers (*state)[2], Counts *counts, double *best, int wanted, bool ranked) {
+    if (wanted & CORRELATIONS)
+        (ranked ? add_matches<APART, CORRELATIONS, RANKED> : add_matches<APART, CORRELATIONS, 0>)(
+            rows, x, pattern, active, state, counts, best);
+    if (wanted & COSINES) add_matches<APART, COSINES, 0>(rows, x, pattern, active, state, counts, best);
 }
 
 // Add some counts to bins that rise, or fall, from the first.
