@@ -25,6 +25,7 @@ from pipeline.kernels import choose, native_build
 from pipeline.kernels.accumulate import Reference
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.bins import Bins
+from pipeline.kernels.moments import Moments
 from pipeline.kernels.native import VERSION, Native, fused
 from pipeline.kernels.ranked import Ranked
 from pipeline.measure import _say_once, measure
@@ -83,6 +84,39 @@ LARGE = {
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_large_batches_give_the_states_of_the_reference(library: ctypes.CDLL, kind: str, layout: str) -> None:
     for primitive, mine, yours in both([laid_out(draw(LARGE[kind]), layout)], library):
+        assert_same(mine, yours, primitive)
+
+
+@pytest.mark.parametrize("scales", [(1e-4, 1.0, 1e6, 1e-4), (1e-4, 1e-3, 1e-2), (1e30, 1e-30, 1.0)])
+def test_windows_of_bins_rise_with_the_batches(library: ctypes.CDLL, scales: tuple[float, ...]) -> None:
+    shown = draw(Recipe(6, rows=30, positions=3, units=9, gate="identity"))
+    pieces = []
+    for scale in scales:
+        z_LSU = shown.z_LSU * scale
+        pieces.append(replace(shown, z_LSU=z_LSU, a_LSU=z_LSU, uid_N=shown.uid_N + len(pieces) * 1000))
+    for primitive, mine, yours in both(pieces, library):
+        assert_same(mine, yours, primitive)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_number_of_half_precision_is_read_as_it_is(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    site = make_site([[1.0, 2.0, -1.0]], gate="identity")
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    z_LSU = every[every.isfinite() & (every.abs() < 1e30)].view(-1, 1, 1)
+    z_LSU = z_LSU[torch.randperm(len(z_LSU), generator=torch.Generator().manual_seed(0))]
+    x = torch.randn((len(z_LSU), 3), generator=torch.Generator().manual_seed(1))
+    shown = make_presentations(site, x, dtype=dtype, z_LSU=z_LSU)
+    needed = [one for one in primitives_of(site) if isinstance(one, Bins | Moments)]
+    for primitive, mine, yours in grown_by_both(Native(site, needed, library), needed, [shown]):
+        assert_same(mine, yours, primitive)
+
+
+def test_presentations_at_which_a_alone_is_not_finite_are_left_out(library: ctypes.CDLL) -> None:
+    shown = draw(Recipe(7, rows=40, positions=5, units=11, gate="gelu"))
+    assert shown.z_LSU.isfinite().all()
+    a_LSU = shown.a_LSU.clone()
+    a_LSU[3, 2, 4], a_LSU[7, :, 8], a_LSU[11, 1, :] = torch.inf, torch.nan, -torch.inf
+    for primitive, mine, yours in both([replace(shown, a_LSU=a_LSU)], library):
         assert_same(mine, yours, primitive)
 
 

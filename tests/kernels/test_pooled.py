@@ -33,6 +33,7 @@ LAYERS = {
     "groups": (nn.Conv2d(16, 6, 3, padding=2, dilation=2, groups=2), (16, 8, 8)),
     "groups of few channels": (nn.Conv2d(6, 12, 3, padding=1, groups=6), (6, 8, 8)),
     "one by one": (nn.Conv2d(7, 6, 1, stride=2), (7, 9, 9)),
+    "unpadded": (nn.Conv2d(8, 6, 3), (8, 9, 8)),
     "same": (nn.Conv2d(3, 6, 4, padding="same"), (3, 7, 7)),
     "reflect": (nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect"), (3, 7, 7)),
     "circular": (nn.Conv1d(3, 6, 3, padding=1, padding_mode="circular"), (3, 9)),
@@ -112,7 +113,7 @@ def test_other_precisions_are_widened_before_anything_is_added(name: str, dtype:
 
 
 @pytest.mark.parametrize("mean", [3.0, 300.0, -1e4])
-@pytest.mark.parametrize("name", ["uneven", "groups", "tokens"])
+@pytest.mark.parametrize("name", ["uneven", "groups", "unpadded", "tokens"])
 def test_inputs_far_from_0_lose_no_digits(name: str, mean: float) -> None:
     layer, shape = LAYERS[name]
     pieces = shown_by(layer, shape, mean=mean)
@@ -220,11 +221,27 @@ def test_masked_positions_are_left_out_of_dense_layers_and_windows() -> None:
         assert_close(state, dict(reference.states()[CoMoment()]))
 
 
+def test_batches_with_padding_and_without_are_as_one() -> None:
+    """Windows count the taps before the channels, patches of what is not masked the channels before the taps."""
+    pieces = shown_by(*LAYERS["strided"])
+    nothing = [replace(one, mask_LS=torch.ones(one.z_LSU.shape[:2], dtype=torch.bool)) for one in pieces]
+    for mixed in ([pieces[1], nothing[2], pieces[0]], [nothing[1], pieces[2], nothing[0]]):
+        state, kernel = grown(mixed)
+        assert kernel.pooled >= 29 * pieces[0].positions
+        assert_close(state, defined(pieces), relative=3e-6)
+
+
 def test_what_float32_cannot_multiply_goes_to_the_reference() -> None:
     generator = torch.Generator().manual_seed(0)
     x, site = torch.randn(50, 3, 1, 5, generator=generator), make_site(torch.randn(4, 5, generator=generator))
     for scale in (1e-30, 1e-13, 1e12, 1e18):
         shown = make_presentations(site, x * scale)
+        state, kernel = grown([shown])
+        assert kernel.pooled == 0
+        assert_close(state, defined([shown]))
+    # inputs too small or large to be squared, of units whose activations are as usual
+    for scale in (1e-25, 1e25):
+        shown = make_presentations(site, x * scale, z_LSU=torch.randn(50, 3, 4, generator=generator))
         state, kernel = grown([shown])
         assert kernel.pooled == 0
         assert_close(state, defined([shown]))
