@@ -294,6 +294,13 @@ def test_no_batch_is_said_so(model) -> None:
         measure(model, [])
 
 
+def test_a_twin_of_other_fan_in_is_no_control() -> None:
+    x, weights = torch.randn(8, 4), statistics()["weights"]
+    layers = (nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3)) for width in (5, 6))
+    found = measure(next(layers), [x], statistics=[weights], twin=next(layers))["neurons"]
+    assert found["twin_cos"].null_count == found["twin_distance"].null_count == 5 + 3
+
+
 def test_an_untrained_twin_gives_its_columns(model, rows) -> None:
     torch.manual_seed(9)
     twin = Conv()

@@ -40,7 +40,7 @@ batch_rows = 5
 url = "data/*.parquet"
 classes = 3
 measure = ["test"]
-chunk_rows = 14
+chunk_rows = 7
 [data.squares.columns]
 features = "image"
 label = "label"
@@ -122,7 +122,7 @@ def awkward(tmp_path_factory: pytest.TempPathFactory) -> Awkward:
     directory = tmp_path_factory.mktemp("awkward")
     random = np.random.default_rng(0)
     (directory / "data").mkdir()
-    first = write(directory / "data" / "a.parquet", random, rows=50, group=7, first=0)
+    first = write(directory / "data" / "a.parquet", random, rows=64, group=7, first=0)
     second = write(directory / "data" / "b.parquet", random, rows=3, group=1, first=1000)
     (directory / "job.toml").write_text(JOB)
     job, store = load_job(directory / "job.toml"), open_store(str(directory / "store"))
@@ -133,8 +133,8 @@ def awkward(tmp_path_factory: pytest.TempPathFactory) -> Awkward:
         name: {table: con.sql(f"FROM {table} WHERE model = '{model.id}'").to_arrow_table() for table in OF_UNITS}
         for name, model in models.items()
     }
-    # row groups of 7 rows in chunks of up to 14; the three rows of the other file are one chunk
-    chunks = [*chunked(first, [14, 14, 14, 8]), *chunked(second, [3])]
+    # row groups of 7 rows, and the three rows of the other file: eleven chunks, one more than errors have blocks
+    chunks = [*chunked(first, [7] * 9 + [1]), *chunked(second, [3])]
     return Awkward(store, models, chunks, tables)
 
 
@@ -182,16 +182,19 @@ def test_no_row_counts_twice_and_none_is_lost(awkward: Awkward) -> None:
 
 
 def test_standard_errors_are_those_of_leaving_chunks_out(awkward: Awkward) -> None:
-    """Each chunk in turn left out of a whole new measurement, and Busing et al.'s formula with unequal chunks."""
+    """Each block in turn left out of a whole new measurement, and Busing et al.'s formula with unequal blocks."""
     model = awkward.module("mlp-0")
 
     def measured(batches: list[Batch]) -> pa.Table:
         return measure(model, batches, classes=3)["neurons"].sort_by([("site", "ascending"), ("unit", "ascending")])
 
-    rows = [sum(batch.rows for batch in chunk) for chunk in awkward.chunks]
+    first, second, *others = awkward.chunks
+    blocks = [[*first, *second], *others]
+    assert len(blocks) == 10
+    rows = [sum(batch.rows for batch in block) for block in blocks]
     whole = measured(awkward.batches)
     without = [
-        measured([batch for other, chunk in enumerate(awkward.chunks) if other != left for batch in chunk])
+        measured([batch for other, block in enumerate(blocks) if other != left for batch in block])
         for left in range(len(rows))
     ]
     found = awkward.tables["mlp-0"]["neurons"].sort_by([("site", "ascending"), ("unit", "ascending")])
