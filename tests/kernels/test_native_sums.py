@@ -20,7 +20,11 @@ SHAPES = {
     "every channel by itself": (5, (6, 6), (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 5),
     "volume": (4, (5, 4, 6), (2, 1, 3), (1, 2, 1), (2, 1, 1), ((1, 0), (0, 0), (1, 2)), 2),
 }
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def dtypes(offset: float) -> list[torch.dtype]:
+    """Those that hold numbers about so far from 0."""
+    return [torch.float32, torch.bfloat16, *([torch.float16] if offset < 1e4 else [])]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,11 +46,11 @@ def check(sums: InputSums | None, x_LSGD: np.ndarray) -> None:
     np.testing.assert_allclose(sums.centred_LSG, centred.astype(float), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("offset", [0.0, 5.0, -300.0, 1e3])
+@pytest.mark.parametrize("offset", [0.0, 5.0, -300.0, 2e4])
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_windows_are_summed_as_if_they_were_explicit(name: str, offset: float) -> None:
     channels, sizes, kernel, stride, dilation, padding, groups = SHAPES[name]
-    for dtype in DTYPES:
+    for dtype in dtypes(offset):
         x = drawn(4, channels, *sizes, offset=offset, dtype=dtype)
         if groups < channels:
             # sums are taken around the mean of all channels, which may be far from those of one group
@@ -57,9 +61,9 @@ def test_windows_are_summed_as_if_they_were_explicit(name: str, offset: float) -
         check(native_sums.of_windows(x, **given), windows(padded, kernel, stride, dilation, groups))
 
 
-@pytest.mark.parametrize(("inputs", "offset"), list(product([1, 2, 7, 31, 32, 33, 100], [0.0, 5.0, -300.0, 1e3])))
+@pytest.mark.parametrize(("inputs", "offset"), list(product([1, 2, 7, 31, 32, 33, 100], [0.0, 5.0, -300.0, 2e4])))
 def test_vectors_are_summed_as_they_are(inputs: int, offset: float) -> None:
-    for dtype in DTYPES:
+    for dtype in dtypes(offset):
         x = drawn(3, 4, 2, inputs, offset=offset, dtype=dtype)
         check(native_sums.of_vectors(x), x.double().numpy())
         check(native_sums.of_vectors(x.transpose(0, 1)), x.transpose(0, 1).double().numpy())
