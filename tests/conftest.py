@@ -10,8 +10,10 @@ import pytest
 
 # what jobs do by default, and set before torch is imported: on a busy machine more threads wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# read where Triton's kernels are defined: they run on the CPU; set it to 0 to test them on a GPU
-os.environ.setdefault("TRITON_INTERPRET", "1")
+import torch
+
+# read where Triton's kernels are defined: without a GPU they run in its interpreter, on the CPU
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 from tests.servers import prefect, ray_cluster, ray_head, seaweed  # noqa: F401  (fixtures)
 

@@ -89,6 +89,9 @@ class _GCN(nn.Module):
     def _aggregated(self, adjacency: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         seen, device = functional.dropout(x, self.dropout, self.training), x.device.type
         if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            if seen.is_cuda and seen.dtype in (torch.bfloat16, torch.float16):
+                # there is no sparse product of these on GPUs
+                return torch.sparse.mm(adjacency.float(), seen.float()).to(seen.dtype)
             return torch.sparse.mm(adjacency, seen)
         # a sparse product has no gradient in lower precision
         with torch.autocast(device, enabled=False):

@@ -26,6 +26,7 @@ from pipeline.errors import JobError
 from pipeline.flow.discover import discover
 from pipeline.kernels import choose, triton_build
 from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.ranked import STRATA
 from pipeline.measure import Running, numbered
 from pipeline.registry import statistics
 from pipeline.sites import InputSums, Presentations
@@ -38,10 +39,11 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 if not triton.knobs.runtime.interpret and not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
 
-from pipeline.kernels import triton_rows, triton_show  # noqa: E402
+from pipeline.kernels import triton_labels, triton_rows, triton_show, triton_sums  # noqa: E402
 from pipeline.kernels.triton_kernel import Triton, fused, takes  # noqa: E402
 
 DEVICE = torch.device("cpu" if triton.knobs.runtime.interpret else GPU)
+pytestmark = [pytest.mark.gpu] if DEVICE.type == GPU else []
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,6 +55,9 @@ def few_programs() -> Iterator[None]:
             patch.setattr(triton_show, "NEIGHBOURS", 64)
             patch.setattr(triton_show, "STRANGERS", 64)
             patch.setattr(triton_rows, "UNITS", 64)
+            patch.setattr(triton_rows, "OCTAVES", STRATA)
+            patch.setattr(triton_labels, "UNITS", 64)
+            patch.setattr(triton_sums, "VECTORS", 1 << 12)
         yield
 
 
@@ -212,7 +217,7 @@ def test_it_is_the_kernel_of_runs_on_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(triton_build, "lacking", lambda: "Triton is not installed")
     assert choose.name(GPU) == choose.REFERENCE
     assert choose.remark(choose.REFERENCE, GPU) == f"{choose.SLOWER}: Triton is not installed"
-    with pytest.raises(JobError, match="'triton-1', which this machine does not have: Triton is not installed"):
+    with pytest.raises(JobError, match="'triton-2', which this machine does not have: Triton is not installed"):
         choose.accumulator(choose.TRITON, draw(Recipe(1)).site, [])
 
 
@@ -226,7 +231,7 @@ def compiled_ones(directory: Path, *which: str) -> list[dict[str, Any]]:
 
 def test_what_the_interpreter_lets_pass_compiles_for_gpus(tmp_path: Path) -> None:
     found = compiled_ones(tmp_path, "90", "convolution")
-    assert {one["kernel"] for one in found} == {"observe", "fold", "fold_bins", "keep"}
+    assert {one["kernel"] for one in found} == {"observe", "fold", "fold_bins", "keep", "by_row", "norms"}
     assert all((one["contracted"], one["flushed"]) == (0, 0) for one in found)
 
 
