@@ -84,7 +84,9 @@ def _fused(kernel: str, site: Site, primitives: Sequence[Primitive]) -> Mixed:
 
 def in_force(kernel: str) -> AbstractContextManager[None]:
     """Within the block, the sums over inputs are those of the kernel of this name."""
-    return native_sums.in_force(None if kernel in (REFERENCE, TRITON) else _library(kernel))
+    if kernel == TRITON:
+        return native_sums.in_force(None, triton_build.sums())
+    return native_sums.in_force(None if kernel == REFERENCE else _library(kernel))
 
 
 def _library(kernel: str) -> ctypes.CDLL:

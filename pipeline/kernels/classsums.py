@@ -71,16 +71,20 @@ class ClassSums(Primitive):
         counts = {name: left[name] + right[name] for name in ("n", "fired")}
         return counts | merge_central(left, right)
 
-    def null_label(self, uid_N: torch.Tensor, classes: int) -> torch.Tensor:
-        """The class drawn for each uid, int64."""
+    def null_label(self, uid_N: torch.Tensor, classes: int, bounds: torch.Tensor | None = None) -> torch.Tensor:
+        """The class drawn for each uid, int64; `bounds` are those of `bounds`, where they are on its device already."""
+        at = self.bounds(classes).to(uid_N.device) if bounds is None else bounds
+        return torch.searchsorted(at, row_hash(uid_N, seed=self.null_seed or 0), right=True)
+
+    def bounds(self, classes: int) -> torch.Tensor:
+        """The hashes at which the next class begins, int64."""
         prior = self.prior or (1,) * classes
         if len(prior) != classes:
             raise JobError(f"statistics.labels.prior has {len(prior)} weights, the data has {classes} classes: {prior}")
         # in whole numbers, so that every machine draws the same; what is behind the last weight is never drawn
         last = max(index for index, weight in enumerate(prior) if weight)
         bound_C = [-(-(sum(prior[: index + 1]) << 63) // sum(prior)) for index in range(last)]
-        bounds = torch.tensor(bound_C, dtype=torch.int64, device=uid_N.device)
-        return torch.searchsorted(bounds, row_hash(uid_N, seed=self.null_seed or 0), right=True)
+        return torch.tensor(bound_C, dtype=torch.int64)
 
 
 def _widened(state: State, classes: int) -> State:

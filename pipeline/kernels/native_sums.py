@@ -10,6 +10,8 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -18,16 +20,19 @@ from pipeline.sites import InputSums
 
 _TYPES = {getattr(torch, name): number for name, number in TYPES.items()}
 _library: ContextVar[ctypes.CDLL | None] = ContextVar("native kernel", default=None)
+# the module that sums on GPUs
+_on_gpus: ContextVar[Any] = ContextVar("kernel for GPUs", default=None)
 
 
 @contextmanager
-def in_force(library: ctypes.CDLL | None) -> Iterator[None]:
-    """Sum by this library within the block; by torch if it is None."""
-    token = _library.set(library)
+def in_force(library: ctypes.CDLL | None, on_gpus: ModuleType | None = None) -> Iterator[None]:
+    """Sum by this library within the block, or on GPUs by this module; by torch if both are None."""
+    tokens = _library.set(library), _on_gpus.set(on_gpus)
     try:
         yield
     finally:
-        _library.reset(token)
+        _library.reset(tokens[0])
+        _on_gpus.reset(tokens[1])
 
 
 def _takes(x: torch.Tensor) -> bool:
@@ -36,7 +41,9 @@ def _takes(x: torch.Tensor) -> bool:
 
 def of_vectors(x_LSGD: torch.Tensor) -> InputSums | None:
     """The sums of explicit inputs; None where they are not computed here."""
-    library = _library.get()
+    library, on_gpus = _library.get(), _on_gpus.get()
+    if on_gpus is not None:
+        return on_gpus.of_vectors(x_LSGD)  # type: ignore[no-any-return]
     if library is None or not _takes(x_LSGD):
         return None
     shape, inputs = x_LSGD.shape[:3], x_LSGD.shape[3]
@@ -58,7 +65,10 @@ def of_windows(
     padding: Sequence[tuple[int, int]],
 ) -> InputSums | None:
     """The sums over every window of a convolution of x (L, C, *spatial); None where they are not computed here."""
-    library = _library.get()
+    library, on_gpus = _library.get(), _on_gpus.get()
+    if on_gpus is not None:
+        shape = {"kernel": kernel, "stride": stride, "dilation": dilation, "padding": padding}
+        return on_gpus.of_windows(x, groups=groups, **shape)  # type: ignore[no-any-return]
     if library is None or not _takes(x):
         return None
     x = x.contiguous()

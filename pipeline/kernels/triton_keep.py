@@ -12,10 +12,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pipeline import hashing
 from pipeline.kernels import ranked
 from pipeline.kernels.triton_tile import GIVEN, LAST, RECTIFIED, matched
 
 FIRST = tl.constexpr(-(1 << 63))
+GAMMA, MIX_1, MIX_2 = (tl.constexpr(one - (1 << 64)) for one in (hashing.GAMMA, hashing.MIX_1, hashing.MIX_2))
 LEAST_OCTAVE = tl.constexpr(ranked.LEAST_OCTAVE)
 LAST_OCTAVE = tl.constexpr(ranked.LAST_OCTAVE)
 FIRST_POSITIVE = tl.constexpr(ranked.STRATA // 2)
@@ -31,6 +33,15 @@ def _key_of(value):
     """An int64 in the order of the float64, the same for both zeros."""
     bits = (value + 0.0).to(tl.int64, bitcast=True)
     return bits ^ ((bits >> 63) & LAST)
+
+
+@triton.jit
+def _splitmix64(value):
+    """`hashing.splitmix64` of int64s; a shift of them keeps the sign, which the masks take off."""
+    z = value + GAMMA
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * MIX_1
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * MIX_2
+    return (z ^ ((z >> 31) & ((1 << 33) - 1))) & LAST
 
 
 @triton.jit
@@ -87,20 +98,25 @@ def _described(
     return z, a, number, tl.where(known, match, float("nan"))
 
 
-@triton.jit(do_not_specialize=["rows", "positions", "units", "per_group", "groups"])
+@triton.jit(do_not_specialize=["rows", "positions", "units", "per_group", "groups", "start"])
 def keep(
-    memory, by, lengths, patterns, value_NU, greatest_NU, hash_NU, uid_N, entry_NU, index_NU,
-    key_UK, uid_UK, position_UK, z_UK, a_UK, match_UK, rows, positions, units, per_group, groups,
-    HASHED: tl.constexpr, FIRING: tl.constexpr, STRATA: tl.constexpr, K: tl.constexpr, A_IS: tl.constexpr,
-    HAS_Y: tl.constexpr, HAS_NUMBER: tl.constexpr, KP: tl.constexpr, BN: tl.constexpr, BU: tl.constexpr,
+    memory, by, lengths, patterns, value_NU, uid_N, entry_NU, index_NU,
+    key_UK, uid_UK, position_UK, z_UK, a_UK, match_UK, rows, positions, units, per_group, groups, start,
+    SPREAD: tl.constexpr, HASHED: tl.constexpr, FIRING: tl.constexpr, STRATA: tl.constexpr, K: tl.constexpr,
+    A_IS: tl.constexpr, HAS_Y: tl.constexpr, HAS_NUMBER: tl.constexpr,
+    KP: tl.constexpr, BN: tl.constexpr, BU: tl.constexpr, SP: tl.constexpr,
 ):  # fmt: skip
-    """Offer all rows to BU units; `value_NU` is −∞ where a row has no candidate, the rest is at its place."""
+    """Offer all rows to SP strata of BU units.
+
+    `value_NU` is −∞ where a row has no candidate, the rest is at its place; a row's entry is the row unless SPREAD.
+    Hashes are of `start`, unit and uid.
+    """
     unit_u = tl.program_id(0) * BU + tl.arange(0, BU)
     of_unit = _column(unit_u < units)
     unit = _column(unit_u.to(tl.int64))
     slot = tl.expand_dims(tl.arange(0, KP), 0)
     held = of_unit & (slot < K)
-    for stratum in range(STRATA):
+    for stratum in range(tl.program_id(1) * SP, tl.program_id(1) * SP + SP):
         at = unit * (STRATA * K) + stratum * K + slot
         # places that there are not are never the last
         key = tl.load(key_UK + at, mask=held, other=FIRST)
@@ -110,17 +126,17 @@ def keep(
             row = tl.expand_dims(begin + tl.arange(0, BN), 0)
             there = of_unit & (row < rows)
             at_un = row.to(tl.int64) * units + unit
-            value = tl.load(value_NU + at_un, mask=there, other=float("-inf"))
-            greatest = tl.load(greatest_NU + at_un, mask=there, other=float("-inf"))
+            value = tl.load(value_NU + at_un, mask=there, other=float("-inf")).to(tl.float64)
             candidate = there & (value > float("-inf"))
+            # rows that are drawn are at their greatest z
+            if FIRING:
+                candidate = candidate & (value > 0)
+            if STRATA > 1:
+                candidate = candidate & (_stratum_of(value) == stratum)
+            offered_uid = tl.load(uid_N + row + unit * 0, mask=there, other=0)
             offered = _key_of(-value)
             if HASHED:
-                offered = tl.load(hash_NU + at_un, mask=there, other=0)
-            if FIRING:
-                candidate = candidate & (greatest > 0)
-            if STRATA > 1:
-                candidate = candidate & (_stratum_of(greatest) == stratum)
-            offered_uid = tl.load(uid_N + row + unit * 0, mask=there, other=0)
+                offered = _splitmix64(_splitmix64(unit + start) ^ offered_uid)
             going = tl.max(tl.max(candidate.to(tl.int32), axis=1), axis=0)
             while going > 0:
                 key, uid, source, candidate, going = _offer(
@@ -129,8 +145,10 @@ def keep(
         new = held & (source >= 0)
         if tl.max(tl.max(new.to(tl.int32), axis=1), axis=0) > 0:
             at_uk = tl.maximum(source, 0).to(tl.int64) * units + unit
-            e = tl.load(entry_NU + at_uk, mask=new, other=0)
-            s = tl.load(index_NU + at_uk, mask=new, other=0)
+            e = tl.maximum(source, 0).to(tl.int64)
+            if SPREAD:
+                e = tl.load(entry_NU + at_uk, mask=new, other=0).to(tl.int64)
+            s = tl.load(index_NU + at_uk, mask=new, other=0).to(tl.int64)
             z, a, number, match = _described(
                 memory, by, lengths, patterns, e, s, unit, new, positions, per_group, groups, A_IS, HAS_Y, HAS_NUMBER
             )

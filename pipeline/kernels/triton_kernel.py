@@ -1,8 +1,8 @@
 """The fused kernel for GPUs: what a site's statistics need of z, a and the match, while they are on the device.
 
 Layer 1: torch and Triton; only to be imported where that is installed, see `triton_build`. Given the same presentations
-it equals the reference kernel: counts, extremes and choices exactly, float64 sums to rounding. Classes are summed as
-the reference does, from each row's extremes, which the pass finds.
+it equals the reference kernel: counts, extremes and choices exactly, float64 sums to rounding. Classes are summed
+from each row's extremes, which the pass finds.
 
 Shapes: U units, R runs of entries, B bins, F forms of match.
 """
@@ -22,13 +22,15 @@ from pipeline.kernels.counts import NARROW
 from pipeline.kernels.firing import Firing
 from pipeline.kernels.match import patterns_of
 from pipeline.kernels.matchbins import BINS as MATCH_BINS
-from pipeline.kernels.matchbins import MatchBins
+from pipeline.kernels.matchbins import InputNorm, MatchBins
 from pipeline.kernels.moments import Moments
 from pipeline.kernels.ranked import Ranked
 from pipeline.kernels.triton_fold import fold, fold_bins
+from pipeline.kernels.triton_labels import ByRow
 from pipeline.kernels.triton_pass import Parts, observe
 from pipeline.kernels.triton_rows import Rows
 from pipeline.kernels.triton_show import Cut, found_in, known_of, parts_of
+from pipeline.kernels.triton_sums import norms_of
 from pipeline.kernels.triton_tile import SAME, Patterns
 from pipeline.kernels.view import View
 from pipeline.sites import Presentations, Site
@@ -46,7 +48,9 @@ def fused(primitives: Sequence[Primitive]) -> list[Primitive]:
     chosen: list[Primitive] = []
     for primitive in primitives:
         match primitive:
-            case Moments("z", 4) | Moments("a", 4) | Firing() | Bins() | MatchBins() | ClassSums() | Ranked():
+            case Moments("z", 4) | Moments("a", 4) | Firing() | Bins() | ClassSums() | Ranked():
+                chosen.append(primitive)
+            case MatchBins() | InputNorm():
                 chosen.append(primitive)
     return chosen
 
@@ -76,9 +80,6 @@ class Triton(Accumulator):
             "BEST": "match" in kinds,
             "OUTPUT": any(isinstance(one, ClassSums) for one in primitives),
         }
-        self._by_class: dict[Primitive, State] = {
-            one: one.empty(site) for one in primitives if isinstance(one, ClassSums)
-        }
         self._place(torch.device("cpu"))
 
     def _place(self, device: torch.device) -> None:
@@ -87,7 +88,6 @@ class Triton(Accumulator):
         self._device = device
         self._patterns = Patterns(*(one.to(device) for one in patterns_of(self._site)))
         self._count_4U = torch.zeros(len(COUNTED), units, dtype=torch.int64, device=device)
-        self._rows_2U = torch.zeros(2, units, dtype=torch.int64, device=device)
         self._z_7U = torch.zeros(len(MOMENTS), units, dtype=torch.float64, device=device)
         self._z_7U[0], self._z_7U[1] = torch.inf, -torch.inf
         self._a_7U = self._z_7U.clone()
@@ -95,7 +95,8 @@ class Triton(Accumulator):
         self._bin_UB = torch.zeros(units, BINS, dtype=NARROW, device=device)
         self._match_bin_FUB = torch.zeros(len(FORMS), units, 2 * MATCH_BINS, dtype=NARROW, device=device)
         self._match_F6U = torch.zeros(len(FORMS), 6, units, dtype=torch.float64, device=device)
-        self._by_class = {one: _on(state, device) for one, state in self._by_class.items()}
+        self._norm_2G = torch.zeros(2, self._site.groups, dtype=torch.float64, device=device)
+        self._by_row = ByRow([one for one in self._primitives if isinstance(one, ClassSums)], units, device)
         self._kept = {one: Rows(one, units, device) for one in self._primitives if isinstance(one, Ranked)}
 
     def add(self, presentations: Presentations) -> None:
@@ -103,17 +104,14 @@ class Triton(Accumulator):
         z_LSU = presentations.z_LSU
         if z_LSU.device != self._device:
             self._place(z_LSU.device)
-        view = View.of(presentations)
+        self._by_row.expect(View.of(presentations))
         if z_LSU.numel():
             with torch.cuda.device_of(z_LSU):
-                view = self._pass(Cut(presentations))
-        self._rows_2U = self._rows_2U + torch.stack([view.greatest.found_NU.sum(0), view.row_fired_NU.sum(0)])
-        self._by_class = {one: one.merge(state, one.observe(view)) for one, state in self._by_class.items()}
+                self._pass(Cut(presentations))
 
-    def _pass(self, cut: Cut) -> View:
-        """Add the batch to all but what is counted by rows; returns a view that knows of those."""
+    def _pass(self, cut: Cut) -> None:
         wanted = self._wanted
-        matches = wanted["PEARSON"] or wanted["COSINE"] or bool(self._kept)
+        matches = wanted["PEARSON"] or wanted["COSINE"] or bool(self._kept) or InputNorm() in self._primitives
         parts, found = parts_of(cut, wanted), found_in(cut, wanted)
         arguments = cut.arguments(self._patterns, matches=matches)
         # contracted, a product and a sum round once: another match, and another bin
@@ -122,7 +120,9 @@ class Triton(Accumulator):
         view = View.of(cut.presentations).knowing(**known_of(cut, found, wanted))
         for rows in self._kept.values():
             rows.offer(view, arguments)
-        return view
+        self._by_row.add(view, view.greatest, view.row_a_NU if wanted["OUTPUT"] else view.greatest.value_NU)
+        if InputNorm() in self._primitives:
+            self._norm_2G += norms_of(cut.presentations).sum(0)
 
     def _fold(self, cut: Cut, parts: Parts) -> None:
         """Add what the runs came to."""
@@ -150,7 +150,8 @@ class Triton(Accumulator):
         counts = dict(zip(COUNTED, self._count_4U.unbind(0), strict=True))
         match primitive:
             case Firing():
-                return _copied({**counts, "rows": self._rows_2U[0], "rows_fired": self._rows_2U[1]})
+                rows_U, fired_U = self._by_row.rows_2U
+                return _copied({**counts, "rows": rows_U, "rows_fired": fired_U})
             case Moments(quantity):
                 moments_7U = self._z_7U if quantity == "z" else self._a_7U
                 found = {"n": counts["n"], **dict(zip(MOMENTS, moments_7U.unbind(0), strict=True))}
@@ -161,7 +162,12 @@ class Triton(Accumulator):
                 return self._match_state(FORMS.index(form), counts["n"])
             case Ranked():
                 return self._kept[primitive].state()
-        return _copied(self._by_class[primitive])
+            case InputNorm():
+                n_G, total_G = self._norm_2G
+                return {"n": n_G.long(), "mean": total_G / n_G.clamp(min=1)}
+            case ClassSums():
+                return self._by_row.of_classes(primitive)
+        raise AssertionError(primitive)
 
     def _match_state(self, form: int, n_U: torch.Tensor) -> State:
         """Silent, then firing."""
@@ -175,7 +181,3 @@ class Triton(Accumulator):
 
 def _copied(state: Mapping[str, torch.Tensor]) -> State:
     return {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
-
-
-def _on(state: State, device: torch.device) -> State:
-    return {name: value.to(device) for name, value in state.items()}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import triton
 
+from pipeline.hashing import splitmix64
 from pipeline.kernels.base import State
 from pipeline.kernels.places import Places
 from pipeline.kernels.ranked import STRATA, Ranked
@@ -22,8 +23,8 @@ from pipeline.kernels.view import View
 
 # the key and the uid of a place that is free: no row's are greater
 FREE = (1 << 63) - 1
-# units that a program offers rows to, and rows that it has in hand
-UNITS, ROWS = 4, 128
+# units and octaves that a program offers rows to, and rows that it has in hand
+UNITS, OCTAVES, ROWS = 4, 1, 128
 DRAWN = ("random", "octave")
 # which of a view's places stand for a row
 PLACES = {"smallest": "smallest", "match": "best_match"}
@@ -46,17 +47,15 @@ class Rows:
         if self.kind.k == 0:
             return
         places: Places = getattr(view, PLACES.get(self.kind.kind, "greatest"))
-        drawn = self.kind.kind in DRAWN
         names = ("memory", "by", "lengths", "patterns", "positions", "units", "per_group", "groups")
         flags = ("A_IS", "HAS_Y", "HAS_NUMBER")
         z_UK, a_UK, match_UK = self._values
-        keep[(triton.cdiv(arguments["units"], UNITS),)](
+        octaves = min(OCTAVES, self._strata)
+        keep[(triton.cdiv(arguments["units"], UNITS), self._strata // octaves)](
             **{name: arguments[name] for name in (*names, *flags)},
             value_NU=places.value_NU.contiguous(),
-            greatest_NU=view.greatest.value_NU.contiguous(),
-            hash_NU=view.hash_NU(self.kind.seed).contiguous() if drawn else view.uid_N,
-            uid_N=view.uid_N.contiguous(),
-            entry_NU=places.entry_NU.contiguous(),
+            uid_N=view.uid_N,
+            entry_NU=places.entry_NU.contiguous() if view.row_L is not None else view.uid_N,
             index_NU=places.index_NU.contiguous(),
             key_UK=self._key_UK,
             uid_UK=self._uid_UK,
@@ -65,13 +64,16 @@ class Rows:
             a_UK=a_UK,
             match_UK=match_UK,
             rows=view.rows,
-            HASHED=drawn,
+            start=splitmix64(self.kind.seed),
+            SPREAD=view.row_L is not None,
+            HASHED=self.kind.kind in DRAWN,
             FIRING=self.kind.kind == "random",
             STRATA=self._strata,
             K=self.kind.k,
             KP=triton.next_power_of_2(self.kind.k),
             BN=min(ROWS, triton.next_power_of_2(view.rows)),
             BU=UNITS,
+            SP=octaves,
             enable_fp_fusion=False,
         )
 

@@ -96,13 +96,15 @@ def parts_of(cut: Cut, wanted: Mapping[str, bool]) -> Parts:
     def room(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         return torch.empty(runs, *shape, dtype=dtype, device=device)
 
+    # at once: what is 0 before
+    counted = torch.zeros(runs * units * (bins + forms * 2 * MATCH_BINS), dtype=torch.int32, device=device)
     return Parts(
         count=room(COUNTS, units, dtype=torch.int32),
         z=room(MOMENTS, units),
         a=room(MOMENTS, units),
         top=room(units, dtype=torch.int32),
-        bins=room(units, bins, dtype=torch.int32).zero_(),
-        match_bins=room(forms, units, 2 * MATCH_BINS, dtype=torch.int32).zero_(),
+        bins=counted[: runs * units * bins].view(runs, units, bins),
+        match_bins=counted[runs * units * bins :].view(runs, forms, units, 2 * MATCH_BINS),
         match=room(forms, MATCH_MOMENTS, units),
     )
 
@@ -130,6 +132,9 @@ def known_of(cut: Cut, found: Found, wanted: Mapping[str, bool]) -> dict[str, An
     shown = cut.presentations
 
     def places(value_LU: torch.Tensor, index_LU: torch.Tensor) -> Places:
+        if shown.row_L is None:
+            # a row's entry is the row
+            return Places(value_LU, shown.uid_N, index_LU)
         return places_of(shown, value_LU.double(), index_LU.long())
 
     known: dict[str, Any] = {"greatest": places(found.greatest, found.greatest_at)}
@@ -138,5 +143,5 @@ def known_of(cut: Cut, found: Found, wanted: Mapping[str, bool]) -> dict[str, An
     if wanted["BEST"]:
         known["best_match"] = places(found.best, found.best_at)
     if wanted["OUTPUT"]:
-        known["row_a_NU"] = by_row(shown, found.output.double())
+        known["row_a_NU"] = by_row(shown, found.output)
     return known
