@@ -4,6 +4,7 @@
     python -m benchmarks --quick         a tenth of the rounds: to see that it works
     python -m benchmarks --check         exit 1 where a figure is beyond its limit
     python -m benchmarks --only resnet-18
+    python -m benchmarks --device cuda   the statistics on a GPU, with batches of the CPU's and of 16 times the rows
 
 Figures go to benchmarks/results/; those of the README come from there.
 """
@@ -11,22 +12,31 @@ Figures go to benchmarks/results/; those of the README come from there.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from benchmarks.cases import larger
 from benchmarks.machine import machine
 from benchmarks.overhead import Line, cases, measure_case
 from benchmarks.path import Figure, figures, start
+from pipeline.devices import CPU, GPU, device_named
+from pipeline.job import Numerics
+from pipeline.numerics import in_force
 
 RESULTS = Path(__file__).parent / "results"
 # seconds of rounds for each model, and the fewest rounds
-FULL, QUICK = (40.0, 7), (0.0, 2)
+FULL, QUICK, ON_GPU = (40.0, 7), (0.0, 2), (2.0, 7)
+# of a batch's rows, where a GPU is measured: of the small ones it is the launches that count
+TIMES = (1, 16)
 PATH = "path"
 
 
@@ -35,22 +45,28 @@ PATH = "path"
 @click.option("--check", is_flag=True, help="Exit 1 where a figure is beyond its limit.")
 @click.option("--only", multiple=True, metavar="MODEL", help="Only this model, or `path`; may be repeated.")
 @click.option("--threads", default=1, show_default=True, help="Threads of torch and of the kernel.")
+@click.option("--device", default=CPU, show_default=True, type=click.Choice([CPU, GPU]), help="Where models run.")
 @click.option("--save/--no-save", default=None, help="Write benchmarks/results/. [default: if everything ran in full]")
-def main(quick: bool, check: bool, only: tuple[str, ...], threads: int, save: bool | None) -> None:
+def main(quick: bool, check: bool, only: tuple[str, ...], threads: int, device: str, save: bool | None) -> None:
     """Measure, print, and write the results."""
     torch.set_num_threads(threads)
-    seconds, rounds = QUICK if quick else FULL
-    where = machine(threads)
+    on_gpu = device == GPU
+    seconds, rounds = QUICK if quick else ON_GPU if on_gpu else FULL
+    where = machine(threads, device_named(device))
     click.echo(", ".join(f"{name} {value}" for name, value in where.items()))
     lines: list[Line] = []
-    for case in cases(only):
-        click.echo(f"\n{case.name}, {case.rows} rows a batch")
-        for line in measure_case(case, seconds=seconds, rounds=rounds):
-            click.echo(shown(line))
-            lines.append(line)
-    paths = measure_path(seconds, rounds, threads) if PATH in only or not only else []
+    # of a GPU what a job does by default: other kernels are faster, and give other bits from run to run
+    with in_force(Numerics(threads=threads)) if on_gpu else nullcontext():
+        for case, times in product(cases(only), TIMES if on_gpu else TIMES[:1]):
+            click.echo(f"\n{case.name}, {case.rows * times} rows a batch")
+            for line in measure_case(larger(case, times), seconds=seconds, rounds=rounds, device=device):
+                click.echo(shown(line))
+                lines.append(line)
+    paths = measure_path(seconds, rounds, threads) if not on_gpu and (PATH in only or not only) else []
     if save or (save is None and not quick and not only):
-        write("overhead", where, [asdict(line) for line in lines])
+        name = f"overhead-{re.sub('[^a-z0-9]+', '-', str(where['device']).lower())}" if on_gpu else "overhead"
+        write(name, where, [asdict(line) for line in lines])
+    if paths and (save or (save is None and not quick and not only)):
         write("path", where, paths)
     report([line for line in lines if not line.within], [one for one in paths if not one.get("within", True)], check)
 
@@ -79,6 +95,8 @@ def shown(line: Line) -> str:
     found = line.ratio
     text = f"  {line.row:38} {line.wall_ms:8.1f} ms  {found.wall:6.3f} ×  ({found.low:.3f} … {found.high:.3f})"
     text += f"  cpu {found.cpu:6.3f} ×"
+    if line.peak_mib is not None:
+        text += f"  {line.peak_mib:7.0f} MiB"
     if line.over != "bare forward":
         text += f"  of {line.over}"
     if line.limit is None:

@@ -48,6 +48,11 @@ CASES = (
 )
 
 
+def larger(case: Case, times: int) -> Case:
+    """The same model with so many times the rows (nodes and edges) of a batch."""
+    return replace(case, rows=case.rows * times, edges=case.edges * times)
+
+
 def build(case: Case) -> nn.Module:
     """The model, untrained, in eval mode."""
     family = families()[case.family]
@@ -72,7 +77,7 @@ def batches(case: Case) -> list[Batch]:
 def in_sample(several: Sequence[Batch], shift: int, *, wanted: int | None = None) -> list[Batch]:
     """The batches with other uids, `wanted` of each in the sample: if not given as many as expected, at least one."""
     wanted = wanted or max(1, several[0].rows >> shift)
-    pool_N = torch.arange(1 << 20)
+    pool_N = torch.arange(1 << 23)
     in_N = (
         row_hash(pool_N, seed=SAMPLE_SEED) >> (63 - shift) == 0 if shift else torch.ones_like(pool_N, dtype=torch.bool)
     )

@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from pipeline.devices import CPU, GPU
 from pipeline.kernels import choose
 
 
-def machine(threads: int) -> dict[str, str | int]:
+def machine(threads: int, device: torch.device | None = None) -> dict[str, str | int]:
     """What decides how fast it is, and when it was."""
+    of_gpu: dict[str, str | int] = {}
+    if device is not None and device.type == GPU:
+        of_gpu = {
+            "device": torch.cuda.get_device_name(device),
+            "memory_gib": round(torch.cuda.get_device_properties(device).total_memory / 2**30),
+            "cuda": str(torch.version.cuda),
+            "triton": version("triton"),
+        }
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cpu": _processor(),
@@ -21,9 +31,10 @@ def machine(threads: int) -> dict[str, str | int]:
         "threads": threads,
         "torch": torch.__version__,
         "vectors": torch.backends.cpu.get_cpu_capability(),
-        "kernel": choose.name(),
+        "kernel": choose.name(GPU if of_gpu else CPU),
         "python": platform.python_version(),
         "system": platform.system(),
+        **of_gpu,
     }
 
 

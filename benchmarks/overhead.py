@@ -11,10 +11,12 @@ from torch import nn
 
 from benchmarks.cases import CASES, DATA_ROWS, Case, batches, build, in_sample
 from benchmarks.peers import Products, hooked
-from benchmarks.timing import Ratio, Work, interleaved, ratio
+from benchmarks.timing import Ratio, Work, interleaved, ratio, settled
 from pipeline.batch import Batch
+from pipeline.devices import CPU, device_named, moved
 from pipeline.flow.discover import Discovery, discover
 from pipeline.flow.tap import quiet
+from pipeline.kernels import choose
 from pipeline.measure import Running
 from pipeline.registry import statistics
 from pipeline.resolve import sampled
@@ -33,15 +35,20 @@ TEMPLATE_LIMIT = 1.20
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table: a set of statistics on a model. Times in ms of one batch; what the ratio is over."""
+    """One row of the table: a set of statistics on a model. Times in ms of one batch; what the ratio is over.
+
+    peak_mib  of a GPU's memory, the most that a pass took beside what was there before it: model, batches and states
+    """
 
     model: str
+    rows: int
     row: str
     wall_ms: float
     cpu_ms: float
     over: str
     ratio: Ratio
     limit: float | None
+    peak_mib: float | None = None
 
     @property
     def within(self) -> bool:
@@ -49,9 +56,10 @@ class Line:
         return self.limit is None or self.ratio.wall <= self.limit
 
 
-def measure_case(case: Case, *, seconds: float, rounds: int) -> Iterator[Line]:
+def measure_case(case: Case, *, seconds: float, rounds: int, device: str = CPU) -> Iterator[Line]:
     """Every row of one model."""
-    model, several = build(case), batches(case)
+    there = device_named(device)
+    model, several = build(case).to(there), [moved(batch, there) for batch in batches(case)]
     found = discover(model, several[0])
     yield from _statistics_rows(case, model, found, several, seconds=seconds, rounds=rounds)
     yield from _template_row(case, model, found, several, seconds=seconds, rounds=rounds)
@@ -62,8 +70,9 @@ def _statistics_rows(
 ) -> Iterator[Line]:
     known = {name: sampled(one, DATA_ROWS) for name, one in statistics().items()}
     shift = max(one.sample_shift for one in known.values())
-    whole = in_sample(several, shift, wanted=several[0].rows)
-    several = in_sample(several, shift)
+    device = several[0].uid_N.device
+    whole = [moved(batch, device) for batch in in_sample(several, shift, wanted=several[0].rows)]
+    several = [moved(batch, device) for batch in in_sample(several, shift)]
     with_match = [known[name] for name in (*FIRST, "match")]
     sampling = {
         f"ours: + template of 1 row in {1 << shift}": [*with_match, known["template"]],
@@ -84,7 +93,8 @@ def _statistics_rows(
         passes[row] = passes[row].with_share(1 / (1 << shift), passes.pop(full))
     for row, times in passes.items():
         limit = LIMITS.get(row) if case.name in LIMITED else None
-        yield Line(case.name, row, *_milliseconds(times), BARE, ratio(times, passes[BARE]), limit)
+        over = ratio(times, passes[BARE])
+        yield Line(case.name, case.rows, row, *_milliseconds(times), BARE, over, limit, _peak_mib(works[row]))
 
 
 def _template_row(
@@ -103,12 +113,25 @@ def _template_row(
     limit = TEMPLATE_LIMIT if case.name in LIMITED else None
     yield Line(
         case.name,
+        case.rows,
         TEMPLATE,
         *_milliseconds(passes[TEMPLATE]),
         PRODUCTS,
         ratio(passes[TEMPLATE], passes[PRODUCTS]),
         limit,
+        _peak_mib(works[TEMPLATE]),
     )
+
+
+def _peak_mib(work: Work) -> float | None:
+    if not torch.cuda.is_initialized():
+        return None
+    settled()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work(0)
+    settled()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def _milliseconds(passes: object) -> tuple[float, float]:
@@ -142,7 +165,7 @@ def _ours(
     case: Case, model: nn.Module, found: Discovery, several: Sequence[Batch], chosen: Sequence[Statistic]
 ) -> Callable[[int], object]:
     classes = case.task.outputs
-    running = Running(found, chosen, classes)
+    running = Running(found, chosen, classes, choose.name(several[0].uid_N.device.type))
     # what the first batches keep is kept already: a chunk has many
     with torch.inference_mode(False):
         for batch in several:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
 
+import torch
+
 # takes the number of the round, so that all do the same work in the same round
 Work = Callable[[int], object]
 
@@ -37,10 +39,16 @@ class Ratio:
     cpu: float
 
 
+def settled() -> None:
+    """Wait for what a GPU has been asked for."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def interleaved(works: Mapping[str, Work], *, seconds: float, rounds: int) -> dict[str, Passes]:
     """One pass of each in every round, at least `rounds` rounds and as many as fit in so many seconds.
 
-    Each begins every round equally often, and one round before is not counted.
+    Each begins every round equally often, and one round before is not counted. A GPU has done what a pass asked for.
     """
     names = list(works)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
@@ -51,8 +59,10 @@ def interleaved(works: Mapping[str, Work], *, seconds: float, rounds: int) -> di
         number += 1
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
+            settled()
             wall, cpu = time.perf_counter(), time.process_time()
             works[name](number)
+            settled()
             found[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     return {name: Passes(*zip(*passes, strict=True)) for name, passes in found.items()}
 
