@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.utils import deterministic
 
 from pipeline.job import Numerics
 
@@ -20,17 +19,17 @@ def in_force(numerics: Numerics) -> Iterator[None]:
     threads = torch.get_num_threads()
     debug_mode = torch.get_deterministic_debug_mode()
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    fills = deterministic.fill_uninitialized_memory
+    fills = torch._C._get_deterministic_fill_uninitialized_memory()
     torch.set_num_threads(numerics.threads)
     # use_deterministic_algorithms() is the same setting, but its first call imports the whole compiler (3 s)
     torch.set_deterministic_debug_mode("warn" if numerics.deterministic else "default")
     # with deterministic kernels torch writes NaN into whatever is allocated, a launch each on a GPU: to find bugs by
-    deterministic.fill_uninitialized_memory = False
+    torch._C._set_deterministic_fill_uninitialized_memory(False)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = numerics.tf32
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.set_deterministic_debug_mode(debug_mode)
-        deterministic.fill_uninitialized_memory = fills
+        torch._C._set_deterministic_fill_uninitialized_memory(fills)
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32

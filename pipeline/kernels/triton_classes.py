@@ -59,22 +59,25 @@ def by_row(
         kind = tl.program_id(2).to(tl.int64)
         class_c = tl.program_id(1) * BC + tl.arange(0, BC)
         label_N = label_PN + kind * rows
-        n, fires, total = tl.zeros([BC, BU], tl.int64), tl.zeros([BC, BU], tl.int64), tl.zeros([BC, BU], tl.float64)
+        nothing = tl.zeros([BN, BC, BU], tl.float64)
+        n, fires, total = nothing.to(tl.int32), nothing.to(tl.int32), nothing
         for begin in range(0, rows, BN):
             member = _of_label(label_N, begin, rows, class_c, BN)
             a = _of_rows(output_NU, begin, rows, units, unit_u, BN)
             greatest = _of_rows(greatest_NU, begin, rows, units, unit_u, BN)
             member_a = member & (a > float("-inf"))
-            n += tl.sum(member_a.to(tl.int64), axis=0)
-            fires += tl.sum((member & (greatest > 0)).to(tl.int64), axis=0)
-            total += tl.sum(tl.where(member_a, a, 0), axis=0)
-        mean = total / tl.maximum(n, 1).to(tl.float64)
-        m2 = tl.zeros([BC, BU], tl.float64)
+            n += member_a.to(tl.int32)
+            fires += (member & (greatest > 0)).to(tl.int32)
+            total += tl.where(member_a, a, 0)
+        n, fires = tl.sum(n, axis=0).to(tl.int64), tl.sum(fires, axis=0).to(tl.int64)
+        mean = tl.sum(total, axis=0) / tl.maximum(n, 1).to(tl.float64)
+        m2 = nothing
         for begin in range(0, rows, BN):
             a = _of_rows(output_NU, begin, rows, units, unit_u, BN)
             member = _of_label(label_N, begin, rows, class_c, BN) & (a > float("-inf"))
             rest = tl.where(member, a - tl.expand_dims(mean, 0), 0)
-            m2 += tl.sum(rest * rest, axis=0)
+            m2 += rest * rest
+        m2 = tl.sum(m2, axis=0)
         unit, label = tl.expand_dims(unit_u.to(tl.int64), 0), tl.expand_dims(class_c, 1)
         at, inside = (kind * units + unit) * classes + label, (unit < units) & (label < classes)
         before = tl.load(n_PUC + at, mask=inside, other=0)

@@ -24,6 +24,8 @@ from pipeline.kernels.triton_tile import (
     SAME,
     binned,
     extended,
+    extremes,
+    greater_of,
     greatest_of,
     lattice,
     loaded,
@@ -92,12 +94,13 @@ def _survey(
     BL: tl.constexpr, BS: tl.constexpr, BU: tl.constexpr,
 ):  # fmt: skip
     """Store a run's counts, extremes, windows and means; give its windows and means."""
-    none = tl.zeros([BU], tl.int32)
+    # at each place of the tile: to put them together within the loop would take most of its time
+    none = tl.zeros([BL, BS, BU], tl.int32)
     n, nonfinite, zeros, firing, top = none, none, none, none, none + EMPTY_TOP
     p_n0, p_n1, c_n0, c_n1 = none, none, none, none
-    nothing = tl.zeros([BU], tl.float64)
-    z_sum, z_absolute, z_low, z_high = nothing, nothing, nothing + float("inf"), nothing - float("inf")
-    a_sum, a_absolute, a_low, a_high = nothing, nothing, nothing + float("inf"), nothing - float("inf")
+    nothing, extreme = tl.zeros([BL, BS, BU], tl.float64), tl.zeros([BL, BS, BU], tl.float32) + float("inf")
+    z_sum, z_absolute, z_low, z_high = nothing, nothing, extreme, -extreme
+    a_sum, a_absolute, a_low, a_high = nothing, nothing, extreme, -extreme
     p_sum0, p_sum1, c_sum0, c_sum1 = nothing, nothing, nothing, nothing
     of_unit = unit_u < units
     u = of_units(unit_u.to(tl.int64))
@@ -112,11 +115,11 @@ def _survey(
             inside = (e < entries) & (s < positions) & of_units(of_unit)
             z, a, y, shown, valid = loaded(memory, by, e, s, u, inside, A_IS, HAS_Y, HAS_MASK)
             bits = z.to(tl.int32, bitcast=True)
-            n += over_entries(valid.to(tl.int32))
-            nonfinite += over_entries((shown & (valid == 0)).to(tl.int32))
-            zeros += over_entries((valid & ((bits & MAGNITUDE) == 0)).to(tl.int32))
-            firing += over_entries((valid & (bits > 0)).to(tl.int32))
-            top = tl.maximum(top, tl.max(tl.max(tl.where(valid, lattice(z), EMPTY_TOP), axis=1), axis=0))
+            n += valid.to(tl.int32)
+            nonfinite += (shown & (valid == 0)).to(tl.int32)
+            zeros += (valid & ((bits & MAGNITUDE) == 0)).to(tl.int32)
+            firing += (valid & (bits > 0)).to(tl.int32)
+            top = tl.maximum(top, tl.where(valid, lattice(z), EMPTY_TOP))
             z_sum, z_absolute, z_low, z_high = extended(z, valid, z_sum, z_absolute, z_low, z_high)
             if A_IS != SAME:
                 a_sum, a_absolute, a_low, a_high = extended(a, valid, a_sum, a_absolute, a_low, a_high)
@@ -130,6 +133,14 @@ def _survey(
                 length = tl.load(lengths.cosine + at, mask=inside, other=0)
                 match, known = matched(y, valid, length, length, bias, mean_w, cosine_w, False)
                 c_n0, c_n1, c_sum0, c_sum1 = summed(match, known, bits > 0, c_n0, c_n1, c_sum0, c_sum1)
+    n, nonfinite = over_entries(n), over_entries(nonfinite)
+    zeros, firing, top = over_entries(zeros), over_entries(firing), tl.max(tl.max(top, axis=1), axis=0)
+    z_sum, z_absolute = over_entries(z_sum), over_entries(z_absolute)
+    z_low, z_high = extremes(z_low, z_high)
+    a_sum, a_absolute = over_entries(a_sum), over_entries(a_absolute)
+    a_low, a_high = extremes(a_low, a_high)
+    p_n0, p_n1, p_sum0, p_sum1 = over_entries(p_n0), over_entries(p_n1), over_entries(p_sum0), over_entries(p_sum1)
+    c_n0, c_n1, c_sum0, c_sum1 = over_entries(c_n0), over_entries(c_n1), over_entries(c_sum0), over_entries(c_sum1)
     z_mean, a_mean = _mean(n, z_sum, z_low, z_high), _mean(n, a_sum, a_low, a_high)
     p_mean0, p_mean1 = p_sum0 / tl.maximum(p_n0, 1).to(tl.float64), p_sum1 / tl.maximum(p_n1, 1).to(tl.float64)
     c_mean0, c_mean1 = c_sum0 / tl.maximum(c_n0, 1).to(tl.float64), c_sum1 / tl.maximum(c_n1, 1).to(tl.float64)
@@ -164,7 +175,7 @@ def observe(
         memory, by, lengths, patterns, parts, run, first, stop, unit_u, entries, positions, units, per_group, groups,
         A_IS, HAS_Y, HAS_MASK, PEARSON, COSINE, BL, BS, BU,
     )  # fmt: skip
-    nothing = tl.zeros([BU], tl.float64)
+    nothing = tl.zeros([BL, BS, BU], tl.float64)
     z_m2, z_m3, z_m4, a_m2, a_m3, a_m4 = nothing, nothing, nothing, nothing, nothing, nothing
     p_m20, p_m21, c_m20, c_m21 = nothing, nothing, nothing, nothing
     of_unit = unit_u < units
@@ -177,7 +188,7 @@ def observe(
     for block in range(first, stop):
         entry_l = (block * BL + tl.arange(0, BL)).to(tl.int64)
         e = tl.expand_dims(tl.expand_dims(entry_l, 1), 1)
-        lowest, no_place = tl.zeros([BL, BU], tl.float32) - float("inf"), tl.zeros([BL, BU], tl.int32)
+        lowest, no_place = tl.zeros([BL, BS, BU], tl.float32) - float("inf"), tl.zeros([BL, BS, BU], tl.int32)
         greatest, greatest_at, greatest_number = lowest, no_place, no_place.to(tl.int64) + LAST
         least, least_at, least_number = lowest, no_place, no_place.to(tl.int64) + LAST
         best, best_at, best_number = lowest.to(tl.float64), no_place, no_place.to(tl.int64) + LAST
@@ -189,15 +200,15 @@ def observe(
             z, a, y, _, valid = loaded(memory, by, e, s, u, inside, A_IS, HAS_Y, HAS_MASK)
             rest = tl.where(valid, z.to(tl.float64) - of_units(z_mean), 0)
             square = rest * rest
-            z_m2 += over_entries(square)
-            z_m3 += over_entries(square * rest)
-            z_m4 += over_entries(square * square)
+            z_m2 += square
+            z_m3 += square * rest
+            z_m4 += square * square
             if A_IS != SAME:
                 rest = tl.where(valid, a.to(tl.float64) - of_units(a_mean), 0)
                 square = rest * rest
-                a_m2 += over_entries(square)
-                a_m3 += over_entries(square * rest)
-                a_m4 += over_entries(square * square)
+                a_m2 += square
+                a_m3 += square * rest
+                a_m4 += square * square
             if BINS:
                 at = parts.bins + (run * units + u) * BIN_ROOM + z_bin(z, of_units(top))
                 tl.atomic_add(at, 1, mask=valid, sem="relaxed")
@@ -205,15 +216,15 @@ def observe(
             if HAS_NUMBER:
                 known = (e < entries) & (s < positions)
                 number = tl.load(memory.number + e * by.number[0] + s * by.number[1], mask=known, other=0)
-            greatest, greatest_at, greatest_number = greatest_of(
+            greatest, greatest_at, greatest_number = greater_of(
                 z, valid, index, number, greatest, greatest_at, greatest_number, HAS_NUMBER
             )
             if LEAST:
-                least, least_at, least_number = greatest_of(
+                least, least_at, least_number = greater_of(
                     -z, valid, index, number, least, least_at, least_number, HAS_NUMBER
                 )
             if OUTPUT:
-                output = tl.maximum(output, tl.max(tl.where(valid, a, float("-inf")), axis=1))
+                output = tl.maximum(output, tl.where(valid, a, float("-inf")))
             fired = z.to(tl.int32, bitcast=True) > 0
             at = (e * positions + s) * groups + u // per_group
             if PEARSON or BEST:
@@ -223,7 +234,7 @@ def observe(
                 if PEARSON:
                     p_m20, p_m21 = binned(match, known, fired, p_mean0, p_mean1, p_m20, p_m21, match_bins, u)
                 if BEST:
-                    best, best_at, best_number = greatest_of(
+                    best, best_at, best_number = greater_of(
                         match, known, index, number, best, best_at, best_number, HAS_NUMBER
                     )
             if COSINE:
@@ -233,16 +244,19 @@ def observe(
                 c_m20, c_m21 = binned(match, known, fired, c_mean0, c_mean1, c_m20, c_m21, of_form, u)
         at_lu = tl.expand_dims(entry_l, 1) * units + tl.expand_dims(unit_u, 0)
         inside_lu = (tl.expand_dims(entry_l, 1) < entries) & tl.expand_dims(of_unit, 0)
-        tl.store(found.greatest + at_lu, greatest, mask=inside_lu)
-        tl.store(found.greatest_at + at_lu, greatest_at, mask=inside_lu)
+        of_row, place = greatest_of(greatest, greatest_at, greatest_number, HAS_NUMBER)
+        tl.store(found.greatest + at_lu, of_row, mask=inside_lu)
+        tl.store(found.greatest_at + at_lu, place, mask=inside_lu)
         if LEAST:
-            tl.store(found.least + at_lu, least, mask=inside_lu)
-            tl.store(found.least_at + at_lu, least_at, mask=inside_lu)
+            of_row, place = greatest_of(least, least_at, least_number, HAS_NUMBER)
+            tl.store(found.least + at_lu, of_row, mask=inside_lu)
+            tl.store(found.least_at + at_lu, place, mask=inside_lu)
         if BEST:
-            tl.store(found.best + at_lu, best, mask=inside_lu)
-            tl.store(found.best_at + at_lu, best_at, mask=inside_lu)
+            best_of_row, place = greatest_of(best, best_at, best_number, HAS_NUMBER)
+            tl.store(found.best + at_lu, best_of_row, mask=inside_lu)
+            tl.store(found.best_at + at_lu, place, mask=inside_lu)
         if OUTPUT:
-            tl.store(found.output + at_lu, output, mask=inside_lu)
+            tl.store(found.output + at_lu, tl.max(output, axis=1), mask=inside_lu)
     _store_rest(
         parts, run, units, unit_u, z_m2, z_m3, z_m4, a_m2, a_m3, a_m4, p_m20, p_m21, c_m20, c_m21, A_IS, PEARSON, COSINE
     )
@@ -255,18 +269,18 @@ def _store_rest(
 ):  # fmt: skip
     of_unit = unit_u < units
     of_z = parts.z + (run * 7 + 4) * units + unit_u
-    tl.store(of_z, z_m2, mask=of_unit)
-    tl.store(of_z + units, z_m3, mask=of_unit)
-    tl.store(of_z + 2 * units, z_m4, mask=of_unit)
+    tl.store(of_z, over_entries(z_m2), mask=of_unit)
+    tl.store(of_z + units, over_entries(z_m3), mask=of_unit)
+    tl.store(of_z + 2 * units, over_entries(z_m4), mask=of_unit)
     if A_IS != SAME:
         of_a = parts.a + (run * 7 + 4) * units + unit_u
-        tl.store(of_a, a_m2, mask=of_unit)
-        tl.store(of_a + units, a_m3, mask=of_unit)
-        tl.store(of_a + 2 * units, a_m4, mask=of_unit)
+        tl.store(of_a, over_entries(a_m2), mask=of_unit)
+        tl.store(of_a + units, over_entries(a_m3), mask=of_unit)
+        tl.store(of_a + 2 * units, over_entries(a_m4), mask=of_unit)
     own = parts.match + run * 12 * units + unit_u
     if PEARSON:
-        tl.store(own + 2 * units, p_m20, mask=of_unit)
-        tl.store(own + 5 * units, p_m21, mask=of_unit)
+        tl.store(own + 2 * units, over_entries(p_m20), mask=of_unit)
+        tl.store(own + 5 * units, over_entries(p_m21), mask=of_unit)
     if COSINE:
-        tl.store(own + 8 * units, c_m20, mask=of_unit)
-        tl.store(own + 11 * units, c_m21, mask=of_unit)
+        tl.store(own + 8 * units, over_entries(c_m20), mask=of_unit)
+        tl.store(own + 11 * units, over_entries(c_m21), mask=of_unit)

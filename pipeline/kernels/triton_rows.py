@@ -24,7 +24,7 @@ from pipeline.kernels.view import View
 # the key and the uid of a place that is free: no row's are greater
 FREE = (1 << 63) - 1
 # units and octaves that a program offers rows to, and rows that it has in hand
-UNITS, OCTAVES, ROWS = 4, 1, 128
+UNITS, OCTAVES, ROWS = 4, 1, 512
 DRAWN = ("random", "octave")
 # which of a view's places stand for a row
 PLACES = {"smallest": "smallest", "match": "best_match"}

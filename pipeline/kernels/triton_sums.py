@@ -66,10 +66,10 @@ def of_windows(
     sizes = (*(1,) * lead, *x.shape[2:])
     taps, steps, apart = ((*(1,) * lead, *one) for one in (kernel, stride, dilation))
     pads = (*((0, 0),) * lead, *padding)
-    out = [
+    out = tuple(
         (size + sum(pad) - distance * (tap - 1) - 1) // step + 1
         for size, pad, distance, tap, step in zip(sizes, pads, apart, taps, steps, strict=True)
-    ]
+    )
     entries, channels, pixels, positions = len(x), x.shape[1] // groups, sizes[0] * sizes[1], out[0] * out[1]
 
     def room(*shape: int) -> torch.Tensor:

@@ -116,53 +116,66 @@ def matched(y, valid, total, length, bias, mean, scale, CENTRED: tl.constexpr):
 
 @triton.jit
 def extended(value, valid, total, absolute, low, high):
-    """Σv, Σ|v| and the extremes with a tile more."""
-    value = value.to(tl.float64)
-    total += over_entries(tl.where(valid, value, 0))
-    absolute += over_entries(tl.where(valid, tl.abs(value), 0))
-    low = tl.minimum(low, tl.min(tl.min(tl.where(valid, value, float("inf")), axis=1), axis=0))
-    high = tl.maximum(high, tl.max(tl.max(tl.where(valid, value, float("-inf")), axis=1), axis=0))
-    return total, absolute, low, high
+    """Σv, Σ|v| and the extremes with a tile more, at each place of the tile: they are put together at the end."""
+    low = tl.minimum(low, tl.where(valid, value, float("inf")))
+    high = tl.maximum(high, tl.where(valid, value, float("-inf")))
+    value = tl.where(valid, value, 0).to(tl.float64)
+    return total + value, absolute + tl.abs(value), low, high
+
+
+@triton.jit
+def extremes(low, high):
+    """The extremes of the units, float64."""
+    low = tl.min(tl.min(low, axis=1), axis=0)
+    return low.to(tl.float64), tl.max(tl.max(high, axis=1), axis=0).to(tl.float64)
 
 
 @triton.jit
 def summed(match, known, fired, n_silent, n_fired, sum_silent, sum_fired):
-    """Numbers and sums of the matches of the silent and of the firing with a tile more."""
+    """Numbers and sums of the matches of the silent and of the firing with a tile more, at each place of the tile."""
     silent = known & (fired == 0)
     fired = known & fired
-    n_silent += over_entries(silent.to(tl.int32))
-    n_fired += over_entries(fired.to(tl.int32))
-    sum_silent += over_entries(tl.where(silent, match, 0))
-    sum_fired += over_entries(tl.where(fired, match, 0))
+    n_silent += silent.to(tl.int32)
+    n_fired += fired.to(tl.int32)
+    sum_silent += tl.where(silent, match, 0)
+    sum_fired += tl.where(fired, match, 0)
     return n_silent, n_fired, sum_silent, sum_fired
 
 
 @triton.jit
 def binned(match, known, fired, mean_silent, mean_fired, m2_silent, m2_fired, bins, u):
-    """Count the matches in their bins; Σ(m − m̄)² of the silent and of the firing with a tile more."""
+    """Count the matches in their bins; Σ(m − m̄)² of the silent and of the firing with a tile more, at each place."""
     tl.atomic_add(bins + u * (2 * MATCH_BINS) + match_bin(match, fired), 1, mask=known, sem="relaxed")
     rest = tl.where(known, match - tl.where(fired, of_units(mean_fired), of_units(mean_silent)), 0)
     square = rest * rest
-    m2_silent += over_entries(tl.where(fired, 0, square))
-    m2_fired += over_entries(tl.where(fired, square, 0))
+    m2_silent += tl.where(fired, 0, square)
+    m2_fired += tl.where(fired, square, 0)
     return m2_silent, m2_fired
 
 
 @triton.jit
-def greatest_of(value, candidate, index, number, best, at, least, HAS_NUMBER: tl.constexpr):
-    """The greatest value of each entry and unit so far: of equals the least number, or the first index."""
+def greater_of(value, candidate, index, number, best, at, least, HAS_NUMBER: tl.constexpr):
+    """The greatest value so far at each place of the tile, its index and number: of equals the least number, or first.
+
+    Indices rise from tile to tile.
+    """
     value = tl.where(candidate, value, float("-inf"))
-    of_tile = tl.max(value, axis=1)
-    here = candidate & (value == tl.expand_dims(of_tile, 1))
+    better = value > best
     if HAS_NUMBER:
-        of_number = tl.min(tl.where(here, number, LAST), axis=1)
-        here = here & (number == tl.expand_dims(of_number, 1))
-        better = (of_tile > best) | ((of_tile == best) & (of_number < least))
-        least = tl.where(better, of_number, least)
-    else:
-        better = of_tile > best
-    of_index = tl.min(tl.where(here, index, LAST_INDEX), axis=1)
-    return tl.where(better, of_tile, best), tl.where(better, of_index, at), least
+        better = better | ((value == best) & candidate & (number < least))
+        least = tl.where(better, number, least)
+    return tl.where(better, value, best), tl.where(better, index, at), least
+
+
+@triton.jit
+def greatest_of(best, at, least, HAS_NUMBER: tl.constexpr):
+    """The greatest value of each entry and unit, and its index: of equals the least number, or the first; else 0."""
+    greatest = tl.max(best, axis=1)
+    here = best == tl.expand_dims(greatest, 1)
+    if HAS_NUMBER:
+        here = here & (least == tl.expand_dims(tl.min(tl.where(here, least, LAST), axis=1), 1))
+    index = tl.min(tl.where(here, at, LAST_INDEX), axis=1)
+    return greatest, tl.where(greatest > float("-inf"), index, 0)
 
 
 @triton.jit

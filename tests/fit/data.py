@@ -42,7 +42,9 @@ def recipe(
 def portions(family: str = "mlp", rows: int = 120, dtype: torch.dtype = torch.float32) -> list[Portion]:
     """Rows whose label depends on their numbers, in CHUNKS chunks; of a graph its only batch."""
     if family == "gcn":
-        return [Portion("chunk0", NODES, lambda: iter([graph()]))]
+        # made beforehand: it seeds the generators of GPUs too
+        whole = graph()
+        return [Portion("chunk0", NODES, lambda: iter([whole]))]
     whole = batch(EXAMPLES[family], rows, dtype)
     size = rows // CHUNKS
     return [

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from pipeline.kernels import triton_kernel
+from pipeline.kernels import triton_kernel, triton_sums
 from pipeline.kernels.triton_show import Cut
 from tests.kernels.fused import laid_out, primitives_of
 from tests.laws.drawn import Recipe, draw
@@ -62,6 +62,7 @@ def main(capabilities: list[int], batches: list[str]) -> None:
         patch.setattr(JITFunction, "run", compiled)
         # nothing was launched: there is nothing to be known of rows
         patch.setattr(triton_kernel, "known_of", lambda *_: {})
+        patch.setattr(triton_sums, "_takes", lambda x: True)
         for capability in capabilities:
             driver.set_active(Absent(capability))
             for name in batches:
@@ -69,6 +70,9 @@ def main(capabilities: list[int], batches: list[str]) -> None:
                 shown = laid_out(draw(recipe), layout)
                 kernel = triton_kernel.Triton(shown.site, triton_kernel.fused(primitives_of(shown.site)))
                 kernel._pass(Cut(shown))
+                triton_sums.of_vectors(torch.ones(2, 3, 1, 5, dtype=recipe.dtype))
+                windows = {"kernel": (3, 3), "stride": (1, 1), "dilation": (1, 1), "padding": ((1, 1), (1, 1))}
+                triton_sums.of_windows(torch.ones(2, 4, 6, 6, dtype=recipe.dtype), groups=2, **windows)
 
 
 if __name__ == "__main__":
