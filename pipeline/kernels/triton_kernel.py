@@ -29,7 +29,7 @@ from pipeline.kernels.triton_fold import fold, fold_bins
 from pipeline.kernels.triton_labels import ByRow
 from pipeline.kernels.triton_pass import Parts, observe
 from pipeline.kernels.triton_rows import Rows
-from pipeline.kernels.triton_show import Cut, found_in, known_of, parts_of
+from pipeline.kernels.triton_show import WARPS, Cut, found_in, known_of, parts_of
 from pipeline.kernels.triton_sums import norms_of
 from pipeline.kernels.triton_tile import SAME, Patterns
 from pipeline.kernels.view import View
@@ -115,7 +115,7 @@ class Triton(Accumulator):
         parts, found = parts_of(cut, wanted), found_in(cut, wanted)
         arguments = cut.arguments(self._patterns, matches=matches)
         # contracted, a product and a sum round once: another match, and another bin
-        observe[cut.grid](**arguments, **wanted, parts=parts, found=found, enable_fp_fusion=False)
+        observe[cut.grid](**arguments, **wanted, parts=parts, found=found, enable_fp_fusion=False, num_warps=WARPS)
         self._fold(cut, parts)
         view = View.of(cut.presentations).knowing(**known_of(cut, found, wanted))
         for rows in self._kept.values():

@@ -25,8 +25,8 @@ COUNTS, MOMENTS, MATCH_MOMENTS, FORMS = 4, 7, 6, 2
 # runs times units: more programs than any GPU has room for, and at most 60 MB of bins of their own
 RUN_UNITS = 1 << 14
 MOST_RUNS = 128
-# presentations times units that a program has in hand: with twice as many, four warps run out of registers
-TILE = 512
+# presentations times units that a program has in hand: with half as many warps these run out of registers
+TILE, WARPS = 512, 8
 # units read together where they are neighbours in memory, and where positions are
 NEIGHBOURS, STRANGERS = 32, 4
 
