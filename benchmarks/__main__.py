@@ -55,6 +55,8 @@ def main(quick: bool, check: bool, only: tuple[str, ...], threads: int, device: 
     where = machine(threads, device_named(device))
     click.echo(", ".join(f"{name} {value}" for name, value in where.items()))
     lines: list[Line] = []
+    saves = save or (save is None and not quick and not only)
+    name = f"overhead-{re.sub('[^a-z0-9]+', '-', str(where['device']).lower())}" if on_gpu else "overhead"
     # of a GPU what a job does by default: other kernels are faster, and give other bits from run to run
     with in_force(Numerics(threads=threads)) if on_gpu else nullcontext():
         for case, times in product(cases(only), TIMES if on_gpu else TIMES[:1]):
@@ -62,11 +64,11 @@ def main(quick: bool, check: bool, only: tuple[str, ...], threads: int, device: 
             for line in measure_case(larger(case, times), seconds=seconds, rounds=rounds, device=device):
                 click.echo(shown(line))
                 lines.append(line)
+            if saves:
+                # a machine that is lent may be gone before the last model
+                write(name, where, [asdict(line) for line in lines])
     paths = measure_path(seconds, rounds, threads) if not on_gpu and (PATH in only or not only) else []
-    if save or (save is None and not quick and not only):
-        name = f"overhead-{re.sub('[^a-z0-9]+', '-', str(where['device']).lower())}" if on_gpu else "overhead"
-        write(name, where, [asdict(line) for line in lines])
-    if paths and (save or (save is None and not quick and not only)):
+    if paths and saves:
         write("path", where, paths)
     report([line for line in lines if not line.within], [one for one in paths if not one.get("within", True)], check)
 

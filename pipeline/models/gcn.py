@@ -2,7 +2,8 @@
 ICLR 2017 (arXiv:1609.02907), equations 2 and 9.
 
 Each layer is φ(Â H W) with Â = D̃^(-1/2) (A + I) D̃^(-1/2), sparse. Â H is computed first, so that what a unit is shown
-is the mean of a neighbourhood: the same function as the authors' Â (H W), as the product is associative.
+is the mean of a neighbourhood: the same function as the authors' Â (H W), as the product is associative. On a GPU the
+product with Â (cuSPARSE's) is not the same to the last bit from one time to the next.
 """
 
 from __future__ import annotations
