@@ -622,6 +622,44 @@ def test_s3_is_read_as_a_directory_is(tmp_path: Path, s3_url: str):
         assert torch.equal(one, other)
 
 
+ANYWHERE = [
+    ("tabular", ("a", "b"), None, {"categories": ("name",)}),
+    ("series", "steps", (1, 3), {"ragged": True}),
+    ("tokens", "name", (4,), {}),
+    ("tokens", "name", (4,), {"tokenizer": "words", "min_count": 1}),
+    ("graph", ("a", "b"), None, {"edges": "edges.parquet"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "features", "shape", "options"), ANYWHERE)
+@pytest.mark.parametrize("place", ["s3", "memory"])
+def test_every_kind_of_file_is_read_from_anywhere(
+    tmp_path: Path, s3_url: str, kind: str, features: Any, shape: Any, options: dict[str, Any], place: str
+):
+    steps = pa.array([[1.0], [2.0, 3.0], [4.0, 5.0, 6.0], [7.0]], pa.list_(pa.float32()))
+    rows = pa.table(
+        {"a": [1.0, 2, 3, 4], "b": [4.0, 3, 2, 1], "name": ["x y", "é", "x", "longer than"], "steps": steps}
+    )
+    write(tmp_path / "rows.parquet", rows.append_column("split", pa.array(["all"] * 4)), group_rows=2)
+    write(tmp_path / "edges.parquet", pa.table({"source": [0, 1, 3], "target": [1, 2, 0]}))
+    there = open_store({"s3": f"{s3_url}/{kind}", "memory": f"memory://anywhere/{tmp_path.name}"}[place])
+    for name in ("rows", "edges"):
+        there.put_once(f"{name}.parquet", (tmp_path / f"{name}.parquet").read_bytes())
+
+    def batches(folder: str) -> list[Batch]:
+        given = options | ({"edges": f"{folder}/edges.parquet"} if "edges" in options else {})
+        columns = Columns(features=features, shape=shape, split="split")
+        spec = DataSpec(url=f"{folder}/rows.parquet", columns=columns, options=given, train="all")
+        return read_all(sources()[kind]("d", spec, open_store(str(tmp_path / "store"))), "all")[0]
+
+    def tensors(batch: Batch) -> list[torch.Tensor]:
+        return [batch.uid_N, *batch.inputs, *batch.kwargs.values()]
+
+    for one, other in zip(batches(str(tmp_path)), batches(there.url), strict=True):
+        for left, right in zip(tensors(one), tensors(other), strict=True):
+            assert torch.equal(left, right)
+
+
 def test_s3_files_are_read_in_ranges(tmp_path: Path, s3_url: str):
     store = open_store(s3_url)
     path = write(tmp_path / "a.parquet", rows_table(200_000), group_rows=20_000)
