@@ -137,6 +137,16 @@ def test_tiles_and_runs_change_nothing_but_the_rounding(layout: str, monkeypatch
         assert_same(mine, yours, primitive)
 
 
+def test_the_last_tile_of_a_run_may_be_less_than_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_show, "TILE", 16)
+    shown = draw(Recipe(4, rows=7, positions=2, units=2, gate="gelu"))
+    cut = triton_show.Cut(shown)
+    assert 1 < cut.tile[0] < cut.entries
+    assert cut.entries % cut.tile[0]
+    for primitive, mine, yours in both(shown):
+        assert_same(mine, yours, primitive)
+
+
 def test_moments_keep_their_digits_far_from_the_first_values() -> None:
     shown = draw(Recipe(1, rows=60, units=2))
     z_LSU = shown.z_LSU.clone()
