@@ -12,6 +12,7 @@ import torch
 
 from pipeline.compiler import CompilerError, compiled
 from pipeline.kernels import bins, matchbins, ranked
+from pipeline.kernels.native_deviations import Slice
 from pipeline.kernels.native_task import Task
 
 CONSTANTS = {
@@ -35,7 +36,10 @@ def library() -> ctypes.CDLL | str:
         return str(error)
     if loaded.task_bytes() != ctypes.sizeof(Task):
         return f"its task has {loaded.task_bytes()} bytes, expected {ctypes.sizeof(Task)}"
+    if loaded.slice_bytes() != ctypes.sizeof(Slice):
+        return f"its slice has {loaded.slice_bytes()} bytes, expected {ctypes.sizeof(Slice)}"
     address, number = ctypes.c_void_p, ctypes.c_int64
+    loaded.deviations.argtypes = [address]
     loaded.observe.argtypes = [address, number, number]
     loaded.cut.argtypes, loaded.cut.restype = [address, number, number, address], number
     loaded.vector_sums.argtypes, loaded.vector_sums.restype = [address, *[number] * 4, address], None

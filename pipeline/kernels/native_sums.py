@@ -35,6 +35,11 @@ def in_force(library: ctypes.CDLL | None, on_gpus: ModuleType | None = None) -> 
         _on_gpus.reset(tokens[1])
 
 
+def library_in_force() -> ctypes.CDLL | None:
+    """The library that is in force here, if one is."""
+    return _library.get()
+
+
 def _takes(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _TYPES
 

@@ -12,12 +12,14 @@ operand, D fan-in, K slices.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from pipeline.kernels import native_deviations
 from pipeline.kernels.accumulate import Accumulator
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.comoment import CoMoment, as_float, slices
@@ -28,6 +30,8 @@ from pipeline.sites import Presentations, Site, Windows
 SLICE_NUMBERS = 1 << 21
 # numbers of a window's copies at a time, 4 MiB, into the same memory: it stays in the caches
 BLOCK_NUMBERS = 1 << 20
+# numbers that are kept to be written over, 16 MiB: only memory that is used takes any
+SCRATCH_NUMBERS = 1 << 22
 # presentations whose products are added up in float32: rounding stays near 1e-7 of the sum
 POOLED = 1 << 15
 # slices of a pool, whose means are kept
@@ -146,6 +150,9 @@ def _left(shown: Presentations, start: int, stop: int, *, fired: bool) -> _Left 
         kept_P = shown.mask_LS[start:stop].flatten().nonzero()[:, 0]
         z_GuLS, a_GuLS = (value.flatten(2)[:, :, None, kept_P] for value in (z_GuLS, a_GuLS))
     n, units = z_GuLS[0, 0].numel(), z_GuLS.shape[1]
+    if n and native_deviations.takes(z_GuLS, a_GuLS):
+        z_is_a = shown.z_LSU is shown.a_LSU and not fired
+        return _native(None if z_is_a else z_GuLS, a_GuLS, kept_P, fired=fired)
     if n == 0 or not (shown.z_LSU is shown.a_LSU or bool(z_GuLS.sum(dtype=_wide(z_GuLS)).isfinite())):
         return None
     rows_GMLS = _beside(a_GuLS, rows=units * (1 + fired) + 1)
@@ -161,6 +168,23 @@ def _left(shown: Presentations, start: int, stop: int, *, fired: bool) -> _Left 
     return _Left(rows_GMLS.flatten(2), about_Gu, _sums(rest_GuLS), _sums(rest_GuLS.square()), fired_Gu, kept_P)
 
 
+def _native(
+    z_GuLS: torch.Tensor | None, a_GuLS: torch.Tensor, kept_P: torch.Tensor | None, *, fired: bool
+) -> _Left | None:
+    """The same by the native kernel."""
+    units = a_GuLS.shape[1]
+    numbers = (units * (1 + fired) + 1) * a_GuLS[:, 0].numel()
+    rows_GMLS = _beside(a_GuLS, rows=units * (1 + fired) + 1, memory=_SCRATCH.of("left", numbers))
+    found = native_deviations.deviations(
+        z_GuLS, a_GuLS, rows_GMLS[:, :units], rows_GMLS[:, units:-1] if fired else None
+    )
+    if found is None:
+        return None
+    rows_GMLS[:, -1] = 1
+    about_Gu, rest_Gu, square_Gu, fired_Gu = found
+    return _Left(rows_GMLS.flatten(2), about_Gu, rest_Gu, square_Gu, fired_Gu if fired else None, kept_P)
+
+
 def _sums(value_GuLS: torch.Tensor) -> torch.Tensor:
     """Σ over the presentations, (G, u): as a product with ones where units lie side by side, faster than a sum."""
     wide = _wide(value_GuLS)
@@ -174,12 +198,34 @@ def _wide(value: torch.Tensor) -> torch.dtype:
     return torch.promote_types(value.dtype, torch.float32)
 
 
-def _beside(a_GuLS: torch.Tensor, *, rows: int) -> torch.Tensor:
+def _beside(a_GuLS: torch.Tensor, *, rows: int, memory: torch.Tensor | None = None) -> torch.Tensor:
     """Memory for rows (G, M, L, S) in the order of a's own: units, or positions, side by side."""
     groups, units, *shape = a_GuLS.shape
+    if memory is None:
+        memory = a_GuLS.new_empty(groups * rows * math.prod(shape), dtype=_wide(a_GuLS))
     if units > 1 and a_GuLS.stride(1) == 1:
-        return a_GuLS.new_empty((*shape, groups, rows), dtype=_wide(a_GuLS)).permute(2, 3, 0, 1)
-    return a_GuLS.new_empty((groups, rows, *shape), dtype=_wide(a_GuLS))
+        return memory.view(*shape, groups, rows).permute(2, 3, 0, 1)
+    return memory.view(groups, rows, *shape)
+
+
+class _Scratch(threading.local):
+    """Memory that one slice after the other is written to: new pages cost more than the numbers in them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def of(self, name: str, numbers: int) -> torch.Tensor:
+        """So many float32 numbers, anything; the caller's until the next call by this name in this thread."""
+        if numbers > SCRATCH_NUMBERS:
+            return torch.empty(numbers)
+        if name not in self._kept:
+            # one that was made in inference mode could not be written to outside
+            with torch.inference_mode(False):
+                self._kept[name] = torch.empty(SCRATCH_NUMBERS)
+        return self._kept[name][:numbers]
+
+
+_SCRATCH = _Scratch()
 
 
 def _about(a_GuLS: torch.Tensor, n: int) -> torch.Tensor:
@@ -196,6 +242,13 @@ def _right(shown: Presentations, start: int, stop: int, kept_P: torch.Tensor | N
         return _Right(windows, windows.square_G, None, windows.far_G)
     x_GPD = as_float(shown.patches(start, stop)).flatten(0, 1).transpose(0, 1)
     x_GPD = x_GPD if kept_P is None else x_GPD[:, kept_P]
+    if x_GPD.shape[1] and native_deviations.takes(x_GPD):
+        rest_GPD = _SCRATCH.of("right", x_GPD.numel()).view(x_GPD.transpose(0, 1).shape).transpose(0, 1)
+        inputs, rest = (one.transpose(1, 2)[:, :, None] for one in (x_GPD, rest_GPD))
+        found = native_deviations.deviations(None, inputs, rest, None)
+        if found is not None:
+            square_G = found.square_Gu.sum(1)
+            return _Right(rest_GPD, square_G, found.about_Gu, torch.zeros_like(square_G))
     about_GD = _about(x_GPD.transpose(1, 2)[..., None], x_GPD.shape[1])
     rest_GPD = (x_GPD.transpose(0, 1) - about_GD).transpose(0, 1)
     square_G = torch.linalg.vector_norm(rest_GPD, dim=-1).square().sum(1)

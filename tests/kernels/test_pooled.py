@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.flow.discover import discover
 from pipeline.flow.tap import tapped_forward
-from pipeline.kernels import pooled
+from pipeline.kernels import native_build, native_deviations, native_sums, pooled
 from pipeline.kernels.accumulate import Reference
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.comoment import CoMoment
@@ -42,6 +43,8 @@ LAYERS = {
     "transposed": (nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1), (3, 5, 5)),
     "dense": (nn.Linear(9, 6), (9,)),
     "tokens": (nn.Linear(9, 6), (4, 9)),
+    "wide tokens": (nn.Linear(9, 19), (4, 9)),
+    "wide": (nn.Conv2d(16, 19, 3, padding=1), (16, 5, 7)),
 }
 
 
@@ -77,6 +80,22 @@ def defined(pieces: Sequence[Presentations]) -> dict[str, torch.Tensor]:
     }
 
 
+def native() -> ctypes.CDLL:
+    library = native_build.library()
+    assert not isinstance(library, str), library
+    return library
+
+
+@pytest.fixture(params=["torch", "native"])
+def _left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to make the left operands."""
+    with native_sums.in_force(native() if request.param == "native" else None):
+        yield
+
+
+both = pytest.mark.usefixtures("_left")
+
+
 def grown(pieces: Sequence[Presentations]) -> tuple[State, Pooled]:
     kernel = Pooled(pieces[0].site, CoMoment())
     for piece in pieces:
@@ -94,6 +113,7 @@ def assert_close(got: State, wanted: State, *, relative: float = 1e-5) -> None:
             assert torch.equal(got[name], value), name
 
 
+@both
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("name", sorted(LAYERS))
 def test_layers_give_what_their_explicit_inputs_define(name: str) -> None:
@@ -104,6 +124,7 @@ def test_layers_give_what_their_explicit_inputs_define(name: str) -> None:
     assert_close(state, defined(pieces), relative=3e-6)
 
 
+@both
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", ["strided", "groups of few channels", "tokens"])
 def test_other_precisions_are_widened_before_anything_is_added(name: str, dtype: torch.dtype) -> None:
@@ -112,6 +133,7 @@ def test_other_precisions_are_widened_before_anything_is_added(name: str, dtype:
     assert_close(state, defined(pieces), relative=1e-12 if dtype == torch.float64 else 3e-6)
 
 
+@both
 @pytest.mark.parametrize("mean", [3.0, 300.0, -1e4])
 @pytest.mark.parametrize("name", ["uneven", "groups", "unpadded", "tokens"])
 def test_inputs_far_from_0_lose_no_digits(name: str, mean: float) -> None:
@@ -120,6 +142,7 @@ def test_inputs_far_from_0_lose_no_digits(name: str, mean: float) -> None:
     assert_close(grown(pieces)[0], defined(pieces))
 
 
+@both
 def test_the_rows_of_a_sample_are_shown_as_windows_too() -> None:
     pieces = [one.select_rows(one.uid_N % 3 == 1) for one in shown_by(*LAYERS["strided"])]
     pieces = [one for one in pieces if one.rows]
@@ -128,6 +151,7 @@ def test_the_rows_of_a_sample_are_shown_as_windows_too() -> None:
     assert_close(state, defined(pieces), relative=3e-6)
 
 
+@both
 def test_many_slices_blocks_and_pools_are_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("strided", "groups", "tokens"):
         pieces = shown_by(*LAYERS[name])
@@ -140,6 +164,7 @@ def test_many_slices_blocks_and_pools_are_as_one(monkeypatch: pytest.MonkeyPatch
         assert_close(many, one, relative=1e-6)
 
 
+@both
 def test_asking_for_the_state_changes_nothing() -> None:
     pieces = shown_by(*LAYERS["strided"])
     wanted, _ = grown(pieces)
@@ -152,6 +177,7 @@ def test_asking_for_the_state_changes_nothing() -> None:
     assert all(torch.equal(kernel.states()[CoMoment()][name], value) for name, value in wanted.items())
 
 
+@both
 @pytest.mark.parametrize("value", [0.1, -370.0, 1 / 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_units_that_never_vary_have_exactly_no_covariance(value: float, dtype: torch.dtype) -> None:
@@ -174,11 +200,18 @@ def test_units_that_never_vary_have_exactly_no_covariance(value: float, dtype: t
 def test_drawn_batches_give_the_state_of_the_reference(recipe: Recipe, layout: str) -> None:
     shown = laid_out(draw(recipe), layout)
     pieces = split(shown, torch.arange(shown.rows) % 2) or [shown]
-    ours, theirs = Pooled(shown.site, CoMoment()), Reference(shown.site, [CoMoment()])
+    theirs = Reference(shown.site, [CoMoment()])
     for piece in pieces:
-        ours.add(piece)
         theirs.add(piece)
-    mine, yours = ours.states()[CoMoment()], theirs.states()[CoMoment()]
+    for library in (None, native()):
+        ours = Pooled(shown.site, CoMoment())
+        with native_sums.in_force(library):
+            for piece in pieces:
+                ours.add(piece)
+        assert_as_near(ours.states()[CoMoment()], theirs.states()[CoMoment()])
+
+
+def assert_as_near(mine: State, yours: State) -> None:
     for name in ("n_U", "n_fired_U"):
         assert torch.equal(mine[name], yours[name])
     scale_U = (yours["a_m2_U"] * yours["x_m2_K"].repeat_interleave(len(mine["n_U"]) // len(yours["x_m2_K"]))).sqrt()
@@ -201,11 +234,12 @@ def test_the_laws_hold(name: str, law: str, recipe: Recipe) -> None:
         return [kernel.states()[one] for kernel, one in zip(kernels, needed, strict=True)]
 
     statistic, shown = statistics()[name], draw(recipe)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, native_sums.in_force(native() if recipe.seed % 2 else None):
         patch.setattr("pipeline.statistics.base.observe_all", observe_all)
         LAWS[law](statistic, shown, np.random.default_rng(recipe.seed))
 
 
+@both
 def test_masked_positions_are_left_out_of_dense_layers_and_windows() -> None:
     for name in ("tokens", "time"):
         pieces = shown_by(*LAYERS[name])
@@ -221,6 +255,7 @@ def test_masked_positions_are_left_out_of_dense_layers_and_windows() -> None:
         assert_close(state, dict(reference.states()[CoMoment()]))
 
 
+@both
 def test_batches_with_padding_and_without_are_as_one() -> None:
     """Windows count the taps before the channels, patches of what is not masked the channels before the taps."""
     pieces = shown_by(*LAYERS["strided"])
@@ -231,6 +266,7 @@ def test_batches_with_padding_and_without_are_as_one() -> None:
         assert_close(state, defined(pieces), relative=3e-6)
 
 
+@both
 def test_what_float32_cannot_multiply_goes_to_the_reference() -> None:
     generator = torch.Generator().manual_seed(0)
     x, site = torch.randn(50, 3, 1, 5, generator=generator), make_site(torch.randn(4, 5, generator=generator))
@@ -249,3 +285,32 @@ def test_what_float32_cannot_multiply_goes_to_the_reference() -> None:
     spoilt.patches(0, 50)[3, 1, 0, 2] = torch.inf
     spoilt.z_LSU[7, 2, 1] = torch.nan
     assert grown([spoilt])[0]["n_U"].tolist() == [149, 148, 149, 149]
+
+
+@pytest.mark.parametrize("layout", ["units side by side", "positions side by side", "neither"])
+@pytest.mark.parametrize("units", [1, 8, 43])
+def test_the_native_left_operands_are_deviations_from_means(layout: str, units: int) -> None:
+    orders = {
+        "units side by side": (0, 3, 1, 2), "positions side by side": (0, 1, 2, 3), "neither": (3, 2, 1, 0),
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    made = torch.randn((4, 2, units, 3, 21), generator=generator).unbind(0)
+    order = orders[layout]
+    z, a, rest, fired = (one.permute(order).contiguous().permute(np.argsort(order).tolist()) for one in made)
+    with native_sums.in_force(native()):
+        assert native_deviations.takes(z, a)
+        found = native_deviations.deviations(z, a + 3, rest, fired)
+        assert found is not None
+        wide, fires = (a + 3).double(), (z > 0).double()
+        near = {"rtol": 0, "atol": 1e-6, "check_dtype": False}
+        torch.testing.assert_close(found.about_Gu, wide.mean((2, 3)), **near)
+        torch.testing.assert_close(rest, wide - found.about_Gu.double()[..., None, None], **near)
+        torch.testing.assert_close(fired, fires - fires.mean((2, 3), keepdim=True), **near)
+        torch.testing.assert_close(found.rest_Gu, rest.double().sum((2, 3)), rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.square_Gu, rest.double().square().sum((2, 3)), rtol=1e-14, atol=0)
+        assert torch.equal(found.fired_Gu, fires.sum((2, 3)))
+        for value in (torch.nan, torch.inf, -torch.inf):
+            for unit in (0, units - 1):
+                spoilt = z.clone()
+                spoilt[1, unit, 2, 20] = value
+                assert native_deviations.deviations(spoilt, a, rest, fired) is None

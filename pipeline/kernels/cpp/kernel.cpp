@@ -5,6 +5,7 @@
 // every unit's own: units may be shared out among threads.
 
 #include "blocks.h"
+#include "deviations.h"
 #include "sums.h"
 
 // Units of several groups see different inputs: lay those of eight units side by side.
@@ -138,3 +139,8 @@ extern "C" int window_sums(const Windows *windows) {
         default: return sum_windows<Float16>(*windows);
     }
 }
+
+extern "C" int slice_bytes() { return sizeof(Slice); }
+
+// See deviations.h.
+extern "C" int deviations(const Slice *slice) { return deviate(*slice); }

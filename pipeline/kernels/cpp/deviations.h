@@ -1,0 +1,169 @@
+// What a unit gave, less its mean, and whether it fired, less how often: the left operands of a template's products.
+//
+// A unit's run of a slice is read twice, the second time from the caches. Sums are of doubles.
+
+#pragma once
+
+#include "sums.h"
+
+// One slice of (l, s, unit); steps count numbers. `kernels/native_deviations.py` has the same.
+struct Slice {
+    const float *z, *a;   // z: 0 where it is a, and firing is not asked for
+    float *rest, *fired;  // fired: 0 where firing is not asked for
+    int64_t entries, positions, units;
+    int64_t z_step[3], a_step[3], to_step[3];
+    float *about_U;
+    double *rest_U, *square_U, *fired_U;
+};
+
+template <class Value>
+static inline Value from(const float *at);
+template <>
+inline f8 from<f8>(const float *at) { return load<f8>(at); }
+template <>
+inline float from<float>(const float *at) { return *at; }
+
+static inline void to(float *at, f8 v) { store(at, v); }
+static inline void to(float *at, float v) { *at = v; }
+static inline f8 ones(f8 z) { return (f8)((z > 0) & (w8)(f8{} + 1.0f)); }
+static inline float ones(float z) { return z > 0 ? 1.0f : 0.0f; }
+static inline double widened(float v) { return v; }
+
+// A line of n values `step` apart: Σa in double; in float32, which counts a slice exactly, how often it fires, and 0 or
+// NaN for what is not finite.
+template <class Value, class Sum>
+static inline void look(const float *z, const float *a, int64_t z_step, int64_t a_step, int64_t n, Sum *sum, Value *fired,
+                        Value *spoilt) {
+    Sum sums[2] = {};
+    int64_t i = 0;
+    for (; i + 2 <= n; i += 2)
+        for (int half = 0; half < 2; half++) {
+            Value v = from<Value>(z + (i + half) * z_step);
+            sums[half] += widened(from<Value>(a + (i + half) * a_step));
+            *fired += ones(v), *spoilt += v - v;
+        }
+    for (; i < n; i++) {
+        Value v = from<Value>(z + i * z_step);
+        sums[0] += widened(from<Value>(a + i * a_step));
+        *fired += ones(v), *spoilt += v - v;
+    }
+    *sum += sums[0] + sums[1];
+}
+
+// The same line again: write what is left, and add it and its squares up.
+template <class Value, class Sum>
+static inline void leave(const float *z, const float *a, int64_t z_step, int64_t a_step, float *rest,
+                         float *fired, int64_t to_step, int64_t n, Value about, Value rate, Sum *sum, Sum *square) {
+    Sum sums[2] = {}, squares[2] = {};
+    for (int64_t i = 0; i < n; i++) {
+        Value v = from<Value>(a + i * a_step) - about;
+        to(rest + i * to_step, v);
+        if (fired) to(fired + i * to_step, ones(from<Value>(z + i * z_step)) - rate);
+        Sum wide = widened(v);
+        sums[i & 1] += wide, squares[i & 1] += wide * wide;
+    }
+    *sum += sums[0] + sums[1], *square += squares[0] + squares[1];
+}
+
+// BLOCKS times eight units, whose values lie side by side: whole lines of memory, and all sums in registers.
+template <int BLOCKS, bool Z>
+static bool of_blocks(const Slice &slice, int64_t unit) {
+    d8 sum[BLOCKS] = {}, rest[BLOCKS] = {}, square[BLOCKS] = {};
+    f8 fired[BLOCKS] = {}, spoilt[BLOCKS] = {}, about[BLOCKS], rate[BLOCKS];
+    for (int64_t l = 0; l < slice.entries; l++) {
+        const float *z = Z ? slice.z + l * slice.z_step[0] + unit : 0, *a = slice.a + l * slice.a_step[0] + unit;
+        for (int64_t s = 0; s < slice.positions; s++, z += Z ? slice.z_step[1] : 0, a += slice.a_step[1])
+            for (int b = 0; b < BLOCKS; b++) {
+                f8 given = load<f8>(a + b * LANES), v = Z ? load<f8>(z + b * LANES) : given;
+                sum[b] += widened(given), spoilt[b] += v - v;
+                if (Z) fired[b] += ones(v);
+            }
+    }
+    double n = (double)slice.entries * slice.positions;
+    for (int b = 0; b < BLOCKS; b++) {
+        double sums[LANES];
+        store(sums, sum[b]);
+        for (int lane = 0; lane < LANES; lane++) {
+            if (spoilt[b][lane] != 0) return false;
+            about[b][lane] = sums[lane] / n, rate[b][lane] = fired[b][lane] / (float)n;
+            slice.fired_U[unit + b * LANES + lane] = fired[b][lane];
+        }
+        store(slice.about_U + unit + b * LANES, about[b]);
+    }
+    for (int64_t l = 0; l < slice.entries; l++) {
+        const float *z = Z ? slice.z + l * slice.z_step[0] + unit : 0, *a = slice.a + l * slice.a_step[0] + unit;
+        float *to_rest = slice.rest + l * slice.to_step[0] + unit;
+        float *to_fired = slice.fired ? slice.fired + l * slice.to_step[0] + unit : 0;
+        for (int64_t s = 0; s < slice.positions; s++, z += Z ? slice.z_step[1] : 0, a += slice.a_step[1]) {
+            for (int b = 0; b < BLOCKS; b++) {
+                f8 v = load<f8>(a + b * LANES) - about[b];
+                store(to_rest + b * LANES, v);
+                d8 wide = widened(v);
+                rest[b] += wide, square[b] += wide * wide;
+            }
+            to_rest += slice.to_step[1];
+            if (!Z || !to_fired) continue;
+            for (int b = 0; b < BLOCKS; b++) store(to_fired + b * LANES, ones(load<f8>(z + b * LANES)) - rate[b]);
+            to_fired += slice.to_step[1];
+        }
+    }
+    for (int b = 0; b < BLOCKS; b++)
+        store(slice.rest_U + unit + b * LANES, rest[b]), store(slice.square_U + unit + b * LANES, square[b]);
+    return true;
+}
+
+static inline float total(f8 v) {
+    float all = 0;
+    for (int lane = 0; lane < LANES; lane++) all += v[lane];
+    return all;
+}
+
+// One unit, whose positions lie side by side where every step along them is 1.
+static bool of_one(const Slice &slice, int64_t unit) {
+    bool lines = slice.z_step[1] == 1 && slice.a_step[1] == 1 && slice.to_step[1] == 1;
+    int64_t eights = lines ? slice.positions / LANES : 0, done = eights * LANES, left = slice.positions - done;
+    const float *a = slice.a + unit * slice.a_step[2], *z = slice.z ? slice.z + unit * slice.z_step[2] : a;
+    d8 wide = {};
+    f8 fired8 = {}, spoilt8 = {};
+    double sum = 0;
+    float fired = 0, spoilt = 0;
+    for (int64_t l = 0; l < slice.entries; l++) {
+        const float *zl = z + l * slice.z_step[0], *al = a + l * slice.a_step[0];
+        look<f8, d8>(zl, al, LANES, LANES, eights, &wide, &fired8, &spoilt8);
+        look<float, double>(zl + done * slice.z_step[1], al + done * slice.a_step[1], slice.z_step[1], slice.a_step[1],
+                            left, &sum, &fired, &spoilt);
+    }
+    if (spoilt != 0 || total(spoilt8) != 0) return false;
+    double n = (double)slice.entries * slice.positions;
+    fired += total(fired8);
+    float about = (sum + total(wide)) / n, rate = fired / (float)n;
+    d8 rest8 = {}, square8 = {};
+    double rest = 0, square = 0;
+    for (int64_t l = 0; l < slice.entries; l++) {
+        const float *zl = z + l * slice.z_step[0], *al = a + l * slice.a_step[0];
+        float *to_rest = slice.rest + l * slice.to_step[0] + unit * slice.to_step[2];
+        float *to_fired = slice.fired ? slice.fired + l * slice.to_step[0] + unit * slice.to_step[2] : 0;
+        leave<f8, d8>(zl, al, LANES, LANES, to_rest, to_fired, LANES, eights, f8{} + about, f8{} + rate, &rest8,
+                      &square8);
+        leave<float, double>(zl + done * slice.z_step[1], al + done * slice.a_step[1], slice.z_step[1],
+                             slice.a_step[1], to_rest + done * slice.to_step[1],
+                             to_fired ? to_fired + done * slice.to_step[1] : 0, slice.to_step[1], left, about, rate,
+                             &rest, &square);
+    }
+    slice.about_U[unit] = about, slice.fired_U[unit] = fired;
+    slice.rest_U[unit] = rest + total(rest8), slice.square_U[unit] = square + total(square8);
+    return true;
+}
+
+// 0, or −1 where z is not finite somewhere: then nothing is to be used.
+static int deviate(const Slice &slice) {
+    bool beside = slice.z_step[2] == 1 && slice.a_step[2] == 1 && slice.to_step[2] == 1 && slice.units > 1;
+    int64_t unit = 0;
+    for (; beside && unit + 4 * LANES <= slice.units; unit += 4 * LANES)
+        if (!(slice.z ? of_blocks<4, true> : of_blocks<4, false>)(slice, unit)) return -1;
+    for (; beside && unit + LANES <= slice.units; unit += LANES)
+        if (!(slice.z ? of_blocks<1, true> : of_blocks<1, false>)(slice, unit)) return -1;
+    for (; unit < slice.units; unit++)
+        if (!of_one(slice, unit)) return -1;
+    return 0;
+}
