@@ -301,6 +301,13 @@ class RawPatterns(type(WEIGHTS)):
         return super().columns(replace(site, pattern_UD=site.raw_UD), state, controls)
 
 
+class FiniteByZ(Firing):
+    """Whether a presentation counts is asked of z alone."""
+
+    def observe(self, presentations: Presentations) -> State:
+        return super().observe(replace(_plain(presentations), a_LSU=presentations.z_LSU))
+
+
 def _plain(presentations: Presentations) -> Presentations:
     """Without what a view has already derived."""
     return Presentations(**{name: getattr(presentations, name) for name in Presentations.__dataclass_fields__})
@@ -326,6 +333,7 @@ FAULTS: dict[str, tuple[Statistic, str]] = {
     "unshifted windows": (with_faulty(RESPONSE, "bins", copy_as(UnshiftedWindows)), "partition"),
     "mask ignored": (with_faulty(RESPONSE, "firing", copy_as(MaskIgnored)), "oracle"),
     "not finite kept": (with_faulty(RESPONSE, "z", copy_as(NonFiniteKept)), "oracle"),
+    "finite by z alone": (with_faulty(RESPONSE, "firing", copy_as(FiniteByZ)), "oracle"),
     "rows are entries": (with_faulty(RESPONSE, "firing", copy_as(RowsAreEntries)), "oracle"),
     "fires at zero": (with_faulty(RESPONSE, "firing", copy_as(FiresAtZero)), "oracle"),
     "sample variance": (SampleVariance(), "oracle"),

@@ -172,6 +172,7 @@ class Recipe:
     tied: bool = False
     flat: bool = False
     unbiased: bool = False
+    overflown: bool = False
     bad: tuple[float, ...] = ()
 
 
@@ -242,6 +243,9 @@ def _spoilt(recipe: Recipe, random: np.random.Generator, shown: Presentations) -
         z_LSU[where] = torch.as_tensor(random.choice(recipe.bad, int(where.sum()))).to(z_LSU.dtype)
         shown = replace(shown, z_LSU=z_LSU)
     a_LSU = shown.z_LSU if recipe.gate == "identity" else GATES[recipe.gate](shown.z_LSU)
+    if recipe.overflown:
+        # an exponential gate makes infinities of finite z
+        a_LSU = a_LSU.masked_fill(torch.as_tensor(random.random(a_LSU.shape) < 0.1), torch.inf)
     gradient_LSU = torch.as_tensor(random.normal(size=a_LSU.shape)).to(a_LSU.dtype) if recipe.graded else None
     if gradient_LSU is not None and recipe.bad:
         gradient_LSU[torch.as_tensor(random.random(a_LSU.shape) < 0.1)] = torch.nan

@@ -75,6 +75,7 @@ NAMED = {
     "every octave": Recipe(
         23, rows=200, bad=tuple(sign * 1.3 * 2.0**octave for sign in (1, -1) for octave in (-14, -8, -7, -6, 6, 7, 12))
     ),
+    "a alone not finite": Recipe(30, rows=30, positions=2, gate="gelu", overflown=True),
     "normed, not finite": Recipe(24, rows=30, normed=True, bad=(np.nan,)),
     "upstream units in groups": Recipe(25, rows=20, groups=2, paired=True),
     "everything": Recipe(
