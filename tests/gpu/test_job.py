@@ -39,10 +39,9 @@ def test_a_job_on_a_gpu_is_that_on_the_cpu_to_the_rounding_of_its_forward(tmp_pa
     keys = ["model", "split", "site", "unit"]
     mine, yours = (table(found, one.run, "neurons").set_index(keys).sort_index() for one in (there, here))
     assert mine.index.equals(yours.index)
-    for name in ("n", "rows"):
-        if name in mine:
-            pd.testing.assert_series_equal(mine[name], yours[name])
-    for name in ("mean", "std", "min", "max", "template_cos"):
+    for name in ("n", "n_nonfinite", "template_n", "weight_norm", "bias"):
+        pd.testing.assert_series_equal(mine[name], yours[name])
+    for name in ("z_mean", "z_std", "z_min", "z_max", "a_mean", "template_cos"):
         pd.testing.assert_series_equal(mine[name], yours[name], rtol=1e-3, atol=1e-4)
     pd.testing.assert_series_equal(mine["fire_rate"], yours["fire_rate"], rtol=0, atol=0.01)
 
