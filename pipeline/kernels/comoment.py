@@ -23,6 +23,9 @@ from pipeline.sites import Presentations, Site
 
 # 2^±100 and the sums of products of numbers scaled by it are normal float32 numbers
 LARGEST_EXPONENT = 100
+# of a matrix with fewer rows or columns a library may sum all products in one float32: equal terms, all rounded to the
+# same side, then lose 1e-4 of 2^15. It is narrow enough to be multiplied in float64
+NARROW = 8
 
 
 class Centred(NamedTuple):
@@ -123,7 +126,10 @@ def _shift(rest_GPK: torch.Tensor, step_GK: torch.Tensor, kept_GPK: torch.Tensor
 
 def products(left: Centred, right: Centred) -> torch.Tensor:
     """Σ over the presentations of left × right, float64 (G, left's K, right's K)."""
-    return (left.rest_GPK.mT @ right.rest_GPK).double() * left.scale_GK[:, :, None] * right.scale_GK[:, None]
+    one, other = left.rest_GPK, right.rest_GPK
+    if min(one.shape[2], other.shape[2]) < NARROW:
+        one, other = one.double(), other.double()
+    return (one.mT @ other).double() * left.scale_GK[:, :, None] * right.scale_GK[:, None]
 
 
 def squares(values: Centred) -> torch.Tensor:

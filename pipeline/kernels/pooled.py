@@ -22,7 +22,7 @@ import torch
 from pipeline.kernels import native_deviations
 from pipeline.kernels.accumulate import Accumulator
 from pipeline.kernels.base import Primitive, State
-from pipeline.kernels.comoment import CoMoment, as_float, slices
+from pipeline.kernels.comoment import NARROW, CoMoment, as_float, slices
 from pipeline.kernels.thin import thinned
 from pipeline.sites import Presentations, Site, Windows
 
@@ -32,8 +32,10 @@ SLICE_NUMBERS = 1 << 21
 BLOCK_NUMBERS = 1 << 20
 # numbers that are kept to be written over, 16 MiB: only memory that is used takes any
 SCRATCH_NUMBERS = 1 << 22
-# presentations whose products are added up in float32: rounding stays near 1e-7 of the sum
+# presentations whose products are added up in float32: rounding stays near 1e-7 of the sum, where it falls by chance
 POOLED = 1 << 15
+# presentations of one product: equal terms are all rounded to the same side, and a sum loses more with each
+LONGEST = 512
 # slices of a pool, whose means are kept
 KEPT = 16
 # Σ of squared means over Σ of variances of the inputs up to which x need not be centred
@@ -59,7 +61,8 @@ class Pooled(Accumulator):
         # windows are copied block by block
         width = site.groups * site.fan_in // (1 if shown.windows is None else 4) + 2 * site.units
         for start, stop in slices(shown, width=width, numbers=SLICE_NUMBERS):
-            left = _left(shown, start, stop, fired=self._primitive.fired)
+            narrow = site.fan_in < NARROW
+            left = None if narrow else _left(shown, start, stop, fired=self._primitive.fired)
             right = None if left is None else _right(shown, start, stop, left.kept_P)
             if left is None or right is None or not _sound(left, right):
                 self._merge(self._primitive.of_slice(shown, start, stop))
@@ -162,7 +165,7 @@ def _left(shown: Presentations, start: int, stop: int, *, fired: bool) -> _Left 
     if fired:
         fired_GuLS = torch.gt(z_GuLS, 0, out=rows_GMLS[:, units:-1])
         # float32 counts the presentations of a slice exactly
-        fired_Gu = _sums(fired_GuLS)
+        fired_Gu = _sums(fired_GuLS).to(fired_GuLS.dtype)
         fired_GuLS -= (fired_Gu / n)[..., None, None]
     rows_GMLS[:, -1] = 1
     return _Left(rows_GMLS.flatten(2), about_Gu, _sums(rest_GuLS), _sums(rest_GuLS.square()), fired_Gu, kept_P)
@@ -186,11 +189,10 @@ def _native(
 
 
 def _sums(value_GuLS: torch.Tensor) -> torch.Tensor:
-    """Σ over the presentations, (G, u): as a product with ones where units lie side by side, faster than a sum."""
-    wide = _wide(value_GuLS)
-    if value_GuLS.stride(1) != 1 or value_GuLS.dtype != wide:
-        return value_GuLS.sum((2, 3), dtype=wide)
-    value_GPu = value_GuLS.flatten(2).transpose(1, 2)
+    """Σ over the presentations, float64 (G, u), as a product with ones where units lie side by side: sums are slow."""
+    if value_GuLS.stride(1) != 1:
+        return value_GuLS.sum((2, 3), dtype=torch.float64)
+    value_GPu = value_GuLS.double().flatten(2).transpose(1, 2)
     return (value_GPu.new_ones((1, 1, value_GPu.shape[1])) @ value_GPu)[:, 0]
 
 
@@ -230,7 +232,7 @@ _SCRATCH = _Scratch()
 
 def _about(a_GuLS: torch.Tensor, n: int) -> torch.Tensor:
     """A number near each unit's mean; of equal values that value itself, so that nothing is left of them."""
-    mean_Gu = _sums(a_GuLS) / n
+    mean_Gu = (_sums(a_GuLS) / n).to(_wide(a_GuLS))
     first_Gu = a_GuLS[..., 0, 0].to(mean_Gu.dtype)
     # a sum of equal float32 values may be off by more than their last bit
     return torch.where((first_Gu - mean_Gu).abs() <= 2.0**-12 * mean_Gu.abs(), first_Gu, mean_Gu)
@@ -298,7 +300,7 @@ class _Pool:
         """Add the products of a slice."""
         self.product_GMD[:, -1] = 0
         done = 0
-        for x_GpD in right.blocks():
+        for x_GpD in (part for block in right.blocks() for part in block.split(LONGEST, dim=1)):
             rows_GMp = left.rows_GMP[..., done : done + x_GpD.shape[1]]
             done += x_GpD.shape[1]
             if len(self.product_GMD) == 1:

@@ -33,7 +33,7 @@ LAYERS = {
     "uneven": (nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(0, 2), dilation=(1, 2)), (4, 9, 11)),
     "groups": (nn.Conv2d(16, 6, 3, padding=2, dilation=2, groups=2), (16, 8, 8)),
     "groups of few channels": (nn.Conv2d(6, 12, 3, padding=1, groups=6), (6, 8, 8)),
-    "one by one": (nn.Conv2d(7, 6, 1, stride=2), (7, 9, 9)),
+    "one by one": (nn.Conv2d(8, 6, 1, stride=2), (8, 9, 9)),
     "unpadded": (nn.Conv2d(8, 6, 3), (8, 9, 8)),
     "same": (nn.Conv2d(3, 6, 4, padding="same"), (3, 7, 7)),
     "reflect": (nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect"), (3, 7, 7)),
@@ -181,7 +181,7 @@ def test_asking_for_the_state_changes_nothing() -> None:
 @pytest.mark.parametrize("value", [0.1, -370.0, 1 / 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_units_that_never_vary_have_exactly_no_covariance(value: float, dtype: torch.dtype) -> None:
-    whole = draw(Recipe(3, rows=700, positions=11, units=4))
+    whole = draw(Recipe(3, rows=700, positions=11, units=4, fan_in=8))
     a_LSU = torch.full_like(whole.a_LSU, value)
     z_LSU = whole.z_LSU.abs() + 1
     z_LSU[..., 1] *= -1
@@ -198,7 +198,26 @@ def test_units_that_never_vary_have_exactly_no_covariance(value: float, dtype: t
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(recipe=recipes, layout=st.sampled_from(sorted(LAYOUTS)))
 def test_drawn_batches_give_the_state_of_the_reference(recipe: Recipe, layout: str) -> None:
-    shown = laid_out(draw(recipe), layout)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pooled, "NARROW", 1)  # not of the reference
+        assert_state_of_the_reference(laid_out(draw(recipe), layout))
+
+
+@pytest.mark.parametrize("fan_in", [1, 3, 8, 27, 64])
+@pytest.mark.parametrize("units", [2, 64])
+@pytest.mark.parametrize("order", ["drawn", "sorted"])
+@both
+def test_equal_terms_by_the_thousand_keep_float32s_promise(fan_in: int, units: int, order: str) -> None:
+    """Terms of few values are all rounded to the same side, so that the error of a sum grows with its length."""
+    random = np.random.default_rng(0)
+    x = random.integers(0, 4, (1 << 15, fan_in)) / 10
+    site = make_site(random.normal(size=(units, fan_in)), random.normal(size=units) + 1, gate="relu")
+    shown = make_presentations(site, np.sort(x, axis=0) if order == "sorted" else x)
+    assert_as_near(grown([shown])[0], defined([shown]))
+    assert_as_near(CoMoment().observe(shown), defined([shown]))
+
+
+def assert_state_of_the_reference(shown: Presentations) -> None:
     pieces = split(shown, torch.arange(shown.rows) % 2) or [shown]
     theirs = Reference(shown.site, [CoMoment()])
     for piece in pieces:
@@ -217,7 +236,7 @@ def assert_as_near(mine: State, yours: State) -> None:
     scale_U = (yours["a_m2_U"] * yours["x_m2_K"].repeat_interleave(len(mine["n_U"]) // len(yours["x_m2_K"]))).sqrt()
     for name, size_U in (("cov_UD", scale_U), ("fired_UD", (mine["n_U"] * yours["x_m2_K"].max()).sqrt())):
         # a covariance that is chance alone is 1/√n of what it could be
-        assert ((mine[name] - yours[name]).norm(dim=1) <= 1e-6 * size_U + 1e-300).all(), name
+        assert ((mine[name] - yours[name]).norm(dim=1) <= 1e-5 * size_U + 1e-300).all(), name
 
 
 @pytest.mark.parametrize("law", ["oracle", "oracle_of_parts", "partition", "row_order"])
