@@ -33,21 +33,21 @@ def a_manifest_that_tells_drivers_apart(patch: pytest.MonkeyPatch) -> None:
 
 def a_state_that_outlives_its_task(patch: pytest.MonkeyPatch) -> None:
     """As an actor that accumulates across calls: what is repeated after a death is counted twice."""
-    sound, kept = pipeline.measuring._measure_chunk, dict[tuple[str, ...], Any]()
+    sound, kept = pipeline.measuring._measure_chunk, dict[tuple[str, str], Any]()
+    due = iter(list[tuple[str, str]]())
 
     class Resident(pipeline.measuring.Running):
-        def __new__(cls, discovery: Any, statistics: Any, *more: Any) -> Any:
-            return kept.setdefault((str(id(discovery)), chunk_of[-1]), super().__new__(cls))
+        def __new__(cls, *_: Any) -> Any:
+            return kept.setdefault(next(due), super().__new__(cls))
 
         def __post_init__(self) -> None:
             if not hasattr(self, "_sums"):
                 super().__post_init__()
 
-    chunk_of = [""]
-
-    def measured(task: Any, chunk: Any, *more: Any) -> Any:
-        chunk_of.append(chunk.id)
-        return sound(task, chunk, *more)
+    def measured(task: Any, chunk: Any, cells: Any, *more: Any) -> Any:
+        nonlocal due
+        due = iter([(cell.model.id, chunk.id) for cell in cells])
+        return sound(task, chunk, cells, *more)
 
     patch.setattr(pipeline.measuring, "Running", Resident)
     patch.setattr(pipeline.measuring, "_measure_chunk", measured)
