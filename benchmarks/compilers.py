@@ -69,7 +69,7 @@ def _made_by(command: list[str]) -> ctypes.CDLL:
         before, cache = compiler.compilers, os.environ.get("XDG_CACHE_HOME")
         compiler.compilers, os.environ["XDG_CACHE_HOME"] = lambda: [command], folder
         try:
-            library = native_build.library.__wrapped__()
+            library = native_build.kernel.__wrapped__()
         finally:
             compiler.compilers = before
             os.environ.pop("XDG_CACHE_HOME")

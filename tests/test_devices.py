@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -89,6 +90,17 @@ def test_a_batch_is_read_in_the_model_s_precision_and_keeps_its_names() -> None:
     assert there.uid_N is batch.uid_N
 
 
+def test_whole_numbers_of_a_narrow_batch_are_widened_and_others_are_not() -> None:
+    inputs = tuple(torch.ones(2, 3, dtype=kind) for kind in (torch.uint8, torch.int16, torch.int32, torch.bool))
+    batch = Batch(inputs, torch.arange(2), kwargs={"mask": torch.ones(2, dtype=torch.bool)}, narrow=True)
+    there = moved(batch, torch.device("cpu"), torch.float32)
+    assert [one.dtype for one in there.inputs] == [torch.int64, torch.int64, torch.int64, torch.bool]
+    assert there.kwargs["mask"].dtype == torch.bool
+    assert not there.narrow
+    kept = moved(replace(batch, narrow=False), torch.device("cpu"), torch.float32)
+    assert [one.dtype for one in kept.inputs] == [one.dtype for one in inputs]
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_a_job_measures_in_its_precision(tmp_path: Path, dtype: str) -> None:
     job = small_job(tmp_path)
@@ -163,7 +175,7 @@ def test_a_graph_s_neighbours_are_drawn_elsewhere() -> None:
 
 
 def test_a_job_works_on_the_device_that_it_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_build, "library", lambda: "no compiler")
+    monkeypatch.setattr(native_build, "kernel", lambda: "no compiler")
     monkeypatch.setattr(triton_build, "lacking", lambda: "no Triton")
     monkeypatch.setattr(cost, "PASSES", 1)
     job = small_job(tmp_path, more="[resources]\ngpus_per_worker = 1\n")

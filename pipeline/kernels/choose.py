@@ -50,7 +50,7 @@ def _lacking(device: str) -> str | None:
         return triton_build.lacking()
     if device != CPU:
         return f"there is no fused kernel for {device}"
-    library = native_build.library()
+    library = native_build.kernel()
     return library if isinstance(library, str) else None
 
 
@@ -90,7 +90,7 @@ def in_force(kernel: str) -> AbstractContextManager[None]:
 
 
 def _library(kernel: str) -> ctypes.CDLL:
-    library = native_build.library()
+    library = native_build.kernel()
     if kernel != NATIVE or isinstance(library, str):
         raise _absent(kernel, library if isinstance(library, str) else f"this version has {NATIVE} and {TRITON}")
     return library

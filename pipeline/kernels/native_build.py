@@ -27,7 +27,7 @@ CONSTANTS = {
 
 
 @cache
-def library() -> ctypes.CDLL | str:
+def kernel() -> ctypes.CDLL | str:
     """The compiled kernel, or why there is none."""
     try:
         capability = torch.backends.cpu.get_cpu_capability()

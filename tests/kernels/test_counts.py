@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.cells import CellState, Rows, decode_cell, encode_cell, misfit
 from pipeline.kernels import choose
-from pipeline.kernels.accumulate import Bounded
+from pipeline.kernels.accumulate import Accumulator, Bounded
 from pipeline.kernels.base import State
 from pipeline.kernels.counts import LARGEST, added, narrowed
 from pipeline.registry import statistics
@@ -80,9 +80,17 @@ def test_what_is_begun_anew_before_counts_outgrow_their_bits_changes_none() -> N
     pieces = split(shown, torch.arange(60) // 7)
     needed = primitives_of(shown.site)
     grown = partial(choose.accumulator, choose.name(), shown.site, needed)
-    whole, bounded = grown(), Bounded(grown, most=50)
+    begun = []
+
+    def counting() -> Accumulator:
+        begun.append(len(begun))
+        return grown()
+
+    whole, bounded = grown(), Bounded(counting, most=50)
     for piece in pieces:
         whole.add(piece)
         bounded.add(piece)
+    # 21 presentations a piece: two fit
+    assert len(begun) == len(pieces) // 2 + len(pieces) % 2
     for primitive, state in whole.states().items():
         assert_same(bounded.states()[primitive], state, primitive)

@@ -42,7 +42,7 @@ from tests.laws.laws import LAWS
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    found = native_build.library()
+    found = native_build.kernel()
     assert isinstance(found, ctypes.CDLL), found
     return found
 
@@ -215,7 +215,7 @@ def test_what_it_does_not_read_goes_to_the_reference_and_a_remark_says_so() -> N
 
 def test_without_a_compiler_the_reference_takes_over_and_a_remark_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "no C++ compiler"
-    monkeypatch.setattr(native_build, "library", lambda: reason)
+    monkeypatch.setattr(native_build, "kernel", lambda: reason)
     assert choose.name() == choose.REFERENCE
     assert choose.remark(choose.REFERENCE, "cpu") == f"{choose.SLOWER}: {reason}"
     shown = draw(Recipe(1))
@@ -225,7 +225,7 @@ def test_without_a_compiler_the_reference_takes_over_and_a_remark_says_so(monkey
 
 
 def test_a_run_says_once_that_the_reference_measures_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native_build, "library", lambda: "no C++ compiler")
+    monkeypatch.setattr(native_build, "kernel", lambda: "no C++ compiler")
     reason = f"{choose.SLOWER}: no C++ compiler"
     assert notes_of(small_job(tmp_path), tmp_path) == [reason]
     assert logged(tmp_path)["remarks"] == [reason]
@@ -275,11 +275,11 @@ def test_a_kernel_of_another_version_is_refused() -> None:
 def test_a_broken_compiler_is_a_reason_and_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compiler, "compilers", lambda: [["false"]])
-    assert "false failed" in native_build.library.__wrapped__()
+    assert "false failed" in native_build.kernel.__wrapped__()
     monkeypatch.setattr(compiler, "compilers", list)
-    assert "no C++ compiler" in native_build.library.__wrapped__()
+    assert "no C++ compiler" in native_build.kernel.__wrapped__()
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    assert "/dev/null" in native_build.library.__wrapped__()
+    assert "/dev/null" in native_build.kernel.__wrapped__()
 
 
 def test_the_compiler_that_pip_installs_compiles_for_this_processor(
@@ -307,7 +307,7 @@ def test_every_compiler_and_width_of_vectors_gives_the_same_bits(
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(number)))
         monkeypatch.setattr(compiler, "compilers", lambda command=command: [command])
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda width=width: width)
-        library = native_build.library.__wrapped__()
+        library = native_build.kernel.__wrapped__()
         assert isinstance(library, ctypes.CDLL), library
         states = []
         for one in shown:

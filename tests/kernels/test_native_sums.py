@@ -29,7 +29,7 @@ def dtypes(offset: float) -> list[torch.dtype]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _native():
-    with native_sums.in_force(native_build.library()):
+    with native_sums.in_force(native_build.kernel()):
         yield
 
 

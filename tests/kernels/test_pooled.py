@@ -81,7 +81,7 @@ def defined(pieces: Sequence[Presentations]) -> dict[str, torch.Tensor]:
 
 
 def native() -> ctypes.CDLL:
-    library = native_build.library()
+    library = native_build.kernel()
     assert not isinstance(library, str), library
     return library
 
