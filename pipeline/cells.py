@@ -117,8 +117,16 @@ def checkpoint_of(content: bytes, *, key: str = "a state object") -> str:
         raise _damaged(key, error) from error
 
 
-def misfit(state: State, empty: State) -> str | None:
-    """How a state differs in kind from one of no data at the same site; an axis that is 0 there grows with the data."""
+def misfit(state: State, empty: State, *others: State) -> str | None:
+    """How a state differs in kind from one of no data at the same site, or None: from that one or another form of it.
+
+    An axis that is 0 there grows with the data.
+    """
+    reasons = [_misfit(state, form) for form in (empty, *others)]
+    return reasons[0] if all(reasons) else None
+
+
+def _misfit(state: State, empty: State) -> str | None:
     if state.keys() != empty.keys():
         return f"has {', '.join(sorted(state))} where {', '.join(sorted(empty))} belong"
     for name, value in sorted(state.items()):

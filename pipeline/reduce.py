@@ -213,6 +213,8 @@ def _merged(task: ReduceTask, measured: Measured, statistic: Statistic, loaded: 
         content = store.get(key)
         cell = decode_cell(content, key=key)
         _refuse_misfit(cell, key, task.model.id, loaded.sha256, empty)
+        for site in sorted(sites, key=lambda one: one.name):
+            _refuse_other_kinds(statistic, site, cell.states[site.name], empty[site.name], key)
         whole = _merge(statistic, sites, whole, cell.states)
         if keeps_blocks and block_of(index, len(chunks)) == len(blocks):
             blocks.append((dict(cell.states), cell.rows.read))
@@ -226,7 +228,7 @@ def _merged(task: ReduceTask, measured: Measured, statistic: Statistic, loaded: 
 
 
 def _refuse_misfit(cell: CellState, key: str, model: str, checkpoint: str, empty: Mapping[str, State]) -> None:
-    """SpoiltObject unless a cell is of the weights that are stored, and of sites and states as they have them."""
+    """SpoiltObject unless a cell is of the weights that are stored, and of the sites that they have."""
     if cell.checkpoint != checkpoint:
         raise SpoiltObject(
             f"{key} was measured on other weights (SHA-256 {cell.checkpoint[:12]}…) than {checkpoint_key(model)} holds "
@@ -234,9 +236,13 @@ def _refuse_misfit(cell: CellState, key: str, model: str, checkpoint: str, empty
         )
     if cell.states.keys() != empty.keys():
         raise SpoiltObject(f"{key} holds other sites than the model has; delete it and run again")
-    for site, state in cell.states.items():
-        if wrong := misfit(state, empty[site]):
-            raise SpoiltObject(f"{key}: {site} {wrong}; delete it and run again")
+
+
+def _refuse_other_kinds(statistic: Statistic, site: Site, state: State, empty: State, key: str) -> None:
+    """SpoiltObject unless a state is one that the statistic can have of the site."""
+    # its other forms are as large as itself, and rare: they are made where they are needed
+    if misfit(state, empty) and (wrong := misfit(state, *statistic.forms(site))):
+        raise SpoiltObject(f"{key}: {site.name} {wrong}; delete it and run again")
 
 
 def _merge(

@@ -114,6 +114,22 @@ def test_what_is_wrong_with_one_model_costs_no_other(mixed: Path) -> None:
     assert (again.run, again.new, again.failed) == (outcome.run, False, outcome.failed)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_numbers_that_are_none_cost_their_own_units_alone(tmp_path: Path, wrong: float) -> None:
+    spoilt = weights(1)
+    spoilt["hidden0.weight"][2, 5] = wrong
+    put(tmp_path / "models" / "spoilt.safetensors", spoilt)
+    put(tmp_path / "models" / "whole.safetensors", weights(0))
+    job = load_job(job_of(tmp_path)).model_copy(update={"statistics": {}})  # all of them
+    store = open_store(str(tmp_path / "store"))
+    outcome = run(job, store, InlineExecutor())
+    assert outcome.failed == {}
+    neurons = table(store, outcome.run, "neurons").merge(table(store, outcome.run, "models")[["model", "name"]])
+    defined = neurons[neurons.site == "hidden0"].set_index(["name", "unit"]).sort_index().template_cos.notna()
+    assert defined.loc["whole"].all()
+    assert defined.loc["spoilt"].tolist() == [unit != 2 for unit in range(6)]
+
+
 def exported() -> bytes:
     buffer = io.BytesIO()
     model, rows = build("mlp", TASK, seed=3, widths=(6,)).eval(), torch.export.Dim.DYNAMIC

@@ -34,6 +34,10 @@ class Primitive(ABC):
     def merge(self, left: State, right: State) -> State:
         """The state of both, without changing either; exact for integers, extremes and heaps."""
 
+    def forms(self, site: Site) -> tuple[State, ...]:
+        """States of no presentations in each shape that values may bring a state to, `empty` first."""
+        return (self.empty(site),)
+
     def state_bytes(self, site: Site) -> int:
         """Bytes of the state of this site."""
         return sum(value.numel() * value.element_size() for value in self.empty(site).values())

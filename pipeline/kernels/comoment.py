@@ -179,6 +179,11 @@ class CoMoment(Primitive):
         state = {name: torch.zeros(units, dtype=torch.int64) for name in counts}
         return state | {name: torch.zeros(shape, dtype=torch.float64) for name, shape in floats.items()}
 
+    def forms(self, site: Site) -> tuple[State, ...]:
+        """K = G, and K = U."""
+        by_group = self.empty(site)
+        return by_group, _with_rows(by_group, site.units)
+
     def observe(self, presentations: Presentations) -> State:
         """Merge the co-moments of the batch's slices."""
         site, sample = presentations.site, thinned(presentations, self.positions)

@@ -15,6 +15,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -127,6 +128,11 @@ class Statistic(ABC):
     def empty(self, site: Site) -> State:
         """The state of no data."""
         return joined({name: primitive.empty(site) for name, primitive in self.primitives(site).items()})
+
+    def forms(self, site: Site) -> tuple[State, ...]:
+        """States of no data in each shape that values may bring a state to, `empty` first."""
+        each = {name: primitive.forms(site) for name, primitive in self.primitives(site).items()}
+        return tuple(joined(dict(zip(each, forms, strict=True))) for forms in product(*each.values()))
 
     def observe(self, presentations: Presentations) -> State:
         """The state of one batch by the reference kernel."""

@@ -61,6 +61,19 @@ def test_states_beyond_32_bits_are_merged_stored_and_read_exactly(name: str) -> 
     assert misfit(once, both) is not None
 
 
+@pytest.mark.parametrize("name", sorted(statistics()))
+def test_a_state_of_values_that_are_not_finite_is_one_of_its_site(name: str) -> None:
+    statistic = statistics()[name]
+    shown = draw(Recipe(5, rows=40, units=5, groups=2, bad=(float("nan"), float("inf"))))
+    if not statistic.applies(shown.site):
+        return
+    assert not shown.z_LSU.isfinite().all()
+    forms = statistic.forms(shown.site)
+    assert misfit(statistic.observe(shown), *forms) is None
+    merged = statistic.merge(shown.site, statistic.empty(shown.site), statistic.observe(shown))
+    assert misfit(merged, *forms) is None
+
+
 @pytest.mark.parametrize("name", ["response", "match"])
 def test_shares_do_not_depend_on_how_many_bits_the_counts_have(name: str) -> None:
     statistic: Statistic = statistics()[name]
