@@ -21,7 +21,7 @@ from pipeline.foreign.architecture import Architecture, auto_class, optional
 from pipeline.foreign.files import CONFIG, PROGRAMS
 from pipeline.foreign.program import load_program
 from pipeline.foreign.spec import LoadSpec
-from pipeline.foreign.state import State, check_state, read_state, shapes_of
+from pipeline.foreign.state import State, check_state, in_words, read_state, shapes_of, superfluous
 from pipeline.models.base import Checkpoint, Task
 
 # in front of a program's name: no weight is called so
@@ -140,8 +140,12 @@ def _weights_of_directory(spec: LoadSpec, contents: Mapping[str, bytes]) -> Stat
                 )
         except Exception as error:  # transformers raises many kinds
             raise ModelError(f"transformers cannot load the directory: {type(error).__name__}: {error}") from error
-    # what a task's head has besides the model asked for is unexpected, and no harm; what is missing would be random
-    missing = {what: sorted(map(str, found[what])) for what in ("missing_keys", "mismatched_keys") if found[what]}
-    if missing:
-        raise ModelError(f"the directory's weights do not fit {spec.auto}: {missing}")
+    problems = {
+        "missing": sorted(found["missing_keys"]),
+        # the head of a task besides the model asked for is no harm, a model of which only a part would be built is
+        "unexpected": superfluous(module, sorted(found["unexpected_keys"]), base=module.base_model_prefix),
+        "of another shape": sorted(map(str, found["mismatched_keys"])),
+    }
+    if any(problems.values()):
+        raise ModelError(f"the directory's weights do not fit {spec.auto}: {in_words(problems)}")
     return module.state_dict()  # type: ignore[no-any-return]

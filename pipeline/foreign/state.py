@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -56,7 +56,11 @@ def read_state(name: str, content: bytes, *, key: str | None = None, prefix: str
     unusual = [one for one, value in found.items() if value.layout != torch.strided or value.is_quantized]
     if unusual:
         raise ModelError(f"{name} holds sparse or quantised tensors, which cannot be kept: {_listed(unusual)}")
-    return {one.removeprefix(prefix): value for one, value in found.items()}
+    named = {one.removeprefix(prefix): value for one, value in found.items()}
+    if len(named) < len(found):
+        twice = [one for one in named if prefix + one in found and one in found]
+        raise ModelError(f"{name} has weights with the prefix {prefix!r} and without it: {_listed(twice)}")
+    return named
 
 
 def _is_script(content: bytes) -> bool:
@@ -89,9 +93,31 @@ def check_state(shapes: Mapping[str, torch.Size], state: Mapping[str, torch.Tens
         "unexpected": sorted(one for one in state if one not in shapes),
         "of another shape": wrong,
     }
-    said = [f"{len(found)} {what}: {_listed(found)}" for what, found in problems.items() if found]
-    if said:
-        raise ModelError(f"{name} does not fit the model: {'; '.join(said)}")
+    if any(problems.values()):
+        raise ModelError(f"{name} does not fit the model: {in_words(problems)}")
+
+
+def in_words(problems: Mapping[str, Sequence[str]]) -> str:
+    """How many weights there are of each problem, and which."""
+    return "; ".join(f"{len(found)} {what}: {_listed(found)}" for what, found in problems.items() if found)
+
+
+def superfluous(module: nn.Module, names: Iterable[str], *, base: str) -> list[str]:
+    """Of weights that a module has no place for, those of parts that it has: a layer's bias, one more layer of a list.
+
+    The others are parts that it lacks as a whole, such as the head of another task. Names may begin with "`base`.".
+    """
+    parts = dict(module.named_modules())
+    return [one for one in names if _belongs(one, parts) or _belongs(one.removeprefix(f"{base}."), parts)]
+
+
+def _belongs(name: str, parts: Mapping[str, nn.Module]) -> bool:
+    owner = name.rpartition(".")[0]
+    if owner in parts:
+        return owner != ""
+    while owner not in parts:
+        owner = owner.rpartition(".")[0]
+    return owner != "" and isinstance(parts[owner], nn.ModuleList | nn.Sequential | nn.ModuleDict)
 
 
 def shapes_of(module: nn.Module) -> dict[str, torch.Size]:

@@ -77,15 +77,30 @@ def test_weights_that_a_transformers_class_misses_are_an_error(bert: Path) -> No
         load_module(spec, read_all(bert), TASK)
     state = safetensors.torch.load((bert / "model.safetensors").read_bytes())
     state.pop("encoder.layer.0.output.dense.weight")
-    (bert / "model.safetensors").write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
+    write(bert, state)
     with pytest.raises(ModelError, match=r"do not fit AutoModel: .*encoder.layer.0.output.dense.weight"):
         load_module(LoadSpec(url="x"), read_all(bert), TASK)
+
+
+def test_weights_of_more_layers_than_the_configuration_has_are_an_error(bert: Path) -> None:
+    state = safetensors.torch.load((bert / "model.safetensors").read_bytes())
+    more = {name.replace("layer.0.", "layer.1."): value.clone() for name, value in state.items() if "layer.0." in name}
+    write(bert, state | more)
+    with pytest.raises(ModelError, match=r"do not fit AutoModel: 16 unexpected: encoder\.layer\.1\..* and 8 more"):
+        load_module(LoadSpec(url="x"), read_all(bert), TASK)
+    # the head of another task is no part of this one
+    write(bert, {f"bert.{name}": value for name, value in state.items()} | {"cls.predictions.bias": torch.zeros(30)})
+    load_module(LoadSpec(url="x"), read_all(bert), TASK)
 
 
 def test_a_directory_of_pickles_alone_is_refused(bert: Path) -> None:
     (bert / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"without \*.safetensors"):
         load_module(LoadSpec(url="x"), read_all(bert), TASK)
+
+
+def write(directory: Path, state: dict[str, torch.Tensor]) -> None:
+    (directory / "model.safetensors").write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
 
 
 def read_all(directory: Path) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from pipeline.foreign.architecture import MORE_PACKAGES
 from pipeline.foreign.files import digests_of, find_models, pin_of, read_model
 from pipeline.foreign.load import load_module
 from pipeline.foreign.spec import LoadSpec
-from pipeline.foreign.state import read_state
+from pipeline.foreign.state import read_state, superfluous
 from pipeline.hashing import sha256
 from pipeline.models.base import Checkpoint, Task, encode_checkpoint
 from pipeline.store import filesystem
@@ -152,6 +152,24 @@ def test_torchscript_is_refused_with_what_to_use_instead() -> None:
 def test_what_is_not_weights_is_said(value: Any, key: str | None, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         read_state("m.pt", as_pt(value), key=key)
+
+
+def test_a_prefix_that_makes_two_weights_one_is_refused() -> None:
+    state = dict(model().state_dict())
+    both = {**state, "module.hidden0.bias": state["hidden0.bias"] + 1}
+    with pytest.raises(ModelError, match=r"m.pt has weights with the prefix 'module\.' and without it: hidden0.bias"):
+        read_state("m.pt", as_pt(both), prefix="module.")
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder."])
+def test_what_a_module_lacks_of_a_part_that_it_has_is_told_from_other_parts(prefix: str) -> None:
+    layers = nn.ModuleList([nn.Linear(2, 2, bias=False), nn.Linear(2, 2)])
+    module = nn.ModuleDict({"layers": layers, "norm": nn.LayerNorm(2)})
+    lacking = ["layers.0.bias", "layers.2.weight", "layers.2.inner.weight", "norm.running"]
+    other = ["head.weight", "head.layers.0.weight", "scale"]
+    assert superfluous(module, [prefix + name for name in other + lacking], base="encoder") == [
+        prefix + name for name in lacking
+    ]
 
 
 def test_any_modules_class_can_be_built_with_arguments() -> None:
