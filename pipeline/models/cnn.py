@@ -1,4 +1,9 @@
-"""Small convolutional network: blocks of convolution, BatchNorm and ReLU that halve the image, then a dense layer."""
+"""Small convolutional network: blocks of convolution, BatchNorm and ReLU that halve the image, then a dense layer.
+
+LeCun, Bottou, Bengio & Haffner, Gradient-based learning applied to document recognition, Proc. IEEE 86 (1998), with
+what has come after its tanh and subsampling: ReLU and max-pooling (Krizhevsky, Sutskever & Hinton, NeurIPS 2012) and
+BatchNorm (Ioffe & Szegedy, ICML 2015, arXiv:1502.03167).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Multilayer perceptron: dense layers with a nonlinearity between them, over the flattened input."""
+"""Multilayer perceptron: dense layers with a nonlinearity between them, over the flattened input.
+
+Rumelhart, Hinton & Williams, Learning representations by back-propagating errors, Nature 323 (1986), with rectified
+linear units by default (Glorot, Bordes & Bengio, AISTATS 2011).
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 Networks for Sequence Modeling, 2018 (arXiv:1803.01271), §3.
 
 Residual blocks of two causal convolutions, the dilation doubling from block to block, each with weight normalisation,
-ReLU and spatial dropout; a dense classifier reads the last time step. Defaults are the paper's for sequential MNIST.
+ReLU and spatial dropout; a dense classifier reads the last time step. Defaults are those of the authors' code for
+sequential MNIST.
 """
 
 from __future__ import annotations

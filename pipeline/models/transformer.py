@@ -1,8 +1,9 @@
 """Transformer encoder that classifies sequences: Vaswani et al., Attention Is All You Need, NeurIPS 2017
 (arXiv:1706.03762), in its pre-norm form (Xiong et al., ICML 2020, arXiv:2002.04745).
 
-Token and learned position embeddings, blocks that see every real position, a last LayerNorm, the mean over real
-positions and a dense classifier. Defaults are the paper's base model.
+Token embeddings, blocks that see every real position, a last LayerNorm, the mean over real positions and a dense
+classifier. Positions are learned and the hidden units are GELUs, as in BERT (Devlin et al. 2019, arXiv:1810.04805); the
+paper has sinusoids and ReLUs. Layers, widths, heads and dropout are by default those of the paper's base model.
 """
 
 from __future__ import annotations
