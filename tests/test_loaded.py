@@ -247,6 +247,16 @@ def test_files_of_the_same_content_are_one_model(tmp_path: Path) -> None:
     assert models.loc["best", "loaded_from"] == "models/best.safetensors, models/last.safetensors"
 
 
+def test_files_that_differ_in_their_endings_alone_are_told_apart_by_them(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "a.safetensors", weights(0))
+    torch.save(weights(1), tmp_path / "models" / "a.pt")
+    put(tmp_path / "models" / "b.1.safetensors", weights(2))
+    put(tmp_path / "models" / "b.2.safetensors", weights(3))
+    resolved = resolve(load_job(job_of(tmp_path)), open_store(str(tmp_path / "store")))
+    assert [one.name for one in resolved.models] == ["a.pt", "a.safetensors", "b.1", "b.2", "mlp-init"]
+    assert len({one.id for one in resolved.models}) == 5
+
+
 def test_what_a_store_held_before_changes_no_byte_of_a_run(tmp_path: Path) -> None:
     for name in ("a", "b"):
         put(tmp_path / f"{name}.safetensors", weights(0))

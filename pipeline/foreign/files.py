@@ -6,6 +6,7 @@ Layer 2: storage only through `inputs`. What is read is checked against its pin 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -40,13 +41,15 @@ class ModelFiles:
 
 
 def find_models(location: str) -> tuple[ModelFiles, ...]:
-    """Every model at `location`, an absolute URL; DataError if there is none."""
+    """Every model at `location`, an absolute URL, named without its suffix where that is enough; DataError if none."""
     files = [(PurePosixPath(file.url), file) for file in _listed(location)]
     directories = {path.parent for path, _ in files if path.name == CONFIG}
     found = [_directory(directory, files) for directory in sorted(directories)]
-    for path, file in files:
-        if not directories & set(path.parents) and path.suffix in STATES + PROGRAMS:
-            found.append((path.with_suffix(""), ((path.name, file),)))
+    single = [one for one in files if not directories & set(one[0].parents) and one[0].suffix in STATES + PROGRAMS]
+    named = Counter([*directories, *(path.with_suffix("") for path, _ in single)])
+    for path, file in single:
+        short = path.with_suffix("")
+        found.append((short if named[short] == 1 else path, ((path.name, file),)))
     if not found:
         raise DataError(
             f"{location}: no model is there; expected a directory with {CONFIG}, or *{', *'.join(STATES + PROGRAMS)}"
