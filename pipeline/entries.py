@@ -147,7 +147,7 @@ def _loaded(job: Job, entry: LoadEntry, source: Source, store: Store) -> list[Mo
     """The models that an entry's files are, and behind them the untrained twin of each architecture."""
     where, spec, load = entry.where, entry.spec, entry.load
     if load.family is not None:
-        _refuse_other_rows(job, where, spec.data, families()[load.family], source)
+        _refuse_unfit_data(job, where, spec.data, families()[load.family], source)
     task = Task(tuple(source.shape), source.classes, tuple(source.categories), source.vocabulary)
     place = Place(spec.located(load.url), spec.named)
     chunks = source.chunks(job.data[spec.data].train) or source.chunks(job.data[spec.data].measure[0])
@@ -181,10 +181,13 @@ def _named(job: Job, where: str) -> Iterator[None]:
         raise DataError(str(refusal(job, where, str(error)))) from error
 
 
-def _refuse_other_rows(job: Job, where: str, data: str, family: Family, source: Source) -> None:
+def _refuse_unfit_data(job: Job, where: str, data: str, family: Family, source: Source) -> None:
     if family.whole != source.whole:
         takes = "a graph" if family.whole else "single rows"
         raise misfit(job, f"{where}.data", data, f"data of {takes}, which family {family.name} takes")
+    if family.objective == "classes" and not source.classes:
+        tells = f"data with classes, which family {family.name} tells apart"
+        raise misfit(job, f"{where}.data", data, f"{tells}: classes = … (or labels), and columns.label to learn them")
 
 
 def once(models: Iterable[Model]) -> tuple[Model, ...]:
@@ -216,7 +219,7 @@ def _twin(model: Model) -> Hashable:
 def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
     """The trained models of an entry, one for each seed, each followed by its untrained twin."""
     data = entry.spec.data
-    _refuse_other_rows(job, entry.where, data, entry.family, source)
+    _refuse_unfit_data(job, entry.where, data, entry.family, source)
     if entry.family.objective == "classes" and source.labels_positions:
         label = job.data[data].columns.label
         problem = f"it learns the class of a row, and column {label!r} of data.{data} has one for each position"

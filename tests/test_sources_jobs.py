@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -81,6 +82,19 @@ def test_a_family_and_data_that_do_not_fit(tmp_path: Path, family: str, data: st
     misfitting = job.model_copy(update={"models": (ModelSpec(family=family, data=data),)})
     with pytest.raises(JobError, match=message):
         resolve(misfitting, open_store(str(tmp_path)))
+
+
+@pytest.mark.parametrize("entry", [{"family": "tcn"}, {"load": {"url": "models/*", "family": "tcn"}}])
+def test_a_classifier_of_data_without_classes_is_refused(tmp_path: Path, entry: dict[str, Any]):
+    job = load_job(JOBS / "zoo.toml")
+    series = job.data["series"]
+    unlabelled = series.model_copy(
+        update={"classes": None, "columns": series.columns.model_copy(update={"label": None})}
+    )
+    changed = {"data": {**job.data, "series": unlabelled}, "models": (ModelSpec(data="series", **entry),)}
+    said = r'data = "series": expected data with classes, which family tcn tells apart: classes = … \(or labels\), and'
+    with pytest.raises(JobError, match=said):
+        resolve(job.model_copy(update=changed), open_store(str(tmp_path)))
 
 
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_built(tmp_path: Path):
