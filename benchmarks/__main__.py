@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 # seconds of rounds for each model, and the fewest rounds
 FULL, QUICK, ON_GPU = (40.0, 7), (0.0, 2), (2.0, 7)
 # of a batch's rows, where a GPU is measured: of the small ones it is the launches that count
-TIMES = (1, 16)
+GPU_TIMES = (1, 16)
 PATH = "path"
 
 
@@ -59,7 +58,8 @@ def main(quick: bool, check: bool, only: tuple[str, ...], threads: int, device: 
     name = f"overhead-{re.sub('[^a-z0-9]+', '-', str(where['device']).lower())}" if on_gpu else "overhead"
     # of a GPU what a job does by default: other kernels are faster, and give other bits from run to run
     with in_force(Numerics(threads=threads)) if on_gpu else nullcontext():
-        for case, times in product(cases(only), TIMES if on_gpu else TIMES[:1]):
+        sizes = [(case, times) for case in cases(only) for times in (GPU_TIMES if on_gpu else case.times)]
+        for case, times in sizes:
             click.echo(f"\n{case.name}, {case.rows * times} rows a batch")
             for line in measure_case(larger(case, times), seconds=seconds, rounds=rounds, device=device):
                 click.echo(shown(line))
@@ -115,7 +115,9 @@ def write(name: str, where: dict[str, Any], rows: Sequence[dict[str, Any]]) -> N
 def report(lines: Sequence[Line], paths: Sequence[dict[str, Any]], check: bool) -> None:
     """Say which figures are beyond their limits; exit 1 if that is asked for."""
     for line in lines:
-        click.echo(f"beyond its limit: {line.model}, {line.row}: {line.ratio.wall:.3f} × > {line.limit}")
+        click.echo(
+            f"beyond its limit: {line.model} of {line.rows} rows, {line.row}: {line.ratio.wall:.3f} × > {line.limit}"
+        )
     for one in paths:
         click.echo(f"beyond its limit: {one['name']}: {one['ratio']['wall']:.3f} < {one['least']}")
     if check and (lines or paths):

@@ -22,7 +22,10 @@ DATA_ROWS = 1_000_000
 
 @dataclass(frozen=True)
 class Case:
-    """A family's model of some size, its task, and the rows of a batch."""
+    """A family's model of some size, its task, and the rows of a batch.
+
+    times  measured on batches of so many times the rows: a job takes 256 rows unless it says otherwise
+    """
 
     name: str
     family: str
@@ -30,6 +33,7 @@ class Case:
     rows: int
     hyperparameters: dict[str, Any]
     edges: int = 0
+    times: tuple[int, ...] = (1,)
 
 
 CASES = (
@@ -40,7 +44,14 @@ CASES = (
         64,
         {"depth": 18, "widths": (64, 128, 256, 512), "shortcut": "B"},
     ),
-    Case("transformer-6x384", "transformer", Task((128,), 10, vocabulary=256), 16, {"width": 384, "heads": 6}),
+    Case(
+        "transformer-6x384",
+        "transformer",
+        Task((128,), 10, vocabulary=256),
+        16,
+        {"width": 384, "heads": 6},
+        times=(1, 4),
+    ),
     Case("mlp-1024-1024", "mlp", Task((784,), 10), 256, {"widths": (1024, 1024)}),
     Case("tcn-8x64", "tcn", Task((12, 256), 10), 32, {"widths": (64,) * 8, "kernel": 3}),
     Case("gcn-256", "gcn", Task((1433,), 7), 2708, {"widths": (256,)}, edges=10_556),
