@@ -49,7 +49,7 @@ static void add_z_moments(const Block &block, const Task &task, d8 before, d8 ce
         if (lanes_of(far & block.active)) {
             rectified_centre = select(far, rectified_centre + sums.rectified.s1 / n, rectified_centre);
             sums.rectified =
-                sweep<true, false>(z, centre, rectified_centre, block.greatest, block.smallest, 0).rectified;
+                sweep<true, false>(z, centre, rectified_centre, block.greatest, block.smallest, 0, {}).rectified;
         }
         merge(of_a, block.active, before, block.n, {larger(extent.low, zero), larger(extent.high, zero)},
               rectified_centre, output, sums.rectified);
@@ -57,7 +57,7 @@ static void add_z_moments(const Block &block, const Task &task, d8 before, d8 ce
     l8 far = is_far(block.n, sums.own.s1, sums.own.s2);
     if (lanes_of(far & block.active)) {
         centre = select(far, centre + sums.own.s1 / n, centre);
-        sums.own = sweep<false, false>(z, centre, zero, block.greatest, block.smallest, 0).own;
+        sums.own = sweep<false, false>(z, centre, zero, block.greatest, block.smallest, 0, {}).own;
     }
     merge(of_z, block.active, before, block.n, extent, centre, sums.absolute, sums.own);
     if (task.a_is == SAME)
@@ -71,7 +71,7 @@ static void add_a_moments(const Block &block, const Task &task, d8 before, d8 ce
     if (lanes_of(far & block.active)) {
         Values a = {block.a, block.first, block.n, block.rows};
         centre = select(far, centre + sums.own.s1 / all((double)block.n), centre);
-        sums.own = sweep<false, false>(a, centre, d8{}, block.output, work.least_output, 0).own;
+        sums.own = sweep<false, false>(a, centre, d8{}, block.output, work.least_output, 0, {}).own;
     }
     merge(of_a, block.active, before, block.n, extent, centre, sums.absolute, sums.own);
 }
@@ -160,11 +160,11 @@ static void add_block(const Block &block, const Task &task, Counts *counts, cons
     d8 centre = select(known, of_z[MEAN], near_mean(block.z, block.n)), a_centre = {};
     Values z = {block.z, block.first, block.n, block.rows}, a = {block.a, block.first, block.n, block.rows};
     auto sweep_z = block.rectified ? sweep<true, true> : sweep<false, true>;
-    Sums sums = sweep_z(z, centre, of_a[MEAN], block.greatest, block.smallest, counts);
+    Sums sums = sweep_z(z, centre, of_a[MEAN], block.greatest, block.smallest, counts, block.ahead[Z]);
     Sums a_sums = {};
     if (task.a_is == GIVEN) {
         a_centre = select(known, of_a[MEAN], near_mean(block.a, block.n));
-        a_sums = sweep<false, false>(a, a_centre, d8{}, block.output, work.least_output, 0);
+        a_sums = sweep<false, false>(a, a_centre, d8{}, block.output, work.least_output, 0, block.ahead[A]);
     }
     int active = lanes_of(block.active);
     if (active & ~lanes_of(is_finite(sums.own.s1) & is_finite(a_sums.own.s1))) {

@@ -33,6 +33,14 @@ static void find_inputs(Block *block, const Task &task, const Rows &rows, const 
     }
 }
 
+// The memory of a tensor's tile for run `index` of the units from `unit` on, as sweeps ask for it.
+static Ahead ahead_of(const Task &task, int tensor, int64_t index, int64_t unit) {
+    const int64_t *stride = task.stride[tensor], size = task.type[tensor] == FLOAT32 ? 4 : 2;
+    if (task.entry_P || stride[1] != 1 || stride[2] == 1) return {};
+    const char *at = (const char *)task.memory[tensor] + (task.run_R[index] * stride[0] + unit * stride[2]) * size;
+    return {at, stride[0] * size, LANES * size};
+}
+
 static void add_run(const Task &task, int64_t index, int64_t first, int64_t units, const Work &work) {
     Rows rows = {task.run_R[index], task.run_R[index + 1] - task.run_R[index], 0, 0};
     rows.start = task.first_N[rows.row];
@@ -50,6 +58,9 @@ static void add_run(const Task &task, int64_t index, int64_t first, int64_t unit
         int64_t tile = unit / LANES * work.length, mask[LANES];
         for (int lane = 0; lane < LANES; lane++) mask[lane] = unit + lane < units ? -1 : 0;
         block.active = load<l8>(mask), block.unit = first + unit;
+        bool last = index + 1 == task.runs;
+        for (int t = Z; t <= A; t++)
+            block.ahead[t] = given[t] ? ahead_of(task, t, last ? 0 : index + 1, block.unit + (last ? work.width : 0)) : Ahead{};
         block.z = work.tile[Z] + tile;
         block.a = given[A] ? work.tile[A] + tile : block.z, block.y = given[Y] ? work.tile[Y] + tile : block.z;
         find_inputs(&block, task, rows, work);

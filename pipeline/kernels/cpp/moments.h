@@ -46,9 +46,16 @@ struct Sums {
     }
 };
 
+// Memory that is read next: asked for while values are summed, `step` bytes a presentation, `row` bytes from row to row.
+struct Ahead {
+    const char *at;
+    int64_t row, step;
+};
+
 // Add up the moments of values and the extremes of every row; count the raw bins if there are `counts`.
 template <bool RECTIFIED, bool COUNTED>
-static Sums sweep(const Values &values, d8 centre, d8 rectified_centre, float *greatest, float *smallest, Counts *counts) {
+static Sums sweep(const Values &values, d8 centre, d8 rectified_centre, float *greatest, float *smallest, Counts *counts,
+                  const Ahead &ahead) {
     Sums complete = {}, sums = {};
     const d8 zero = {};
     f8 least = f8{} + __builtin_inff();
@@ -56,7 +63,9 @@ static Sums sweep(const Values &values, d8 centre, d8 rectified_centre, float *g
     for (int64_t r = 0; r < values.rows; r++) {
         const f8 infinite = f8{} + __builtin_inff();
         f8 high = -infinite, low = infinite;
-        for (int64_t p = values.first[r]; p < values.first[r + 1]; p++) {
+        const char *next = ahead.at ? ahead.at + r * ahead.row : (const char *)values.value;
+        for (int64_t p = values.first[r]; p < values.first[r + 1]; p++, next += ahead.step) {
+            __builtin_prefetch(next, 0, 2);
             const float *at = values.value + LANES * p;
             f8 narrow = load<f8>(at);
             d8 v = widened(narrow);

@@ -25,6 +25,7 @@ struct Block {
     bool rectified, apart;
     float *greatest, *smallest, *output;  // of each row; −∞ (∞) where it has none
     double *match;
+    Ahead ahead[2];  // of z and a
 
     double input(const double *x, int64_t p, int lane) const { return x[apart ? LANES * p + lane : p]; }
 };

@@ -6,6 +6,8 @@
 
 // Σ(x − x̄)² is Σx² − (Σx)²/n where that loses at most this many times of it, else summed around a mean.
 static const double LOSS = 16;
+// float32 in a page of memory
+static const int64_t PAGE = 1024;
 
 static inline double total(d8 v) {
     double lane[LANES];
@@ -45,6 +47,7 @@ static void sum_vector(const Number *x, int64_t n, double *sum_, double *square_
     int64_t i = 0;
     for (; i + PARTS * LANES <= n; i += PARTS * LANES)
         for (int part = 0; part < PARTS; part++) {
+            __builtin_prefetch(x + i + LANES * part + PAGE, 0, 2);
             d8 v = widened(eight(x + i + LANES * part));
             sums[part] += v, squares[part] += v * v;
         }
@@ -81,12 +84,17 @@ static double near_mean(const Number *x, int64_t channels, int64_t n) {
 }
 
 // Add CHANNELS channels, each of n positions, to Σx and Σx² at each position, AROUND a centre to Σ(x − centre)².
+//
+// The processor asks for memory within a page of 4 KiB by itself, of which a channel may be one: the next channels, or
+// what is a page ahead, are asked for here.
 template <bool AROUND, int CHANNELS, class Number>
 static inline void add_channels(const Number *x, int64_t n, double centre, double *sum, double *square) {
+    const int64_t ahead = CHANNELS * n < PAGE ? PAGE : CHANNELS * n;
     int64_t p = 0;
     for (; p + LANES <= n; p += LANES) {
         d8 s = load<d8>(sum + p), q = load<d8>(square + p);
         for (int channel = 0; channel < CHANNELS; channel++) {
+            __builtin_prefetch(x + channel * n + p + ahead, 0, 2);
             d8 v = widened(eight(x + channel * n + p));
             if (AROUND) v = v - all(centre);
             if (!AROUND) s += v;
