@@ -14,7 +14,8 @@ static const int RAW_SIDE = 1 << (8 + BIN_BITS), RAW_SHIFT = 23 - BIN_BITS;
 static const int RAW_LEAST = -(127 << BIN_BITS);
 // MATCH_SIDE is that of kernels/matchbins.py; of each form the bins by sign and firing, then one for what is undefined
 enum { PEARSON, COSINE, FORMS };
-static const int MATCH_STEP = 128, MATCH_COUNTS = 4 * MATCH_STEP + 1;
+// and one that nobody reads
+static const int MATCH_STEP = 128, MATCH_NOWHERE = 4 * MATCH_STEP + 1, MATCH_COUNTS = 4 * MATCH_STEP + 2;
 
 // One unit's counts of a batch, and its largest and smallest magnitude; `tiny` are those of the raw bins 0 and −0 that
 // have been looked at for zeros.

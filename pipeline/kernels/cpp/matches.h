@@ -67,31 +67,35 @@ static inline w8 upper_of(d8 v) {
     return (w8)SHUFFLE(half[0], half[1], 1, 3, 5, 7, 9, 11, 13, 15);
 }
 
-// Places of matches among the counts of their units, some presentations at a time: counted apart from where they are
-// computed, a place is known long before its count is read. All bits that it depends on are in a double's upper half.
+// Places of matches among the counts of their units. They are counted some presentations after they were computed: a
+// place is known long before its count is read, and counting, which is no vector's work, is done beside the vectors'.
+// All bits that a place depends on are in a double's upper half.
 struct Places {
-    static const int64_t MOST = 64;
-    int64_t n;
-    alignas(64) int32_t at[FORMS][MOST * LANES];
+    static const int64_t BEHIND = 8;
+    alignas(64) int32_t at[FORMS][BEHIND * LANES];
 
-    void set(int form, d8 value, l8 known, w8 fired) {
+    // Nothing is behind yet.
+    void begin() {
+        for (int form = 0; form < FORMS; form++)
+            for (int i = 0; i < BEHIND * LANES; i++) at[form][i] = MATCH_NOWHERE;
+    }
+
+    void set(int form, int64_t slot, d8 value, l8 known, w8 fired) {
         static_assert(MATCH_SHIFT > 32 && MATCH_STEP == 1 << 7, "the sign, shifted by 24, is a step");
         const w8 floor = w8{} + (int32_t)(MATCH_LEAST << (MATCH_SHIFT - 32)), none = w8{} + 4 * MATCH_STEP;
         w8 upper = upper_of(value), magnitude = upper & INT32_MAX;
         magnitude = magnitude > floor ? magnitude : floor;
         w8 place = (magnitude >> (MATCH_SHIFT - 32)) - (int32_t)MATCH_LEAST;
         place = place + (upper >> 24 & MATCH_STEP) + (fired & 2 * MATCH_STEP);
-        store(at[form] + LANES * n, upper_of(double_of(known)) ? place : none);
+        store(at[form] + LANES * slot, upper_of(double_of(known)) ? place : none);
     }
 
-    void count(Counts *counts, int form) {
-        for (int64_t p = 0; p < n; p++) {
-            uint64_t pair[LANES / 2];
-            memcpy(pair, at[form] + LANES * p, sizeof pair);
-            for (int half = 0; half < LANES / 2; half++) {
-                counts[2 * half].match[form][(uint32_t)pair[half]]++;
-                counts[2 * half + 1].match[form][pair[half] >> 32]++;
-            }
+    void count(Counts *counts, int form, int64_t slot) const {
+        uint64_t pair[LANES / 2];
+        memcpy(pair, at[form] + LANES * slot, sizeof pair);
+        for (int half = 0; half < LANES / 2; half++) {
+            counts[2 * half].match[form][(uint32_t)pair[half]]++;
+            counts[2 * half + 1].match[form][pair[half] >> 32]++;
         }
     }
 };
@@ -131,12 +135,11 @@ static void sweep_matches(const Values &rows, const Inputs &x, const Pattern<d8>
                           Counts *counts, double *best, MatchSums *sums_F) {
     MatchSums sums[FORMS] = {};
     Places places;
-    places.n = 0;
-    auto count = [&] {
+    auto count = [&](int64_t slot) {
         for (int form = 0; form < FORMS; form++)
-            if (WHICH >> form & 1) places.count(counts, form);
-        places.n = 0;
+            if (WHICH >> form & 1) places.count(counts, form, slot);
     };
+    if (WHAT & COUNTED) places.begin();
     const l8 every = all((int64_t)-1);
     for (int64_t r = 0; r < rows.rows; r++) {
         d8 high = all(-__builtin_inf());
@@ -148,17 +151,19 @@ static void sweep_matches(const Values &rows, const Inputs &x, const Pattern<d8>
             if (!(WHAT & SUMMED)) continue;
             f8 z = load<f8>(x.z + LANES * p);
             l8 fired = widened(z) > d8{};
+            int64_t slot = p % Places::BEHIND;
+            if (WHAT & COUNTED) count(slot);
             for (int form = 0; form < FORMS; form++) {
                 if (!(WHICH >> form & 1)) continue;
                 l8 known = WHAT & KNOWN ? every : value[form] == value[form];
                 add_values<WHAT>(sums[form], value[form], known, fired, centre[form]);
-                if (WHAT & COUNTED) places.set(form, value[form], known, (w8)(z > f8{}));
+                if (WHAT & COUNTED) places.set(form, slot, value[form], known, (w8)(z > f8{}));
             }
-            if (WHAT & COUNTED && ++places.n == Places::MOST) count();
         }
         if (WHAT & RANKED) store(best + LANES * r, high);
     }
-    if (WHAT & COUNTED) count();
+    if (WHAT & COUNTED)
+        for (int64_t slot = 0; slot < Places::BEHIND; slot++) count(slot);
     for (int form = 0; form < FORMS; form++) {
         if (WHAT & KNOWN) sums[form].n[0] = all(rows.n) - sums[form].n[1];
         if (WHICH >> form & 1) sums_F[form] = sums[form];
