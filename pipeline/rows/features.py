@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -31,14 +31,25 @@ class Role(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One of the tensors that a row becomes: its shape within a row, and its type.
-
-    `counted`: a mask (T,), decoded as how many of its first positions are real.
-    """
+    """One of the tensors that a row becomes: its shape within a row, and its type."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    counted: bool = False
+
+
+class Unwritten(ABC):
+    """A part of some rows that is written where a batch is made of them, and nowhere before."""
+
+    @abstractmethod
+    def __getitem__(self, usable_N: np.ndarray) -> Self:
+        """The rows where that is True."""
+
+    @abstractmethod
+    def write(self, into: torch.Tensor, *, at: int, start: int, stop: int) -> None:
+        """Write rows `start` to `stop` to those from `at` on of a contiguous tensor of the part's shape and type."""
+
+
+Values: TypeAlias = np.ndarray | Unwritten
 
 
 def narrowest(values: int) -> torch.dtype:
@@ -48,13 +59,13 @@ def narrowest(values: int) -> torch.dtype:
 
 
 class Usable(NamedTuple):
-    """Decoded features: of the usable rows one array for each part; which rows those are; why the first other is not.
+    """Decoded features: of the usable rows the values of each part; which rows those are; why the first other is not.
 
     An array may have any type and any shape of as many numbers per row as its part, perhaps in Arrow's own memory.
     `length_N` is how many positions each usable row has before it is cut, where a label can be of a position.
     """
 
-    parts: tuple[np.ndarray, ...]
+    parts: tuple[Values, ...]
     usable_N: np.ndarray
     reason: str
     length_N: np.ndarray | None = None
@@ -63,7 +74,7 @@ class Usable(NamedTuple):
 class Decoded(NamedTuple):
     """Readable rows: the parts of their features, uids and classes as int64, (N,) or of positions (N, T)."""
 
-    parts: tuple[np.ndarray, ...]
+    parts: tuple[Values, ...]
     uid_N: np.ndarray
     label_N: np.ndarray | None
 

@@ -18,9 +18,20 @@ import torch
 from pipeline.batch import Batch
 from pipeline.errors import DataError, nearest
 from pipeline.rows.decode import UID_MASK, UNKNOWN_CLASS, RowError, class_labels, key_uids, position_labels
-from pipeline.rows.features import Decoded, FeatureFormat, Part, Role, Usable, is_integer, is_list, is_name, is_text
+from pipeline.rows.features import (
+    Decoded,
+    FeatureFormat,
+    Part,
+    Role,
+    Unwritten,
+    Usable,
+    Values,
+    is_integer,
+    is_list,
+    is_name,
+    is_text,
+)
 from pipeline.rows.footers import Footer
-from pipeline.rows.ragged import first_positions
 from pipeline.rows.reading import Piece, Stretch, Unreadable
 
 
@@ -111,8 +122,9 @@ class RowFormat:
         A row whose features cannot be used is unreadable. DataError at a label or key that cannot be.
         """
         number_N = first_row + np.arange(rows.num_rows)
-        wanted_N = self.wanted(rows)
-        if excluded := int((~wanted_N).sum()):
+        excluded = 0
+        if self.split_column is not None and not (wanted_N := self.wanted(rows)).all():
+            excluded = int((~wanted_N).sum())
             rows, number_N = rows.filter(pa.array(wanted_N)), number_N[wanted_N]
         with _named(where, number_N):
             features = self.features.decode(rows)
@@ -197,18 +209,20 @@ def check_columns(footer: Footer, roles: Sequence[Role]) -> None:
             raise DataError(f"{footer.file.url}: column {name!r} is {found}, expected {expected}")
 
 
-def _joined(stretches: Sequence[tuple[np.ndarray, int, int]], part: Part) -> torch.Tensor:
-    rows = sum(stop - start for _, start, stop in stretches)
+def _joined(stretches: Sequence[tuple[Values, int, int]], part: Part) -> torch.Tensor:
+    rows = sum([stop - start for _, start, stop in stretches])
     tensor = torch.empty((rows, *part.shape), dtype=part.dtype)
-    into = tensor.numpy()
-    filled = 0
-    with np.errstate(over="ignore"):  # beyond float32: infinite, and counted as such by the statistics
-        for values, start, stop in stretches:
-            some, place = values[start:stop], into[filled : filled + stop - start]
-            if part.counted:
-                first_positions(some, part.shape[0], out=place)
-            else:
-                # copied once, in whatever order they lie
-                place[...] = some if some.shape[1:] == part.shape else some.reshape(-1, *part.shape)
-            filled += stop - start
+    at = 0
+    for values, start, stop in stretches:
+        if isinstance(values, Unwritten):
+            values.write(tensor, at=at, start=start, stop=stop)
+        else:
+            _copy(values[start:stop], tensor.numpy()[at : at + stop - start])
+        at += stop - start
     return tensor
+
+
+def _copy(some: np.ndarray, place: np.ndarray) -> None:
+    """Once, in whatever order the numbers lie."""
+    with np.errstate(over="ignore"):  # beyond float32: infinite, and counted as such by the statistics
+        place[...] = some if some.shape[1:] == place.shape[1:] else some.reshape(place.shape)

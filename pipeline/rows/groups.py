@@ -71,4 +71,13 @@ def _read(
         if not isinstance(error, pa.ArrowException | OSError | EOFError):
             raise
         return Group(rows, (), f"row group {group} is corrupt: {' '.join(str(error).split())}")
-    return Group(rows, table.to_batches(max_chunksize=PART_ROWS))
+    return Group(rows, _takeable(table).to_batches(max_chunksize=PART_ROWS))
+
+
+def _takeable(table: pa.Table) -> pa.Table:
+    """The same rows in types that Arrow can filter: it cannot take some of a column of views."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type):
+            column = table.column(place).cast(pa.large_string())
+            table = table.set_column(place, field.with_type(pa.large_string()), column)
+    return table

@@ -10,6 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+
+from pipeline.rows.features import Unwritten
+from pipeline.rows.native import address, library
 
 
 class Sequences(NamedTuple):
@@ -19,6 +23,26 @@ class Sequences(NamedTuple):
     length_N: np.ndarray
     usable_N: np.ndarray
     reason: str
+
+
+class Mask(Unwritten):
+    """bool (N, T), True at as many of T positions as each row has values."""
+
+    def __init__(self, length_N: np.ndarray) -> None:
+        self.length_N = np.ascontiguousarray(length_N, dtype=np.int64)
+        self._place = address(self.length_N)
+
+    def __getitem__(self, usable_N: np.ndarray) -> Mask:
+        """The mask of the rows where that is True."""
+        return Mask(self.length_N[usable_N])
+
+    def write(self, into: torch.Tensor, *, at: int, start: int, stop: int) -> None:
+        """Write the mask of rows `start` to `stop`."""
+        rows, positions = stop - start, into.shape[1]
+        if (native := library()) is None:
+            first_positions(self.length_N[start:stop], positions, out=into.numpy()[at : at + rows])
+        else:
+            native.first_positions(self._place + 8 * start, rows, positions, into.data_ptr() + at * positions)
 
 
 def padded(found: Sequences, positions: int) -> np.ndarray:

@@ -6,7 +6,7 @@ Layer 1: no I/O.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.rows.features import FeatureFormat, Part, Role, Usable, is_list, is_number
-from pipeline.rows.ragged import of_lengths, padded, steps
+from pipeline.rows.ragged import Mask, of_lengths, padded, steps
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Series(FeatureFormat):
     @property
     def parts(self) -> tuple[Part, ...]:
         """The numbers and, of ragged series, which steps are real."""
-        parts = (Part(self.shape, torch.float32), Part(self.shape[1:], torch.bool, counted=True))
+        parts = (Part(self.shape, torch.float32), Part(self.shape[1:], torch.bool))
         return parts if self.ragged else parts[:1]
 
     @property
@@ -65,16 +65,19 @@ class Series(FeatureFormat):
         channels, most = self.shape
         found = of_lengths(steps(rows[self.column], channels), 1 if self.ragged else most, most)
         x_NCT = padded(found, most)
-        parts = (x_NCT, found.length_N) if self.ragged else (x_NCT,)
-        return Usable(parts, found.usable_N, found.reason, found.length_N)
+        parts = (x_NCT, Mask(found.length_N))
+        return Usable(parts if self.ragged else parts[:1], found.usable_N, found.reason, found.length_N)
 
     def batch(self, tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None) -> Batch:
         """x, and the mask where series are ragged."""
         return masked(tensors, uid_N, label_N)
 
 
-def masked(tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None) -> Batch:
+def masked(
+    tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None, *, narrow: bool = False
+) -> Batch:
     """A batch of one input, the last axis of which counts its positions, and, if there are two tensors, its mask."""
     x, *masks = tensors
-    batch = Batch(inputs=(x,), uid_N=uid_N, label_N=label_N, position_axes=(-1,))
-    return replace(batch, kwargs={"mask": masks[0]}, mask_NS=masks[0]) if masks else batch
+    mask_NS = masks[0] if masks else None
+    kwargs = {} if mask_NS is None else {"mask": mask_NS}
+    return Batch((x,), uid_N, label_N, kwargs, mask_NS, position_axes=(-1,), narrow=narrow)

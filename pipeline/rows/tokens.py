@@ -24,10 +24,11 @@ from pipeline.hashing import digest, row_hash
 from pipeline.names import Names
 from pipeline.rows.decode import RowError
 from pipeline.rows.features import Decoded, FeatureFormat, Part, Role, Usable, is_integer, is_list, is_text, narrowest
-from pipeline.rows.ragged import Sequences, lists, of_lengths, padded
+from pipeline.rows.ragged import Mask, Sequences, lists, of_lengths, padded
 from pipeline.rows.reading import Piece
 from pipeline.rows.series import masked
 from pipeline.rows.tally import UNKNOWN, UNSEEN, Numbering, as_text
+from pipeline.rows.texts import Texts, texts
 
 Tokenizer = Literal["bytes", "words", "ids"]
 
@@ -58,12 +59,12 @@ class Tokens(FeatureFormat):
         """The column of text or numbers."""
         return (self.column,)
 
-    @property
+    @cached_property
     def parts(self) -> tuple[Part, ...]:
         """Tokens, and which of them are real."""
         # no document ends within a row of bytes
         values = ENDS["bytes"] if self.tokenizer == "bytes" and not self.packed else self.size
-        return (Part(self.shape, narrowest(values)), Part(self.shape, torch.bool, counted=True))
+        return (Part(self.shape, narrowest(values)), Part(self.shape, torch.bool))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class Tokens(FeatureFormat):
         """
         column = rows[self.column]
         if self.tokenizer == "bytes" and not self.packed:
-            return _padded_bytes(column, self.shape[0])
+            return _with_bytes(texts(column))
         found = {"ids": self._given, "bytes": _bytes, "words": self._words}[self.tokenizer](column)
         found = of_lengths(found, 1, 2**62)
         if not found.usable_N.all():
@@ -108,7 +109,7 @@ class Tokens(FeatureFormat):
         if self.packed:
             return Usable((found.values_VC[:, 0], found.length_N), found.usable_N, found.reason)
         (positions,) = self.shape
-        return Usable((padded(found, positions), found.length_N), found.usable_N, found.reason, found.length_N)
+        return Usable((padded(found, positions), Mask(found.length_N)), found.usable_N, found.reason, found.length_N)
 
     def _given(self, column: pa.Array) -> Sequences:
         values, length_N, usable_N = lists(column)
@@ -131,7 +132,7 @@ class Tokens(FeatureFormat):
 
     def batch(self, tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None) -> Batch:
         """Tokens, in as few bytes as they need, and their mask."""
-        return replace(masked(tensors, uid_N, label_N), narrow=True)
+        return masked(tensors, uid_N, label_N, narrow=True)
 
     @property
     def keeps_rows(self) -> bool:
@@ -163,19 +164,13 @@ def _bytes(column: pa.Array) -> Sequences:
     return Sequences(token_V[:, None], length_N[usable_N], usable_N, "")
 
 
-def _padded_bytes(column: pa.Array, positions: int) -> Usable:
-    """The first T bytes of each text, and how many it has: cut and filled up by Arrow, at the speed of memory."""
-    texts = as_text(column).cast(pa.binary())
-    lengths = pc.binary_length(texts)
-    length_N = (lengths.fill_null(0) if lengths.null_count else lengths).to_numpy()
-    usable_N = length_N > 0
-    reason = ""
-    if not usable_N.all():
-        reason, texts, length_N = NO_TOKEN, texts.filter(pa.array(usable_N)), length_N[usable_N]
-    if length_N.max(initial=0) > positions:
-        texts = pc.binary_slice(texts, 0, positions)
-    token_V = _content(pc.ascii_rpad(texts.view(pa.string()), positions, padding="\0").view(pa.binary()))
-    return Usable((token_V.reshape(-1, positions), length_N), usable_N, reason, length_N)
+def _with_bytes(found: Texts) -> Usable:
+    """The texts that have a byte, and their masks."""
+    usable_N = found.length_N > 0
+    if usable_N.all():
+        return Usable((found, Mask(found.length_N)), usable_N, "", found.length_N)
+    some = found[usable_N]
+    return Usable((some, Mask(some.length_N)), usable_N, NO_TOKEN, some.length_N)
 
 
 def _content(texts: pa.Array) -> np.ndarray:
@@ -198,11 +193,11 @@ def _windows(pieces: Iterator[Piece[Decoded]], positions: int, end: int | None) 
     if len(held[0]):
         token_1T = np.zeros((1, positions), dtype=np.int64)
         token_1T[0, : len(held[0])] = held[0]
-        yield Piece(1, Decoded((token_1T, np.array([len(held[0])])), held[1][:1], None), made_of=0)
+        yield Piece(1, Decoded((token_1T, Mask(np.array([len(held[0])]))), held[1][:1], None), made_of=0)
 
 
 def _cut_windows(piece: Piece[Decoded], token_WT: np.ndarray, uid_W: np.ndarray) -> Piece[Decoded]:
-    content = Decoded((token_WT, np.full(len(token_WT), token_WT.shape[1])), uid_W, None)
+    content = Decoded((token_WT, Mask(np.full(len(token_WT), token_WT.shape[1]))), uid_W, None)
     return replace(piece, rows=len(token_WT), content=content, made_of=piece.rows)
 
 
@@ -211,6 +206,8 @@ def _documents(piece: Piece[Decoded], end: int | None) -> tuple[np.ndarray, np.n
     if not piece.rows:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     token_V, length_N = piece.content.parts
+    assert isinstance(token_V, np.ndarray)
+    assert isinstance(length_N, np.ndarray)
     total_N = length_N + (end is not None)
     row_V = np.repeat(np.arange(len(total_N)), total_N)
     offset_V = np.arange(len(row_V)) - np.repeat(total_N.cumsum() - total_N, total_N)
