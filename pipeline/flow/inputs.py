@@ -6,7 +6,7 @@ Layer 1: pure torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -16,7 +16,10 @@ from pipeline.sites import InputSums, Windows
 
 
 class Inputs:
-    """`source` gives x when it is first asked for; `groups` chooses among the groups of the call."""
+    """`source` gives x when it is first asked for; `groups` chooses among the groups of the call.
+
+    `enter` does what the geometry's does, where the caller knows a shorter way.
+    """
 
     def __init__(
         self,
@@ -25,17 +28,19 @@ class Inputs:
         rows: Rows,
         *,
         groups: torch.Tensor | None = None,
+        enter: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.geometry = geometry
         self.groups = groups
         self._source = source
         self._rows = rows
+        self._enter = enter or partial(geometry.enter, rows=rows)
         self._sums: InputSums | None = None
 
     @cached_property
     def entries(self) -> torch.Tensor:
         """x as `Geometry.enter` gives it."""
-        return self.geometry.enter(self._source(), self._rows)
+        return self._enter(self._source())
 
     def are(self, other: Inputs) -> bool:
         """Whether these are other inputs of the same tensor: the same geometry, rows, and all groups."""

@@ -26,7 +26,7 @@ class Scaling:
     scale_U: torch.Tensor
     shift_U: torch.Tensor
 
-    @property
+    @cached_property
     def is_identity(self) -> bool:
         """Whether it changes nothing."""
         return bool((self.scale_U == 1).all()) and bool((self.shift_U == 0).all())

@@ -5,7 +5,6 @@ Layer 1: pure torch. Everything is a view of what the model computed, or lazy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from pipeline.flow.affine import Affine
 from pipeline.flow.cells import Presented
 from pipeline.flow.inputs import Inputs
 from pipeline.flow.layout import Arranged, arrange
+from pipeline.flow.lazy import Lazy
 from pipeline.flow.machines import present_machine, squares_of
 from pipeline.flow.patches import Geometry, dense
 from pipeline.flow.plan import SitePlan
@@ -25,8 +25,6 @@ from pipeline.flow.rows import Rows
 from pipeline.flow.transposed import Phase
 from pipeline.flow.values import Call, Value
 from pipeline.sites import Presentations
-
-Lazy = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +52,7 @@ class Presenter:
     """Presents the calls of one batch."""
 
     def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+        self.batch = batch
         self._last: tuple[Value, frozenset[int], Inputs] | None = None
 
     def affine(
@@ -62,7 +60,7 @@ class Presenter:
     ) -> Presentations:
         """What an affine call shows its site, with the trail's ending, the norm before it, its pair's other branch."""
         plan, affine = call.plan, call.affine
-        geometry = _geometry_of(plan, affine)
+        geometry = geometry_of(plan, affine.geometry)
         own = geometry.leave(call.out, _known(call.rows, plan))
         at = self._positions(own, geometry, call.out.shape, call.rows, call.places)
         z_LSU = _of_part(
@@ -80,7 +78,7 @@ class Presenter:
             site=plan.site,
             z_LSU=z_LSU,
             a_LSU=a_LSU,
-            **self._names(z_LSU),
+            **self.names(z_LSU),
             patches=inputs.patches,
             patches_at=inputs.patches_at,
             windows=inputs.windows if inputs.has_windows(plan.site.fan_in) else None,
@@ -122,17 +120,18 @@ class Presenter:
             position_LS=z.position_LS,
             mask_LS=self._mask(z, at, lost=places is None),
             label_LS=self._labels(z, at),
-            **self._names(shown.z),
+            **self.names(shown.z),
         )
 
     def machine(self, plan: SitePlan, call: Call, out: torch.Tensor) -> Presentations:
         """What a factorisation machine's rows are shown."""
-        return present_machine(plan, call, out, **self._names(out))
+        return present_machine(plan, call, out, **self.names(out))
 
-    def _names(self, like: torch.Tensor) -> dict[str, Any]:
-        label_N = self._batch.label_N
+    def names(self, like: torch.Tensor) -> dict[str, Any]:
+        """The uid and class of each row, where a tensor is."""
+        label_N = self.batch.label_N
         return {
-            "uid_N": self._batch.uid_N.to(like.device),
+            "uid_N": self.batch.uid_N.to(like.device),
             "label_N": None if label_N is None else label_N.to(like.device),
         }
 
@@ -144,8 +143,8 @@ class Presenter:
         `shape` is that of the call's output, of which `rows` and `places` are.
         """
         entries, positions = own.tensor.shape[:2]
-        named = positions_of(self._batch)
-        if named == 0 or rows is None or entries * positions != self._batch.rows * named:
+        named = positions_of(self.batch)
+        if named == 0 or rows is None or entries * positions != self.batch.rows * named:
             return None
         if named == 1:
             return torch.zeros((entries, positions), dtype=torch.int64)
@@ -164,7 +163,7 @@ class Presenter:
 
         Where what counts them was lost on the way, as far as their number tells: padding is then the worse mistake.
         """
-        mask_NS = self._batch.mask_NS
+        mask_NS = self.batch.mask_NS
         if mask_NS is None:
             return None
         mask_NS = mask_NS.to(own.tensor.device)
@@ -179,12 +178,12 @@ class Presenter:
 
     def _labels(self, own: Arranged, at_LS: torch.Tensor | None) -> torch.Tensor | None:
         """The class of each presentation where the site's positions are those that have labels."""
-        label_NS = self._batch.label_NS
+        label_NS = self.batch.label_NS
         return None if label_NS is None or at_LS is None else _at(label_NS.to(own.tensor.device), own, at_LS)
 
     def masks_others(self, presentations: Presentations) -> bool:
         """Whether the batch has a mask of positions, and the site others: neither those nor just the real ones."""
-        mask_NS = self._batch.mask_NS
+        mask_NS = self.batch.mask_NS
         several = presentations.entries * presentations.positions > presentations.rows
         if mask_NS is None or presentations.mask_LS is not None or not several:
             return False
@@ -193,12 +192,12 @@ class Presenter:
 
     def labels_others(self, presentations: Presentations) -> bool:
         """Whether the batch has a label for each position, and the site not one presentation for each."""
-        return self._batch.label_NS is not None and presentations.label_LS is None
+        return self.batch.label_NS is not None and presentations.label_LS is None
 
     def check(self, presentations: Presentations) -> None:
         """Raise ModelError unless every row is there, and every unit."""
         site, z_LSU = presentations.site, presentations.z_LSU
-        expected = self._batch.rows if presentations.row_L is None else len(presentations.row_L)
+        expected = self.batch.rows if presentations.row_L is None else len(presentations.row_L)
         if z_LSU.shape[0] != expected or z_LSU.shape[2] != site.units:
             raise ModelError(
                 f"site {site.name}: presented {z_LSU.shape[0]} entries of {z_LSU.shape[2]} units; "
@@ -248,10 +247,11 @@ def _known(rows: Rows | None, plan: SitePlan) -> Rows:
     return rows
 
 
-def _geometry_of(plan: SitePlan, affine: Affine) -> Geometry:
-    if plan.phase is not None and isinstance(affine.geometry, Phase):
-        return replace(affine.geometry, phase=plan.phase)
-    return affine.geometry
+def geometry_of(plan: SitePlan, geometry: Geometry) -> Geometry:
+    """The geometry of a call as its plan reads it: of a transposed convolution one phase of it."""
+    if plan.phase is not None and isinstance(geometry, Phase):
+        return replace(geometry, phase=plan.phase)
+    return geometry
 
 
 def _leave(plan: SitePlan, geometry: Geometry, z: torch.Tensor, rows: Rows | None, *, like: Arranged) -> torch.Tensor:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ from pipeline.flow.affine import Affine, affine_of, is_affine
 from pipeline.flow.aggregate import lifted
 from pipeline.flow.cells import live_key, presented
 from pipeline.flow.collect import Collected
-from pipeline.flow.gains import APPLYING, NORMS, applied, before_gain
+from pipeline.flow.gains import APPLYING, NORMS, applied
+from pipeline.flow.lazy import Lazy, Normed, Same, Viewed
 from pipeline.flow.lookups import key_of_lookup
 from pipeline.flow.plan import CallKey, Discovery, SitePlan
 from pipeline.flow.present import Ending, Met, Presenter
@@ -40,7 +41,11 @@ def tapped_forward(model: nn.Module, discovery: Discovery, batch: Batch, observe
     Runs in eval and inference mode, without the fused attention path; all are restored. Raises ModelError if a site's
     calls and rows are not as its plan expects.
     """
-    tap = Tap(model, discovery, batch, observe)
+    return forward_under(Tap(model, discovery, batch, observe), model, batch)
+
+
+def forward_under(tap: Tap, model: nn.Module, batch: Batch) -> Any:
+    """`tapped_forward` by a tap of the caller's."""
     try:
         with quiet(model), tap:
             out = batch.forward(model)
@@ -85,7 +90,7 @@ class Pending:
 
     met: Met
     step: int
-    x: Callable[[], torch.Tensor]
+    x: Lazy
     root: Pending | None = None
     before: torch.Tensor | None = None
     noted: list[Notes] = field(default_factory=list)
@@ -102,7 +107,7 @@ class Notes:
     """What the tap keeps beside a value: the sites that wait for it, and how to have it before a norm's gain."""
 
     pending: list[Pending]
-    before_gain: Callable[[], torch.Tensor] | None = None
+    before_gain: Lazy | None = None
 
     def __post_init__(self) -> None:
         for one in self.pending:
@@ -155,20 +160,24 @@ class Tap(Tracker):
             for pending in notes.pending if notes is not None else ():
                 root, plan = pending.root or pending, pending.met.plan
                 if plan.meets_gate and plan.trail[pending.step :] == (call.op.name,):
-                    pending.before = call.args[index].clone()
+                    pending.before = self.keep(call.args[index])
                 if plan.before is not None or not plan.trail:
-                    root.met = replace(root.met, out=root.met.out.clone())
+                    root.met = replace(root.met, out=self.keep(root.met.out))
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of what the next operation overwrites."""
+        return tensor.clone()
 
     def _note_gain(self, call: Call, result: Value) -> None:
         source = applied(call, self._discovery.gains)
         if source is not None:
             earlier: Notes | None = self.value_of(source).notes
             known = None if earlier is None else earlier.before_gain
-            result.notes = Notes([], known or (lambda: source))
+            result.notes = Notes([], known or Same(source))
         elif call.op.name in NORMS:
             weight = call.bound().get("weight")
             if weight is not None and self.value_of(weight).key in self._discovery.gains:
-                result.notes = Notes([], cache(partial(before_gain, call)))
+                result.notes = Notes([], Normed(call))
 
     def _carry(self, call: Call, out: Any, results: list[Value]) -> None:
         for position, argument in enumerate(call.args):
@@ -193,10 +202,10 @@ class Tap(Tracker):
                 continue
             gain = notes.before_gain
             pending = [
-                Pending(one.met, one.step, _viewed(call, one.x, None if whole else part), one.root or one)
+                Pending(one.met, one.step, Viewed(call, one.x, None if whole else part), one.root or one)
                 for one in notes.pending
             ]
-            value.notes = Notes(pending, None if gain is None else _viewed(call, gain, None if whole else part))
+            value.notes = Notes(pending, None if gain is None else Viewed(call, gain, None if whole else part))
 
     def _advance(self, call: Call, position: int, pending: Pending, out: Any, result: Value) -> None:
         root = pending.root or pending
@@ -242,7 +251,7 @@ class Tap(Tracker):
         if key not in self._discovery.calls:
             self._refuse_unknown(call, affine)
         for plan in self._plans(key):
-            pending = Pending(Met(plan, affine, out, result.rows, result.places), 0, lambda: affine.x)
+            pending = Pending(Met(plan, affine, out, result.rows, result.places), 0, Same(affine.x))
             if plan.branch is not None and plan.branch.key is not None:
                 self._pair(plan, pending, result, is_gate=plan.branch.key != key)
             elif plan.trail:
@@ -309,11 +318,3 @@ class Tap(Tracker):
             self.fail(plan, ModelError(f"site {plan.site.name}: {message}"))
         for collected in self._collected.values():
             self._observe(collected.joined())
-
-
-def _viewed(call: Call, source: Callable[[], torch.Tensor], part: int | None) -> Callable[[], torch.Tensor]:
-    def view() -> torch.Tensor:
-        out = call.func(source(), *call.args[1:], **call.kwargs)
-        return out if part is None else out[part]  # type: ignore[no-any-return]
-
-    return view

@@ -40,6 +40,21 @@ def mark_state(tensor: torch.Tensor) -> None:
     vars(tensor)[_ATTRIBUTE] = Value(object(), Origin.DATA)
 
 
+def is_known(tensor: torch.Tensor) -> bool:
+    """Whether some forward has met or made this tensor."""
+    return _ATTRIBUTE in vars(tensor)
+
+
+def outlasting(value: Value) -> Value:
+    """Of what is known of a tensor, that which a later forward asks for."""
+    return Value(object(), value.origin, key=value.key, names=value.names, learned=value.learned)
+
+
+def leave(tensor: torch.Tensor, value: Value) -> None:
+    """Let a tensor carry what is known of it into later forwards."""
+    vars(tensor)[_ATTRIBUTE] = value
+
+
 class Tracker(TorchDispatchMode):
     """Follows values through a forward; `on_data` decides what happens at an operation on data."""
 
@@ -68,7 +83,7 @@ class Tracker(TorchDispatchMode):
             self.attach(leaf, value)
 
     def _leaves(self, batch: Batch, preferred: Sequence[int | None]) -> Iterator[tuple[torch.Tensor, Rows | None]]:
-        leaves = list(_input_leaves(batch))
+        leaves = list(input_leaves(batch))
         self._graphs = graphs = Graphs.among(leaves, self.rows)
         for position, (leaf, row) in enumerate(leaves):
             axis = preferred[position] if position < len(preferred) else None
@@ -272,7 +287,7 @@ def _shares_memory(left: torch.Tensor, right: torch.Tensor) -> bool:
     return left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
 
 
-def _input_leaves(batch: Batch) -> Iterator[tuple[torch.Tensor, int | None]]:
+def input_leaves(batch: Batch) -> Iterator[tuple[torch.Tensor, int | None]]:
     """Every tensor of a batch's arguments, with the row it alone belongs to where a list has one entry per row."""
     for argument in (*batch.inputs, *batch.kwargs.values()):
         yield from _leaves_of(argument, batch.rows, None)
