@@ -24,8 +24,8 @@ from pipeline.devices import CPU, moved
 from pipeline.errors import JobError, ModelError
 from pipeline.flow.apart import Held, cut
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
+from pipeline.flow.forwards import Forwards
 from pipeline.flow.gradients import observe_gradients
-from pipeline.flow.tap import tapped_forward
 from pipeline.forms import numbered, of_classes
 from pipeline.hashing import row_hash
 from pipeline.kernels import choose
@@ -70,6 +70,7 @@ class Running:
         self._sums: dict[_Sample, Accumulator] = {}
         self._own: dict[tuple[str, str], State] = {}
         self._held = Held(self.discovery.leaf_axes)
+        self._forwards = Forwards(self.discovery)
         self._sampled = [one for one in self.statistics if one.sample_shift > 0 and self.discovery.apart]
         self._others = [one for one in self.statistics if one not in self._sampled]
         self._most_rows = 0
@@ -101,7 +102,7 @@ class Running:
         self._memo: dict[Any, Any] = {}
         observe = partial(self._observe, statistics)
         with choose.in_force(self.kernel):
-            out = tapped_forward(model, self.discovery, batch, observe)
+            out = self._forwards.run(model, batch, observe)
             if self._has_loss(batch, statistics):
                 observe_gradients(model, self.discovery, batch, observe)
         return out

@@ -81,6 +81,7 @@ class Value:
     """
 
     __slots__ = (
+        "__weakref__",
         "fed",
         "key",
         "learned",

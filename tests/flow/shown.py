@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.flow.discover import Discovery, discover
+from pipeline.flow.forwards import Forwards
 from pipeline.flow.tap import tapped_forward
 from pipeline.sites import Presentations
 
@@ -47,7 +48,62 @@ def show(model: nn.Module, batch: Batch, *, probe: Batch | None = None, **select
         shown.calls[name] = shown.calls.get(name, 0) + 1
 
     shown.out = tapped_forward(model, found, batch, observe)
+    expect_the_same_by_script(model, found, batch)
     return shown
+
+
+def expect_the_same_by_script(model: nn.Module, found: Discovery, batch: Batch) -> Forwards:
+    """Five forwards of a batch present the same, with or without a script; returns what ran them."""
+    forwards, runs = Forwards(found), list[list[Presentations]]()
+    for _ in range(5):
+        kept: list[Presentations] = []
+        forwards.run(model, batch, lambda presented, kept=kept: kept.append(copied(presented)))
+        runs.append(kept)
+    first = runs[0]
+    for other in runs[1:]:
+        assert [one.site.name for one in other] == [one.site.name for one in first]
+        # a model that carries a state on does the same no second time, and has no script
+        for one, expected in zip(other, first, strict=True) if forwards.scripts else ():
+            expect_equal(one, expected)
+    return forwards
+
+
+def copied(presented: Presentations) -> Presentations:
+    x, sums = presented.patches(0, presented.entries).clone(), presented.input_sums()
+    return replace(
+        presented,
+        **{name: _clone(getattr(presented, name)) for name in TENSORS},
+        patches=lambda start, stop: x[start:stop],
+        input_sums=lambda: sums,
+    )
+
+
+TENSORS = (
+    *("z_LSU", "a_LSU", "affine_LSU", "row_L", "mask_LS", "position_LS", "padded_S", "label_LS"),
+    *("uid_N", "label_N"),
+)
+
+
+def _clone(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    # the strides as they are
+    return None if tensor is None else tensor.clone(memory_format=torch.preserve_format)
+
+
+def expect_equal(one: Presentations, expected: Presentations) -> None:
+    """Bit by bit, and with the same strides."""
+    for name in TENSORS:
+        value, wanted = getattr(one, name), getattr(expected, name)
+        assert (value is None) == (wanted is None), name
+        if value is not None:
+            torch.testing.assert_close(value, wanted, rtol=0, atol=0, equal_nan=True, check_stride=True, msg=name)
+    pairs = [
+        (one.patches(0, one.entries), expected.patches(0, expected.entries)),
+        *zip(vars(one.input_sums()).values(), vars(expected.input_sums()).values(), strict=True),
+    ]
+    for value, wanted in pairs:
+        if isinstance(wanted, torch.Tensor):
+            torch.testing.assert_close(value, wanted, rtol=0, atol=0, equal_nan=True)
+    assert (one.windows is None) == (expected.windows is None)
 
 
 def batch_of(*inputs: Any, rows: int | None = None, **fields: Any) -> Batch:

@@ -1,0 +1,116 @@
+"""Shows batches to the sites of a model: by a tap the first times, by a script once a signature has come again.
+
+Layer 1. Whatever a script cannot follow, the tap does from the batch's start; what was observed until then is observed
+once only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.batch import Batch
+from pipeline.errors import CensusError
+from pipeline.flow.plan import Discovery
+from pipeline.flow.recording import Recording
+from pipeline.flow.replay import Replay
+from pipeline.flow.script import Script
+from pipeline.flow.signature import Signature, signature_of
+from pipeline.flow.tap import Observe, forward_under, quiet, tapped_forward
+from pipeline.flow.trace import mark_state
+from pipeline.sites import Presentations
+
+# batches of more lengths than this come in no order that would pay
+MOST = 16
+# a model whose forwards depart from their scripts as often chooses its operations by its data
+DEPARTURES = 3
+
+
+class Forwards:
+    """The forwards of a model, batch after batch; presents the same as `tapped_forward` and raises the same."""
+
+    def __init__(self, discovery: Discovery) -> None:
+        self.discovery = discovery
+        self._scripts: OrderedDict[Hashable, Script | None] = OrderedDict()
+        self._departures = 0
+
+    def run(self, model: nn.Module, batch: Batch, observe: Observe) -> Any:
+        """Run the model on a batch, call `observe` once per site call, return what the model returns."""
+        signature = signature_of(batch) if self.may_script else None
+        if signature is None:
+            return tapped_forward(model, self.discovery, batch, observe)
+        if signature.key not in self._scripts:
+            # one that never comes again is not worth a script
+            self._keep(signature.key, None)
+            return tapped_forward(model, self.discovery, batch, observe)
+        script = self._scripts[signature.key]
+        self._scripts.move_to_end(signature.key)
+        if script is None or not script.is_alive:
+            return self._record(model, batch, signature, observe)
+        return self._replay(script, model, batch, signature, observe)
+
+    @property
+    def scripts(self) -> int:
+        """For how many signatures there is a script."""
+        return sum(script is not None for script in self._scripts.values())
+
+    @property
+    def may_script(self) -> bool:
+        """Whether any forward is still tried by a script."""
+        return self._departures < DEPARTURES
+
+    def _keep(self, key: Hashable, script: Script | None) -> None:
+        self._scripts[key] = script
+        if len(self._scripts) > MOST:
+            self._scripts.popitem(last=False)
+
+    def _record(self, model: nn.Module, batch: Batch, signature: Signature, observe: Observe) -> Any:
+        tap = Recording(model, self.discovery, batch, observe, signature.leaves)
+        out = forward_under(tap, model, batch)
+        script = tap.script(model)
+        if script is None:
+            self._departures = DEPARTURES
+            self._scripts.clear()
+        else:
+            self._keep(signature.key, script)
+        return out
+
+    def _replay(self, script: Script, model: nn.Module, batch: Batch, signature: Signature, observe: Observe) -> Any:
+        replay = Replay(script, batch, signature.leaves, observe)
+        for leaf in signature.leaves:
+            mark_state(leaf)
+        try:
+            with quiet(model), replay:
+                out = batch.forward(model)
+        except (CensusError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if error is replay.defect:
+                raise
+        else:
+            if replay.is_complete:
+                with torch.inference_mode():
+                    replay.finish()
+                return out
+        self._departures += 1
+        self._scripts.pop(signature.key)
+        return tapped_forward(model, self.discovery, batch, _Rest(observe, replay.shown))
+
+
+class _Rest:
+    """Observes all but the first presentations, which were observed before."""
+
+    def __init__(self, observe: Observe, shown: int) -> None:
+        self._observe = observe
+        self._shown = shown
+
+    def __call__(self, presentations: Presentations) -> None:
+        """Observe the next one."""
+        if self._shown:
+            self._shown -= 1
+        else:
+            self._observe(presentations)

@@ -1,0 +1,94 @@
+"""The operations of a forward as a fixed list: what each is done to, what it makes, and what is shown behind it.
+
+Layer 1. A script holds no tensor. The tensors of a forward have numbers, their *registers*: first those of the batch,
+then the model's own and whatever operations make, each at its first use.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.flow.prepared import Prepared
+from pipeline.flow.registers import Pattern, Registers
+from pipeline.flow.values import Value
+
+
+class Result(NamedTuple):
+    """A tensor that an operation makes, or hands on where `is_new` is False; `number` is None where nothing needs it.
+
+    left  what is known of it in a later forward, if something outlives this one
+    """
+
+    number: int | None
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    is_new: bool
+    left: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation.
+
+    tensors, others  its positional arguments: those that are tensors with their registers, and the rest
+    is_fresh   it makes something of nothing that was there before, but perhaps its shape
+    results    of it; one tensor where `is_single`
+    kept       of what it overwrites: the register, and that of its copy
+    shows      the presentations that it completes
+    freed      the registers that nothing needs behind it
+    """
+
+    func: torch._ops.OpOverload
+    arguments: int
+    tensors: tuple[tuple[int, int], ...]
+    others: tuple[tuple[int, Pattern], ...]
+    keywords: Mapping[str, Pattern]
+    is_fresh: bool
+    results: tuple[Result, ...]
+    is_single: bool
+    kept: tuple[tuple[int, int], ...]
+    shows: tuple[Prepared, ...]
+    freed: tuple[int, ...]
+
+    def is_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], registers: Registers) -> bool:
+        """Whether an operation with these arguments is this one, up to its function."""
+        if len(args) != self.arguments or len(kwargs) != len(self.keywords):
+            return False
+        for position, number in self.tensors:
+            if args[position] is not registers[number]:
+                return False
+        for position, pattern in self.others:
+            if not pattern.fits(args[position], registers):
+                return False
+        return all(name in kwargs and one.fits(kwargs[name], registers) for name, one in self.keywords.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Script:
+    """All operations of a forward of a batch with a certain signature.
+
+    leaves  how many registers are of the batch; `own` the model's tensors by their registers
+    """
+
+    steps: tuple[Step, ...]
+    registers: int
+    leaves: int
+    own: tuple[tuple[int, weakref.ref[torch.Tensor]], ...]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the model's tensors are still there."""
+        return all(held() is not None for _, held in self.own)
+
+    def start(self, leaves: Sequence[torch.Tensor]) -> list[Any]:
+        """The registers before the first operation."""
+        registers: list[Any] = [*leaves, *[None] * (self.registers - len(leaves))]
+        for number, held in self.own:
+            registers[number] = held()
+        return registers

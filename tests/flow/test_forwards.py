@@ -1,0 +1,294 @@
+"""Forwards along a script present what the tap presents, bit by bit; what no script can follow is left to the tap."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from pipeline.batch import Batch
+from pipeline.errors import ModelError
+from pipeline.flow.discover import discover
+from pipeline.flow.forwards import DEPARTURES, Forwards
+from pipeline.flow.tap import tapped_forward
+from pipeline.models.base import Task
+from pipeline.sites import Presentations
+from tests.flow.shown import batch_of, copied, expect_equal, expect_the_same_by_script
+from tests.models.build import build
+
+IMAGES, SERIES, TOKENS = Task((3, 8, 8), 4), Task((3, 12), 4), Task((6,), 4, vocabulary=20)
+
+
+def _numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _shown(run: Callable[[Callable[[Presentations], None]], Any]) -> tuple[list[Presentations], Any]:
+    kept: list[Presentations] = []
+    return kept, run(lambda presented: kept.append(copied(presented)))
+
+
+def _expect_as_tapped(forwards: Forwards, model: nn.Module, batch: Batch) -> None:
+    """The next forward presents, and returns, what the tap does."""
+    found = forwards.discovery
+    seen, out = _shown(lambda observe: forwards.run(model, batch, observe))
+    wanted, expected = _shown(lambda observe: tapped_forward(model, found, batch, observe))
+    assert [one.site.name for one in seen] == [one.site.name for one in wanted]
+    for one, other in zip(seen, wanted, strict=True):
+        expect_equal(one, other)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
+FAMILIES: dict[str, tuple[Task, dict[str, Any], Callable[[int, int], Any]]] = {
+    "mlp": (Task((5,), 3), {}, lambda rows, seed: _numbers(rows, 5, seed=seed)),
+    "cnn": (IMAGES, {}, lambda rows, seed: _numbers(rows, 3, 8, 8, seed=seed)),
+    "resnet": (IMAGES, {}, lambda rows, seed: _numbers(rows, 3, 8, 8, seed=seed)),
+    "tcn": (SERIES, {}, lambda rows, seed: _numbers(rows, 3, 12, seed=seed)),
+    "transformer": (
+        TOKENS,
+        {"layers": 2, "width": 8, "heads": 2},
+        lambda rows, seed: torch.randint(20, (rows, 6), generator=torch.Generator().manual_seed(seed)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_followed_by_one_script_for_each_shape(name: str) -> None:
+    task, settings_of, draw = FAMILIES[name]
+    model = build(name, task, **settings_of).eval()
+    forwards = Forwards(discover(model, batch_of(draw(4, 0))))
+    for seed, rows in enumerate([4, 4, 4, 3, 4, 3, 3]):
+        _expect_as_tapped(forwards, model, batch_of(draw(rows, seed)))
+    assert forwards.scripts == 2
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(2, 6), st.booleans()), min_size=3, max_size=9))
+def test_batches_of_any_shape_and_mask_in_any_order(shapes: list[tuple[int, int, bool]]) -> None:
+    forwards, model = _ENCODER
+    for seed, (rows, length, masked) in enumerate(shapes):
+        draws = torch.Generator().manual_seed(seed)
+        token = torch.randint(20, (rows, length), generator=draws)
+        mask_NS = torch.rand((rows, length), generator=draws) < 0.7 if masked else None
+        batch = batch_of(token, mask_NS=mask_NS, kwargs={} if mask_NS is None else {"mask": mask_NS})
+        _expect_as_tapped(forwards, model, batch)
+
+
+def _encoder() -> tuple[Forwards, nn.Module]:
+    model = build("transformer", TOKENS, layers=1, width=8, heads=2).eval()
+    return Forwards(discover(model, batch_of(torch.zeros((3, 6), dtype=torch.int64)))), model
+
+
+_ENCODER = _encoder()
+
+
+class Odd(nn.Module):
+    """One layer into another by some way; `form` names it."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.norm, self.dropout = nn.LayerNorm(6), nn.Dropout(0.5)
+        self.wide = nn.Linear(6, 18)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return getattr(self, f"_{self.form}")(x)
+
+    def _in_place(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(functional.relu(self.first(x), inplace=True))
+
+    def _residual_in_place(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.relu_(self.first(x))
+        y += x
+        return self.second(y)
+
+    def _tied(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(functional.gelu(self.first(functional.relu(self.first(x)))), self.first.weight.t())
+
+    def _chunks(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.wide(self.norm(x)).chunk(3, dim=-1)
+        return self.second(functional.scaled_dot_product_attention(query, key, value))
+
+    def _gated(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        return self.second(functional.silu(self.first(x)) * self.wide(x)[..., :6])
+
+    def _dropped(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.dropout(functional.gelu(self.first(self.norm(x)))))
+
+    def _number(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(functional.relu(self.first(x) * torch.tensor(0.5)))
+
+    def _loop(self, x: torch.Tensor) -> torch.Tensor:
+        state = torch.zeros_like(x[:, 0])
+        for step in range(x.shape[1]):
+            state = torch.tanh(self.first(x[:, step]) + self.second(state))
+        return state
+
+    def _standardised(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.first.weight / self.first.weight.norm(dim=1, keepdim=True)
+        return self.second(functional.relu(functional.linear(x, weight)))
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["in_place", "residual_in_place", "tied", "chunks", "gated", "dropped", "number", "loop", "standardised"],
+)
+def test_an_odd_model_is_followed(form: str) -> None:
+    torch.manual_seed(0)
+    model = Odd(form).eval()
+    forwards = Forwards(discover(model, batch_of(_numbers(3, 4, 6))))
+    for seed in range(5):
+        _expect_as_tapped(forwards, model, batch_of(_numbers(3, 4, 6, seed=seed)))
+    assert forwards.scripts == 1
+
+
+class Unfollowed(nn.Module):
+    """Does something beside that a second forward over the same batch would do otherwise, or that reads numbers."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.mean = torch.zeros(6)
+        self.calls = 0
+        self.cache: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.first(x))
+        if self.form == "draws":
+            y = y + 0 * torch.rand(6)
+        elif self.form == "writes to a tensor of its own":
+            self.mean += y.mean(0)
+        elif self.form == "writes to its input":
+            x.add_(1)
+        elif self.form == "counts":
+            self.calls += 1
+        elif self.form == "keeps":
+            self.cache = [y]
+        elif self.form == "chooses rows":
+            y = y[torch.argsort(y[:, 0])]
+        return self.second(y)
+
+
+@pytest.mark.parametrize(
+    "form", ["draws", "writes to a tensor of its own", "writes to its input", "counts", "keeps", "chooses rows"]
+)
+def test_what_a_script_cannot_follow_has_none(form: str) -> None:
+    torch.manual_seed(0)
+    model = Unfollowed(form).eval()
+    forwards = Forwards(discover(model, batch_of(_numbers(5, 6)), include=["first"]))
+    for seed in range(4):
+        seen, _ = _shown(lambda observe, seed=seed: forwards.run(model, batch_of(_numbers(5, 6, seed=seed)), observe))
+        assert [one.site.name for one in seen] == ["first"]
+        torch.testing.assert_close(seen[0].z_LSU[:, 0], model.first(_numbers(5, 6, seed=seed)).detach())
+    assert forwards.scripts == 0
+    assert not forwards.may_script
+
+
+class Branching(nn.Module):
+    """Goes another way where its input says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.relu(self.first(x))
+        if bool(y.sum() > x.sum() + 1e6):
+            return self.second(functional.gelu(y))
+        return self.second(functional.relu(self.third(y)))
+
+
+def test_a_forward_that_goes_another_way_is_presented_once_by_the_tap() -> None:
+    torch.manual_seed(0)
+    model = Branching().eval()
+    usual, unusual = batch_of(_numbers(4, 6)), batch_of(torch.full((4, 6), -1e9))
+    forwards = Forwards(discover(model, usual))
+    for batch in [usual, usual, usual, unusual, usual, usual, unusual, usual, unusual, *[usual] * (3 * DEPARTURES)]:
+        _expect_as_tapped(forwards, model, batch)
+
+
+def test_a_model_that_goes_other_ways_is_left_to_the_tap_at_last() -> None:
+    torch.manual_seed(0)
+    model = Branching().eval()
+    usual, unusual = batch_of(_numbers(4, 6)), batch_of(torch.full((4, 6), -1e9))
+    forwards = Forwards(discover(model, usual))
+    for _ in range(DEPARTURES):
+        for batch in [usual, usual, usual, unusual]:
+            _expect_as_tapped(forwards, model, batch)
+    assert not forwards.may_script
+
+
+def test_another_parameter_is_seen() -> None:
+    torch.manual_seed(0)
+    model = Odd("dropped").eval()
+    batch = batch_of(_numbers(3, 6))
+    forwards = Forwards(discover(model, batch))
+    for _ in range(3):
+        _expect_as_tapped(forwards, model, batch)
+    model.first.weight = nn.Parameter(model.first.weight.detach() * 2)
+    for _ in range(4):
+        _expect_as_tapped(forwards, model, batch)
+
+
+def test_errors_are_those_of_the_tap() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    batch = batch_of(_numbers(3, 6))
+    forwards = Forwards(discover(model, batch))
+    for _ in range(3):
+        forwards.run(model, batch, lambda _: None)
+
+    def refuse(presentations: Presentations) -> None:
+        raise KeyError(presentations.site.name)
+
+    with pytest.raises(KeyError, match="0"):
+        forwards.run(model, batch, refuse)
+    assert forwards.scripts == 1
+    model[2].weight = nn.Parameter(torch.zeros(3, 5))
+    with pytest.raises(ModelError, match=r"site 2: linear of shapes \(3, 6\), \(3, 5\)"):
+        forwards.run(model, batch, lambda _: None)
+
+
+@pytest.mark.parametrize("form", ["in_place", "chunks", "gated", "dropped"])
+def test_nothing_is_kept_of_a_batch(form: str) -> None:
+    """As many tensors after a forward as before, and inside it at no site more than the tap keeps."""
+    torch.manual_seed(0)
+    model, batches = Odd(form).eval(), [batch_of(_numbers(3, 6, seed=seed)) for seed in range(8)]
+    found = discover(model, batches[0])
+    forwards = Forwards(found)
+    by_tap, by_script = list[int](), list[int]()
+    gc.collect()
+    gc.disable()
+    try:
+        start = _tensors()
+        tapped_forward(model, found, batches[0], lambda _: by_tap.append(_tensors() - start))
+        for batch in batches[1:]:
+            by_script.clear()
+            before = _tensors()
+            forwards.run(model, batch, lambda _, before=before: by_script.append(_tensors() - before))
+            assert _tensors() == before
+    finally:
+        gc.enable()
+    assert forwards.scripts == 1
+    assert all(one <= other for one, other in zip(by_script, by_tap, strict=True))
+
+
+def _tensors() -> int:
+    return sum(type(one) is torch.Tensor for one in gc.get_objects())
+
+
+def test_labels_and_masks_of_positions() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 2, 1)).eval()
+    x, classes, mask_NS = _numbers(5, 3, 7), torch.randint(3, (5, 7)), torch.rand(5, 7) < 0.5
+    batch = batch_of(x, label_NS=classes, mask_NS=mask_NS, label_N=torch.arange(5))
+    assert expect_the_same_by_script(model, discover(model, batch), batch).scripts == 1
