@@ -47,6 +47,15 @@ _Sample = tuple[str, int, bool]
 States = dict[str, dict[str, State]]
 
 
+@dataclass(frozen=True, eq=False)
+class _Asking:
+    """The statistics of one site and sample: what grows the primitives of all, and those that observe themselves."""
+
+    shift: int
+    sums: Accumulator | None
+    alone: Sequence[Statistic]
+
+
 @dataclass
 class Running:
     """The running states of one model: per site and sample, of every primitive that its statistics need.
@@ -69,6 +78,8 @@ class Running:
                 raise JobError(f"statistics.{statistic.name}.{name} = {value!r}: expected {expected}")
         self._sums: dict[_Sample, Accumulator] = {}
         self._own: dict[tuple[str, str], State] = {}
+        # by the site's name, whether there are gradients, and the statistics
+        self._asking: dict[tuple[str, bool, int], list[_Asking]] = {}
         self._held = Held(self.discovery.leaf_axes)
         self._forwards = Forwards(self.discovery)
         self._sampled = [one for one in self.statistics if one.sample_shift > 0 and self.discovery.apart]
@@ -143,27 +154,40 @@ class Running:
         presentations = replace(presentations, classes=self.classes, memo=self._memo)
         if site.row_fraction < 1:
             presentations = presentations.select_rows(_among(presentations.uid_N, site.row_fraction))
-        has_gradients = presentations.gradient_LSU is not None
-        applying = [one for one in statistics if one.applies(site) and one.needs_gradients == has_gradients]
-        for shift in sorted({statistic.sample_shift for statistic in applying}):
-            sample = _sampled(presentations, shift)
-            chosen = [statistic for statistic in applying if statistic.sample_shift == shift]
-            self._merge_primitives(sample, [one for one in chosen if not _observes_itself(one)])
-            for statistic in chosen:
-                if _observes_itself(statistic):
-                    seen = statistic.observe(sample)
-                    before = self._own.get((site.name, statistic.name))
-                    self._own[site.name, statistic.name] = statistic.merge(site, before, seen) if before else seen
+        key = (site.name, presentations.gradient_LSU is not None, id(statistics))
+        asking = self._asking.get(key)
+        if asking is None:
+            # the lists of statistics are as long here as this is: none takes the id of another
+            asking = self._asking[key] = self._asked(statistics, presentations)
+        for one in asking:
+            sample = _sampled(presentations, one.shift)
+            if one.sums is not None:
+                one.sums.add(sample)
+            for statistic in one.alone:
+                seen = statistic.observe(sample)
+                before = self._own.get((site.name, statistic.name))
+                self._own[site.name, statistic.name] = statistic.merge(site, before, seen) if before else seen
 
-    def _merge_primitives(self, sample: Presentations, statistics: Sequence[Statistic]) -> None:
-        if not statistics:
-            return
-        site, first = sample.site, statistics[0]
+    def _asked(self, statistics: Sequence[Statistic], presentations: Presentations) -> list[_Asking]:
+        """What statistics ask of a site, the largest sample first."""
+        site, has_gradients = presentations.site, presentations.gradient_LSU is not None
+        applying = [one for one in statistics if one.applies(site) and one.needs_gradients == has_gradients]
+        asking = []
+        for shift in sorted({statistic.sample_shift for statistic in applying}):
+            chosen = [statistic for statistic in applying if statistic.sample_shift == shift]
+            together = [one for one in chosen if not _observes_itself(one)]
+            alone = [one for one in chosen if _observes_itself(one)]
+            asking.append(_Asking(shift, self._sums_of(site, together) if together else None, alone))
+        return asking
+
+    def _sums_of(self, site: Site, statistics: Sequence[Statistic]) -> Accumulator:
+        """What grows the primitives of statistics of one sample, the same whenever they are asked."""
+        first = statistics[0]
         key = (site.name, first.sample_shift, first.needs_gradients)
         if key not in self._sums:
             needed = list(dict.fromkeys(need for one in statistics for need in one.primitives(site).values()))
             self._sums[key] = choose.accumulator(self.kernel, site, needed)
-        self._sums[key].add(sample)
+        return self._sums[key]
 
 
 def _observes_itself(statistic: Statistic) -> bool:
