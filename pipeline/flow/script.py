@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -92,3 +92,26 @@ class Script:
         for number, held in self.own:
             registers[number] = held()
         return registers
+
+
+def freed(steps: Sequence[Step], leaves: int, own: Mapping[int, int]) -> tuple[Step, ...]:
+    """The steps, each with the registers that it is the last to need, and without those that nothing needs."""
+    last: dict[int, int] = {}
+    for index, step in enumerate(steps):
+        patterns = (*(one for _, one in step.others), *step.keywords.values())
+        needed = {number for _, number in step.tensors} | {number for one in patterns for number in one.numbers}
+        needed |= {source for source, _ in step.kept}.union(*[show.numbers for show in step.shows])
+        needed |= {one.number for one in step.results if not one.is_new and one.number is not None}
+        last.update(dict.fromkeys(needed, index))
+    freed: dict[int, list[int]] = {}
+    for number, index in last.items():
+        if number >= leaves and number not in own.values():
+            freed.setdefault(index, []).append(number)
+    return tuple(
+        replace(
+            step,
+            results=tuple(one if one.number in last else one._replace(number=None) for one in step.results),
+            freed=tuple(freed.get(index, ())),
+        )
+        for index, step in enumerate(steps)
+    )

@@ -5,6 +5,7 @@ Layer 1. Only batches of plain tensors, in tuples, lists and dictionaries, have 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,16 +28,21 @@ class _UnlikeError(Exception):
 
 
 def signature_of(batch: Batch) -> Signature | None:
-    """The signature of a batch; None where some part is no plain tensor or value."""
+    """The signature of a batch; None where some part is no plain tensor or value.
+
+    Nothing of the batch is kept alive by it but its plain values.
+    """
     leaves: list[torch.Tensor] = []
     numbers: dict[int, int] = {}
     try:
         given = [_key_of(part, leaves, numbers) for part in (batch.inputs, batch.kwargs, batch.mask_NS)]
-    except _UnlikeError:
+        call = None if batch.call is None else weakref.ref(batch.call)
+        labels_NS = None if batch.label_NS is None else batch.label_NS.shape
+        key = (*given, (batch.rows, batch.label_N is not None, labels_NS, batch.position_axes, call))
+        hash(key)
+    except (_UnlikeError, TypeError):
         return None
-    labels_NS = None if batch.label_NS is None else batch.label_NS.shape
-    named = (batch.rows, batch.label_N is not None, labels_NS, batch.position_axes, batch.call)
-    return Signature((*given, named), leaves)
+    return Signature(key, leaves)
 
 
 def _key_of(value: Any, leaves: list[torch.Tensor], numbers: dict[int, int]) -> Hashable:

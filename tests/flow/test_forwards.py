@@ -292,3 +292,18 @@ def test_labels_and_masks_of_positions() -> None:
     x, classes, mask_NS = _numbers(5, 3, 7), torch.randint(3, (5, 7)), torch.rand(5, 7) < 0.5
     batch = batch_of(x, label_NS=classes, mask_NS=mask_NS, label_N=torch.arange(5))
     assert expect_the_same_by_script(model, discover(model, batch), batch).scripts == 1
+
+
+def test_a_way_of_calling_is_part_of_the_signature() -> None:
+    torch.manual_seed(0)
+    model = Odd("in_place").eval()
+    x = _numbers(3, 6)
+
+    def twice(model: nn.Module, batch: Batch) -> Any:
+        return model(2 * batch.inputs[0])
+
+    batches = [batch_of(x), batch_of(x, call=twice)]
+    forwards = Forwards(discover(model, batches[0]))
+    for batch in batches * 4:
+        _expect_as_tapped(forwards, model, batch)
+    assert forwards.scripts == 2
