@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.errors import DataError, JobError
 from pipeline.job import Columns, DataSpec
+from pipeline.rows.pictures import Pictures
 from pipeline.sources.base import Source
 from pipeline.sources.image_folder import ImageFolder
 from pipeline.sources.images import Images
@@ -125,6 +126,30 @@ def test_other_sizes_and_colours_are_brought_to_the_shape_where_the_job_says(tmp
     x, labels, _ = read(folder(tmp_path, (1, 4, 5), **spec), "all")
     np.testing.assert_allclose(x, 0.2, atol=1e-6)
     assert labels == [0, 0]
+
+
+def encoded(pixels: np.ndarray, kind: str) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_grey_of_sixteen_bits_keeps_them(channels: int, kind: str):
+    level_HW = np.random.default_rng(0).integers(0, 1 << 16, (4, 5)).astype(np.uint16)
+    found = Pictures("image", (channels, 4, 5), resize=False).decode_all([encoded(level_HW, kind)])
+    np.testing.assert_array_equal(found.parts[0][0], np.stack([level_HW.astype(np.float32) / 65535] * channels))
+    even = encoded(np.full((8, 10), 13107, dtype=np.uint16), kind)
+    found = Pictures("image", (channels, 4, 5), resize=True).decode_all([even])
+    np.testing.assert_allclose(found.parts[0], 0.2, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", [np.float32(0.5), np.int32(70_000)])
+def test_pixels_without_a_known_greatest_are_unreadable(level: Any):
+    found = Pictures("image", (1, 4, 5), resize=True).decode_all([encoded(np.full((4, 5), level), "TIFF")])
+    assert not found.usable_N.any()
+    assert found.reason == "its pixels are 32 bits deep, which have no known greatest: expected 8, or 16 of grey"
 
 
 def test_folders_that_are_not_what_they_should_be(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Encoded images (PNG, JPEG, …) as numbers from 0 to 1.
+"""Encoded images (PNG, JPEG, …) as numbers from 0 to 1: of 8 bits to a channel, or grey of 16.
 
 Layer 1: no I/O.
 """
@@ -20,6 +20,11 @@ from pipeline.rows.features import FeatureFormat, Part, Role, Usable
 
 MODES = {1: "L", 3: "RGB"}
 GREATEST = 255
+# Pillow's name of numbers
+DEEP = "F"
+DEEP_GREATEST = 65535
+# raised whenever the same bytes would give other numbers
+PICTURES_VERSION = 2
 
 
 class NoPicture(Exception):  # noqa: N818
@@ -49,8 +54,8 @@ class Pictures(FeatureFormat):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Its fields."""
-        return {"pictures": asdict(self)}
+        """Its fields, and how they are read."""
+        return {"pictures": asdict(self), "version": PICTURES_VERSION}
 
     def roles(self) -> Iterator[Role]:
         """Bytes."""
@@ -81,7 +86,7 @@ class Pictures(FeatureFormat):
         channels, height, width = self.shape
         try:
             with image_module.open(io.BytesIO(content)) as opened:
-                image = opened.convert(MODES[channels])
+                image = _of_mode(opened, MODES[channels])
         except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
             raise NoPicture(f"no image can be decoded: {str(error).partition(' <')[0]}") from error
         if image.size != (width, height):
@@ -89,8 +94,18 @@ class Pictures(FeatureFormat):
                 found = f"{image.size[1]} × {image.size[0]}"
                 raise NoPicture(f"the image has {found} pixels, expected {height} × {width}")
             image = image.resize((width, height), image_module.Resampling.BILINEAR)
-        pixel_HWC = np.asarray(image, dtype=np.float32).reshape(height, width, channels) / GREATEST
-        return np.moveaxis(pixel_HWC, 2, 0)
+        greatest = DEEP_GREATEST if image.mode == DEEP else GREATEST
+        pixel_HWC = np.asarray(image, dtype=np.float32).reshape(height, width, -1) / np.float32(greatest)
+        return np.moveaxis(np.broadcast_to(pixel_HWC, (height, width, channels)), 2, 0)
+
+
+def _of_mode(opened: Any, mode: str) -> Any:
+    """The image with 8 bits to a channel; a grey one of 16 as numbers, which Pillow would cut off at 255."""
+    if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format == "PPM"):
+        return opened.convert(DEEP)
+    if opened.mode in ("I", DEEP):
+        raise NoPicture("its pixels are 32 bits deep, which have no known greatest: expected 8, or 16 of grey")
+    return opened.convert(mode)
 
 
 def _pillow() -> Any:
