@@ -25,6 +25,7 @@ from pipeline.hashing import splitmix64
 from pipeline.inputs import list_inputs, open_input
 from pipeline.job import Columns, DataSpec
 from pipeline.registry import sources
+from pipeline.rows.decode import RowError, class_labels, key_uids
 from pipeline.rows.features import Numbers
 from pipeline.rows.format import RowFormat
 from pipeline.rows.reading import Piece, Reading, batched, prefetched
@@ -317,6 +318,13 @@ def test_an_integer_key_is_the_uid(tmp_path: Path):
     columns = Columns(features="x", shape=(4,), key="id")
     batches, _ = read_all(parquet(write(tmp_path / "a.parquet", table), columns), "all")
     assert torch.cat([batch.uid_N for batch in batches]).tolist() == table["id"].to_pylist()
+
+
+def test_keys_and_labels_that_are_no_text():
+    keys = pa.array([b"a", b"\xff"], pa.binary()).view(pa.string())
+    assert key_uids(keys).tolist() == [*key_uids(pa.array(["a"])), *key_uids(keys[1:])]
+    with pytest.raises(RowError, match=r"label b'\\xff': expected one of a, b"):
+        class_labels(keys, classes=2, names=("a", "b"))
 
 
 def test_a_text_key_is_hashed_alike_wherever_the_row_is(tmp_path: Path):

@@ -142,6 +142,33 @@ def test_a_null_number_is_unreadable_and_a_null_category_is_not(tmp_path: Path):
         read(source, "train")
 
 
+def not_utf8(texts: list[bytes]) -> pa.Array:
+    """Strings as a damaged file, or a careless writer, has them."""
+    return pa.array(texts, pa.binary()).view(pa.string())
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize("values", [4, 200])
+def test_a_category_that_is_no_text_is_unknown(tmp_path: Path, values: int, encoded: bool):
+    names = [str(value).encode() for value in range(values)]
+    work = not_utf8([*names, b"\xffx"])
+    train = people(values + 1, split="train").set_column(2, "work", work.dictionary_encode() if encoded else work)
+    few = not_utf8([b"3", b"\xffx"])
+    test = people(2, split="test").set_column(2, "work", few.dictionary_encode() if encoded else few)
+    pq.write_table(train, tmp_path / "a.parquet")
+    pq.write_table(test, tmp_path / "b.parquet")
+    source = tabular(tmp_path, store=str(tmp_path / "store"))
+    assert source.categories[0] == values + 1
+    (known, unknown), _ = read(source, "test")[1].T
+    assert (known > 0, unknown) == (True, 0)
+
+
+def test_numbers_beyond_float32_are_in_no_scale():
+    given = pa.array([1e300, -1e200, 1.0, 3.0, float("inf")])
+    moments = tallied([{"x": given}, {"x": pa.array([2.0, 1e250])}], (), ("x",)).moments["x"]
+    assert (moments.n, moments.mean) == (3, 2.0)
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [

@@ -106,6 +106,15 @@ def test_words_are_numbered_by_how_often_training_has_them(tmp_path: Path):
     assert (few.vocabulary, real(read(few, "test")[0])) == (4, [[3, 0, 2, 0, 0]])
 
 
+def test_words_of_what_is_no_text_are_in_the_ledger(tmp_path: Path):
+    text = pa.array([b"a b", b"caf\xe9 b", b"b a"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": text}), tmp_path / "rows.parquet")
+    source = tokens(tmp_path / "rows.parquet", tokenizer="words", min_count=1)
+    batches, reading = read(source)
+    assert real(batches) == [[2, 3], [3, 2]]
+    assert [(one.first_row, one.reason) for one in reading.damage] == [(1, "its text is not UTF-8")]
+
+
 def test_reading_does_not_change_what_it_is(tmp_path: Path):
     source = tokens(write(tmp_path / "rows.parquet", ["a b", "b c a", "a"]), tokenizer="words", min_count=1)
     before = source.features().identity

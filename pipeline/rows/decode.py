@@ -83,6 +83,13 @@ def plain_numbers(values: pa.Array) -> np.ndarray:
     return array
 
 
+def _shown(value: pa.Scalar) -> str:
+    try:
+        return repr(value.as_py())
+    except UnicodeDecodeError:
+        return repr(value.cast(pa.string()).cast(pa.binary()).as_py())
+
+
 def class_labels(column: pa.Array, *, classes: int, names: tuple[str, ...] | None) -> np.ndarray:
     """int64 class of each row, −1 where it is null or −1. RowError at the first that is no class."""
     if names is not None:
@@ -94,7 +101,7 @@ def class_labels(column: pa.Array, *, classes: int, names: tuple[str, ...] | Non
         wrong = pc.fill_null(pc.or_(pc.less(labels, UNKNOWN_CLASS), pc.greater_equal(labels, classes)), False)
         expected = f"0 to {classes - 1}, or −1 or null for unknown"
     if (first := pc.index(wrong, True).as_py()) >= 0:
-        raise RowError(first, f"label {column[first].as_py()!r}: expected {expected}")
+        raise RowError(first, f"label {_shown(column[first])}: expected {expected}")
     return np.array(labels.fill_null(UNKNOWN_CLASS).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
@@ -142,5 +149,7 @@ def key_uids(column: pa.Array) -> np.ndarray:
         if len(wrong):
             raise RowError(int(wrong[0]), f"key {keys[wrong[0]]}: expected 0 to 2⁶³ − 1")
         return keys.astype(np.int64)
-    hashes = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in column.to_pylist()]
+    # as bytes: a file can hold text that is not UTF-8
+    names = column.cast(pa.string()).cast(pa.binary()).to_pylist()
+    hashes = [hashlib.blake2b(name, digest_size=8).digest() for name in names]
     return (np.frombuffer(b"".join(hashes), dtype="<u8") & np.uint64(UID_MASK)).astype(np.int64)

@@ -23,7 +23,7 @@ from pipeline.store import MissingObject, Store
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squares about the mean of a column's finite numbers (Chan, Golub & LeVeque 1979)."""
+    """Count, mean and sum of squares about the mean (Chan, Golub & LeVeque 1979) of what float32 holds of a column."""
 
     n: int = 0
     mean: float = 0.0
@@ -76,14 +76,32 @@ def as_text(column: pa.Array) -> pa.Array:
     return plain.cast(pa.string())
 
 
+def in_utf8(texts: pa.Array) -> pa.Array:
+    """The texts, null where they are not UTF-8: files can hold such, and Arrow reads them without a word."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        return pa.array(map(_decoded, texts.cast(pa.binary()).to_pylist()), pa.string())
+    return texts
+
+
+def _decoded(content: bytes | None) -> str | None:
+    try:
+        return None if content is None else content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def _counted(column: pa.Array) -> dict[str, int]:
     found = pc.value_counts(as_text(column).drop_null())
-    return dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True))
+    values = in_utf8(found.field("values")).to_pylist()
+    counted = zip(values, found.field("counts").to_pylist(), strict=True)
+    return {value: count for value, count in counted if value is not None}
 
 
 def _moments(column: pa.Array) -> Moments:
     values = column.cast(pa.float64()).drop_null().to_numpy(zero_copy_only=False)
-    values = values[np.isfinite(values)]
+    values = values[np.abs(values) <= np.finfo(np.float32).max]
     if not len(values):
         return Moments()
     mean = float(values.mean())
@@ -123,7 +141,7 @@ UNKNOWN = 0
 # how it is written
 UNSEEN = "(unseen)"
 # raised whenever the same rows would give another vocabulary
-TALLY_VERSION = 1
+TALLY_VERSION = 2
 
 
 def stored(store: Store, made_of: Any, make: Callable[[], Vocabulary]) -> Vocabulary:
@@ -170,7 +188,7 @@ class Numbering:
     def _looked_up(self, dictionary: pa.Array) -> np.ndarray:
         values = as_text(dictionary)
         if len(self._known) > FEW * len(values):
-            found = map(self._number.get, values.to_pylist(), repeat(UNKNOWN))
+            found = map(self._number.get, in_utf8(values).to_pylist(), repeat(UNKNOWN))
             return np.fromiter(found, dtype=np.int32, count=len(values))
         place = pc.index_in(values, value_set=self._known)
         return (place.fill_null(-1) if place.null_count else place).to_numpy() + np.int32(1)

@@ -27,7 +27,7 @@ from pipeline.rows.features import Decoded, FeatureFormat, Part, Role, Usable, i
 from pipeline.rows.ragged import Mask, Sequences, lists, of_lengths, padded
 from pipeline.rows.reading import Piece
 from pipeline.rows.series import masked
-from pipeline.rows.tally import UNKNOWN, UNSEEN, Numbering, as_text
+from pipeline.rows.tally import UNKNOWN, UNSEEN, Numbering, as_text, in_utf8
 from pipeline.rows.texts import Texts, texts
 
 Tokenizer = Literal["bytes", "words", "ids"]
@@ -35,6 +35,7 @@ Tokenizer = Literal["bytes", "words", "ids"]
 ENDS = {"bytes": 256, "words": 1}
 END = "(end)"
 NO_TOKEN = "it has no token"
+NOT_UTF8 = "its text is not UTF-8"
 # numbers of words that no vocabulary holds: unknown, and the end of a document
 RESERVED = 2
 WINDOW_SEED = 0x70CE
@@ -102,10 +103,10 @@ class Tokens(FeatureFormat):
         column = rows[self.column]
         if self.tokenizer == "bytes" and not self.packed:
             return _with_bytes(texts(column))
-        found = {"ids": self._given, "bytes": _bytes, "words": self._words}[self.tokenizer](column)
-        found = of_lengths(found, 1, 2**62)
+        given = {"ids": self._given, "bytes": _bytes, "words": self._words}[self.tokenizer](column)
+        found = of_lengths(given, 1, 2**62)
         if not found.usable_N.all():
-            found = found._replace(reason=NO_TOKEN)
+            found = found._replace(reason=given.reason or NO_TOKEN)
         if self.packed:
             return Usable((found.values_VC[:, 0], found.length_N), found.usable_N, found.reason)
         (positions,) = self.shape
@@ -121,10 +122,12 @@ class Tokens(FeatureFormat):
         return Sequences(token_V[:, None], length_N[usable_N], usable_N, "")
 
     def _words(self, column: pa.Array) -> Sequences:
-        values, length_N, usable_N = lists(split_words(column))
+        texts = in_utf8(as_text(column))
+        values, length_N, usable_N = lists(split_words(texts))
         known_V = self._numbering.of(values)
         token_V = np.where(known_V == UNKNOWN, UNKNOWN, known_V + RESERVED - 1)
-        return Sequences(token_V[:, None], length_N[usable_N], usable_N, "")
+        reason = NOT_UTF8 if texts.null_count > column.null_count else ""
+        return Sequences(token_V[:, None], length_N[usable_N], usable_N, reason)
 
     @cached_property
     def _numbering(self) -> Numbering:

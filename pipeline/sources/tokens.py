@@ -15,7 +15,7 @@ from pydantic import Field
 from pipeline.names import Names
 from pipeline.rows.features import FeatureFormat
 from pipeline.rows.ragged import lists
-from pipeline.rows.tally import Vocabulary, frequent, stored, tallied
+from pipeline.rows.tally import Vocabulary, as_text, frequent, in_utf8, stored, tallied
 from pipeline.rows.tokens import ENDS, RESERVED, Tokenizer, split_words
 from pipeline.rows.tokens import Tokens as TokenFormat
 from pipeline.sources.base import FileSource, Options
@@ -90,7 +90,7 @@ class Tokens(FileSource):
 
 
 def _words_of(column: pa.Array) -> pa.Array:
-    return lists(split_words(column))[0]
+    return lists(split_words(in_utf8(as_text(column))))[0]
 
 
 SOURCE = Tokens
