@@ -166,7 +166,7 @@ class InputSums:
         self.by_group: tuple[torch.Tensor, ...] | None = None
 
 
-class Windows(NamedTuple):
+class LaidWindows(NamedTuple):
     """x of some entries as a view that repeats its memory, T taps of the window before C channels, float32 at least.
 
     x_LsGTC   (l, *positions, G, *taps, C); D in the order of `site.pattern_UD` is (channel, tap)
@@ -177,6 +177,32 @@ class Windows(NamedTuple):
     x_LsGTC: torch.Tensor
     square_G: torch.Tensor
     far_G: torch.Tensor
+
+
+class WindowShape(NamedTuple):
+    """How windows lie in their input, by axis; zeros around it (before, after)."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+
+
+class Windows(NamedTuple):
+    """x of some entries of a convolution, uncopied.
+
+    x_LCs  (l, C, *spatial), channels in the order of the groups
+    shape  how its windows lie
+    lay    gives the same with the channels side by side
+    """
+
+    x_LCs: torch.Tensor
+    shape: WindowShape
+    lay: Callable[[torch.Tensor], LaidWindows]
+
+    def laid(self) -> LaidWindows:
+        """See `lay`."""
+        return self.lay(self.x_LCs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,8 +307,7 @@ class Presentations:
             parts = [self.windows(first, last) for first, last in runs(start, stop)]
             if len(parts) == 1:
                 return parts[0]
-            x, square, far = zip(*parts, strict=True)
-            return Windows(torch.cat(x), torch.stack(square).sum(0), torch.stack(far).sum(0))
+            return parts[0]._replace(x_LCs=torch.cat([part.x_LCs for part in parts]))
 
         def input_sums() -> InputSums:
             sums = self.input_sums()

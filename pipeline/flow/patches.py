@@ -19,7 +19,7 @@ from torch.nn import functional
 from pipeline.flow.layout import Arranged, arrange
 from pipeline.flow.rows import Rows
 from pipeline.kernels import native_sums
-from pipeline.sites import InputSums, Windows
+from pipeline.sites import InputSums, LaidWindows, Windows, WindowShape
 
 # channels of a group from which windows are copied faster with the channels side by side
 CHANNELS = 8
@@ -254,6 +254,10 @@ class Convolution(Geometry):
         return self.conv_groups == 1 or fan_in >= CHANNELS * math.prod(self.kernel)
 
     def windows(self, entries: torch.Tensor) -> Windows:
+        """See `Geometry`."""
+        return Windows(entries, WindowShape(self.kernel, self.stride, self.dilation, self.padding), self._laid)
+
+    def _laid(self, entries: torch.Tensor) -> LaidWindows:
         """With the channels side by side a window is a few long runs of memory."""
         dims, groups = len(self.kernel), self.conv_groups
         x = self._channels_last(entries)
@@ -265,7 +269,7 @@ class Convolution(Geometry):
         pixels = max(1, math.prod(x.shape[:-1]))
         mean_GC = (x.new_ones(pixels) @ x.flatten(0, -2) / pixels).double().view(groups, -1)
         far_G = mean_GC.square().sum(1) * (math.prod(self.kernel) * math.prod(view.shape[: dims + 1]))
-        return Windows(view, square_G, far_G)
+        return LaidWindows(view, square_G, far_G)
 
     def _channels_last(self, entries: torch.Tensor) -> torch.Tensor:
         """The padded input as (l, *spatial, C), contiguous, in float32 at least."""

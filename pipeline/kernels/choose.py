@@ -110,6 +110,8 @@ class Mixed(Accumulator):
         fused = kernel.fused(primitives)
         self._site = site
         self._takes = kernel.takes
+        # of nothing too it would read all of z
+        self._any = bool(fused)
         self._fused = Bounded(partial(kernel.grown, site, fused))
         self._pooled = [Pooled(site, one) for one in primitives if isinstance(one, CoMoment)]
         self._rest = Reference(site, [one for one in primitives if one not in fused and not isinstance(one, CoMoment)])
@@ -120,6 +122,8 @@ class Mixed(Accumulator):
         """See `Accumulator`."""
         for one in (self._rest, *self._pooled):
             one.add(presentations)
+        if not self._any:
+            return
         if self._takes(presentations):
             self._fused.add(presentations)
             return

@@ -14,6 +14,7 @@ from pipeline.compiler import CompilerError, compiled
 from pipeline.kernels import bins, matchbins, ranked
 from pipeline.kernels.native_deviations import Slice
 from pipeline.kernels.native_task import Task
+from pipeline.kernels.native_tiles import STRUCTURES
 
 CONSTANTS = {
     "KEPT": bins.KEPT,
@@ -38,7 +39,16 @@ def kernel() -> ctypes.CDLL | str:
         return f"its task has {loaded.task_bytes()} bytes, expected {ctypes.sizeof(Task)}"
     if loaded.slice_bytes() != ctypes.sizeof(Slice):
         return f"its slice has {loaded.slice_bytes()} bytes, expected {ctypes.sizeof(Slice)}"
+    expected = sum(ctypes.sizeof(one) for one in STRUCTURES)
+    if loaded.tiles_bytes() != expected:
+        return f"its tiles have {loaded.tiles_bytes()} bytes, expected {expected}"
     address, number = ctypes.c_void_p, ctypes.c_int64
+    tiles = zip(
+        (loaded.left_tiles, loaded.right_tiles, loaded.tile_taps, loaded.tile_products), STRUCTURES, strict=True
+    )
+    for function, structure in tiles:
+        function.argtypes = [ctypes.POINTER(structure)]
+    loaded.tile_step_bytes.argtypes, loaded.tile_step_bytes.restype = [number, number], number
     loaded.deviations.argtypes = [address]
     loaded.observe.argtypes = [address, number, number]
     loaded.cut.argtypes, loaded.cut.restype = [address, number, number, address], number

@@ -45,7 +45,7 @@ class Composition(Statistic):
     top: int = at_least(1, 8)
 
     name: ClassVar[str] = "composition"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     COLUMNS: ClassVar[tuple[Column, ...]] = (
         Column(
             "composition_total",

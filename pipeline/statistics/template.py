@@ -62,7 +62,7 @@ class Template(Statistic):
     whitened_fan_in: int = at_least(0, 1024)
 
     name: ClassVar[str] = "template"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     COLUMNS: ClassVar[tuple[Column, ...]] = (
         Column(
             "template_n",

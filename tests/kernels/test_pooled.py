@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.flow.discover import discover
 from pipeline.flow.tap import tapped_forward
-from pipeline.kernels import native_build, native_deviations, native_sums, pooled
+from pipeline.kernels import copied, native_build, native_deviations, native_sums, native_tiles, pooled, tiled
 from pipeline.kernels.accumulate import Reference
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.comoment import CoMoment
@@ -48,13 +48,15 @@ LAYERS = {
 }
 
 
-def shown_by(layer: nn.Module, shape: Sequence[int], *, mean: float = 0.4, dtype=torch.float32) -> list[Presentations]:
-    """What batches of 1, 20 and 9 rows show the first site of a layer and a ReLU; kept, as nothing overwrites it."""
+def shown_by(
+    layer: nn.Module, shape: Sequence[int], *, mean: float = 0.4, dtype=torch.float32, rows: Sequence[int] = (1, 20, 9)
+) -> list[Presentations]:
+    """What batches of so many rows show the first site of a layer and a ReLU; kept, as nothing overwrites it."""
     torch.manual_seed(0)
     model = nn.Sequential(layer, nn.ReLU()).to(dtype).eval()
-    x = (torch.randn(30, *shape) + mean).to(dtype)
-    sizes = [1, 20, 9]
-    batches = [Batch((rows,), uid) for rows, uid in zip(x.split(sizes), torch.arange(30).split(sizes), strict=True)]
+    sizes, n = list(rows), sum(rows)
+    x = (torch.randn(n, *shape) + mean).to(dtype)
+    batches = [Batch((part,), uid) for part, uid in zip(x.split(sizes), torch.arange(n).split(sizes), strict=True)]
     found, seen = discover(model, batches[1]), []
     for batch in batches:
         tapped_forward(model, found, batch, seen.append)
@@ -86,10 +88,25 @@ def native() -> ctypes.CDLL:
     return library
 
 
-@pytest.fixture(params=["torch", "native"])
-def _left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Both ways to make the left operands."""
-    with native_sums.in_force(native() if request.param == "native" else None):
+@pytest.fixture(params=["torch", "native", "tiles"])
+def _left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Matrices made by torch and natively, and tiles."""
+    if request.param == "tiles":
+        request.getfixturevalue("_tiles")
+        yield
+        return
+    monkeypatch.setattr(native_tiles, "library", lambda: None)
+    with native_sums.in_force(None if request.param == "torch" else native()):
+        yield
+
+
+@pytest.fixture
+def _tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tiles wherever they can be read, however little of them is used."""
+    with native_sums.in_force(native()):
+        if native_tiles.library() is None:
+            pytest.skip("the processor has no matrix unit")
+        monkeypatch.setattr(tiled, "LEAST_USE", 0.0)
         yield
 
 
@@ -158,10 +175,36 @@ def test_many_slices_blocks_and_pools_are_as_one(monkeypatch: pytest.MonkeyPatch
         one, _ = grown(pieces)
         with monkeypatch.context() as patch:
             patch.setattr(pooled, "SLICE_NUMBERS", 4000)
-            patch.setattr(pooled, "BLOCK_NUMBERS", 1)
+            patch.setattr(copied, "BLOCK_NUMBERS", 1)
             patch.setattr(pooled, "KEPT", 2)
             many, _ = grown(pieces)
         assert_close(many, one, relative=1e-6)
+
+
+SIZES = {
+    "strided": (nn.Conv2d(20, 40, 3, stride=2, padding=1), (20, 9, 8)),
+    "one by one": (nn.Conv2d(32, 17, 1), (32, 5, 5)),
+    "groups": (nn.Conv2d(36, 66, (1, 3), padding=(0, 1), groups=2), (36, 2, 9)),
+    "few channels": (nn.Conv2d(3, 24, 3, padding=1), (3, 7, 7)),
+    "volume": (nn.Conv3d(24, 24, 2, padding=1, dilation=2), (24, 2, 3, 4)),
+    "channels last": (nn.Conv2d(24, 24, 3).to(memory_format=torch.channels_last), (24, 6, 6)),
+    "dense": (nn.Linear(50, 90), (50,)),
+    "tokens": (nn.Linear(64, 33), (9, 64)),
+}
+
+
+@pytest.mark.usefixtures("_tiles")
+@pytest.mark.parametrize("at_once", [64, 1 << 15])
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_tiles_of_every_form_give_what_float64_does(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled, "LARGEST", at_once)
+    monkeypatch.setattr(pooled, "KEPT", 3)
+    layer, shape = SIZES[name]
+    pieces = shown_by(layer, shape, rows=(70, 33, 19))
+    state, kernel = grown(pieces)
+    assert all(tiled.plan(one, fired=True) for one in pieces)
+    assert kernel.pooled == 122 * pieces[0].positions
+    assert_close(state, defined(pieces), relative=4e-7)
 
 
 @both

@@ -7,6 +7,7 @@
 #include "blocks.h"
 #include "deviations.h"
 #include "sums.h"
+#include "tiled.h"
 
 // Units of several groups see different inputs: lay those of eight units side by side.
 static void lay_apart(const Task &task, const double *x_GP, const Rows &rows, int64_t unit, double *apart) {
@@ -155,3 +156,19 @@ extern "C" int slice_bytes() { return sizeof(Slice); }
 
 // See deviations.h.
 extern "C" int deviations(const Slice *slice) { return deviate(*slice); }
+
+// See tiled.h.
+extern "C" int tiles_bytes() {
+    return sizeof(LeftTiles) + sizeof(RightTiles) + sizeof(TileTaps) + sizeof(TileProducts);
+}
+extern "C" int tiles() { return has_tiles(); }
+extern "C" int64_t tile_step_bytes(int64_t n, int64_t pieces) { return step_bytes(n, pieces); }
+extern "C" int left_tiles(const LeftTiles *left) { return lay_left(*left); }
+extern "C" int right_tiles(const RightTiles *right) { return lay_right(*right); }
+extern "C" void tile_taps(const TileTaps *taps) { add_taps(*taps); }
+extern "C" void tile_products(const TileProducts *products) {
+    if (products->pieces == 1)
+        multiply_tiles<1>(*products);
+    else
+        multiply_tiles<3>(*products);
+}
