@@ -119,6 +119,8 @@ def _joined(given: Arguments, known: Sources, new: Shape) -> Rows | None:
         if id(tensor) in held
         else torch.full((tensor.shape[dim],), -1)
         for tensor in given["tensors"]
+        # torch skips empty vectors, whatever the axis
+        if tensor.ndim == len(new)
     ]
     return along(dim, torch.cat(parts), _rows(known[0]).rows) if len(held) == len(known) else None
 

@@ -116,8 +116,10 @@ def _bags(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | N
 
 def joined(sources: Sources, dim: int, new: Shape) -> Rows | None:
     """Rows of a concatenation along `dim`: those of the parts, one after another where `dim` carries them."""
+    # torch skips empty vectors, whatever the axis
+    sources = [source for source in sources if len(source.shape) == len(new)]
     known = [(source.rows, source.shape) for source in sources if source.rows is not None]
-    if len(known) < len(sources):
+    if not known or len(known) < len(sources):
         return None
     if any(rows.axis not in (None, dim) for rows, _ in known):
         return agreed([rows for rows, _ in known if rows.axis is not None])

@@ -116,7 +116,7 @@ class Tracker(TorchDispatchMode):
     def _know_numbers(self, tensor: torch.Tensor) -> None:
         """A tensor made of numbers in the forward is a constant, unless it has as many as there are rows."""
         unknown = id(tensor) not in self._fixed and _ATTRIBUTE not in vars(tensor)
-        if unknown and (tensor.numel() == 1 or of_leaf(tensor.shape, self.rows) is None):
+        if unknown and (tensor.numel() <= 1 or of_leaf(tensor.shape, self.rows) is None):
             key = hash((tuple(tensor.shape), tensor.dtype))
             self.attach(tensor, Value(self.forward, Origin.CONSTANT, key=key))
 

@@ -150,3 +150,21 @@ def test_a_fused_projection_whose_queries_are_rotated_in_part(interleaved):
     }
     for part, units in chosen.items():
         torch.testing.assert_close(shown.z[f"qkv.{part}"], model.qkv(x).detach()[..., units])
+
+
+@pytest.mark.parametrize("made_of", [lambda k: torch.tensor([], dtype=k.dtype), lambda k: k.new_zeros(0)])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_cache_of_keys_that_begins_empty(rows, made_of):
+    """Causal models of transformers join their keys to an empty vector, which torch skips whatever the axis."""
+
+    def forward(self, x):
+        keys = torch.cat([made_of(x), self.k(x)], dim=-2)
+        return self.out((self.q(x) @ keys.mT).softmax(-1) @ keys)
+
+    model = Free(forward, k=linear(8, 8), q=linear(8, 8), out=linear(8, 8))
+    x = numbers(rows, 5, 8)
+    shown = show(model, batch_of(x))
+    assert [site.name for site in shown.discovery.sites] == ["k", "q", "out"]
+    for name in ("k", "q"):
+        torch.testing.assert_close(shown.z[name], model.get_submodule(name)(x).detach())
+    torch.testing.assert_close(shown.z["out"], model(x).detach())
