@@ -318,6 +318,8 @@ def test_a_tensor_that_is_dropped_on_the_way_gives_its_identity_to_no_other():
     model.known = None
     found = discover(model, batch_of(x))
     for _ in range(2):
+        # one that is in eval mode is not put in it again
+        model.training = True
         tapped_forward(model, found, batch_of(x), lambda presentations: None)
     assert model.alive[-1]
 
