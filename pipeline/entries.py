@@ -278,8 +278,11 @@ def _lineage(entry: TrainEntry, recipe: Recipe, seed: int) -> list[Model]:
 
 
 def _try_to_build(job: Job, where: str, recipe: Recipe) -> None:
-    with _named(job, where), torch.device("meta"):
-        module = recipe.build()
+    try:
+        with _named(job, where), torch.device("meta"):
+            module = recipe.build()
+    except (RuntimeError, TypeError) as error:  # sizes that torch cannot count
+        raise refusal(job, where, f"it cannot be built: {str(error).splitlines()[0]}") from error
     needed = COPIES * sum(weight.nbytes for weight in module.parameters())
     if needed > (memory := machine_bytes()):
         taken = f"weights, gradients and the optimizer's memory of them would take {needed / 2**30:.0f} GiB"

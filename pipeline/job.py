@@ -146,6 +146,7 @@ class DataSpec(_Section):
 
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
+_SEEDS = "one model for each; 8 stands for 0 … 7"
 
 
 class ModelSpec(_Section):
@@ -155,7 +156,7 @@ class ModelSpec(_Section):
     load: dict[str, Any] | None = Field(default=None, description="instead of a family: url, …, of models to load")
     data: str = Field(description="name of the data set to train and measure on")
     name: str | None = Field(default=None, min_length=1, description="prefix of the models' names; default: the family")
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="one model for each; 8 stands for 0 … 7")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description=_SEEDS)
     hyperparameters: dict[str, Any] = Field(default={}, description="of the family")
     training: dict[str, Any] = Field(default={}, description="steps, learning_rate, …")
     grid: tuple[dict[str, Values], ...] = Field(
@@ -168,12 +169,19 @@ class ModelSpec(_Section):
     @field_validator("seeds", mode="before")
     @classmethod
     def _counted(cls, given: Any) -> Any:
-        return tuple(range(given)) if type(given) is int and given > 0 else given
+        if (type(given) is int and given < 1) or given in ((), []):
+            raise PydanticCustomError("misfit", f"how many from 1, or an array of seeds ({_SEEDS})")
+        return tuple(range(given)) if type(given) is int else given
 
     @field_validator("grid", mode="before")
     @classmethod
     def _several(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, dict) else given
+        several = (given,) if isinstance(given, dict) else given
+        for grid in several if isinstance(several, tuple | list) else ():
+            for key, values in grid.items() if isinstance(grid, dict) else ():
+                if not isinstance(values, tuple | list) or not values:
+                    raise PydanticCustomError("misfit", f"an array of one or more values of {key}")
+        return several
 
     @model_validator(mode="after")
     def _seeds_are_different(self) -> Self:

@@ -135,13 +135,22 @@ def test_several_grids_are_a_list(tmp_path: Path):
 
 def test_a_number_of_seeds_is_those_from_0(tmp_path: Path):
     assert job_identity(job(tmp_path, "seeds = 3")) == job_identity(job(tmp_path, "seeds = [0, 1, 2]"))
-    with pytest.raises(JobError, match=r"seeds = 0: expected an array \(one model for each; "):
+    with pytest.raises(JobError, match=r"seeds = 0: expected how many from 1, or an array of seeds \(one "):
         job(tmp_path, "seeds = 0")
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
+        ("seeds = []", r"\[models\[0\]\] seeds = \[\]: expected how many from 1, or an array of seeds \(one model f"),
+        ("seeds = -1", r"\[models\[0\]\] seeds = -1: expected how many from 1, or an array of seeds \(one model f"),
+        ("grid = { learning_rate = [] }", r"\] grid = .*: expected an array of one or more values of learning_rate$"),
+        ("grid = { learning_rate = 0.1 }", r"\] grid = .*: expected an array of one or more values of learning_rate$"),
+        (
+            f"training = {{ steps = {10**21} }}",
+            r"training\] steps = 10{21}: expected less than or equal to 2147483647$",
+        ),
+        (f"grid = {{ steps = [{10**21}] }}", r"grid\] steps = 10{21}: expected less than or equal to 2147483647$"),
         (
             "grid = { learning_rat = [0.1] }",
             r"\[models\[0\].grid\] learning_rat: unknown key; did you mean 'learning_r",
@@ -157,8 +166,8 @@ def test_a_number_of_seeds_is_those_from_0(tmp_path: Path):
             r"toml:5: \[models\[0\]\] training.autocast lowers float32 alone: leave it out, or numerics.dtype",
         ),
         ("grid = { gate = ['rleu'] }", r"\[models\[0\].grid\] gate = \"rleu\": expected 'relu', 'gelu' or 'tanh'"),
-        ("grid = { steps = [] }", r"\[models\[0\]\] grid = .*: expected .*at least 1 item"),
-        ("grid = { steps = 9 }", r"\[models\[0\]\] grid = .*: expected an array"),
+        (f"hyperparameters = {{ widths = [{10**17}] }}", r"\[models\[0\]\] it cannot be built: .{9,120}$"),
+        (f"hyperparameters = {{ widths = [{10**21}] }}", r"\[models\[0\]\] it cannot be built: .{9,120}$"),
         ("grid = { steps = [5, 5] }", r"models 'mlp-steps=5-0' and 'mlp-steps=5-0' have the same id"),
         (
             "grid = { steps = [5, 9] }\ntraining = { steps = 7 }",

@@ -11,6 +11,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+# of steps and of rows: far beyond what anyone waits for, and every column and counter holds it
+MOST = 2**31 - 1
+
 
 class Training(BaseModel):
     """How a model is trained. A step is one update by the gradient of `batch_rows` rows."""
@@ -18,8 +21,10 @@ class Training(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="SGD with momentum, or AdamW")
-    steps: int = Field(default=1000, ge=1, description="updates")
-    batch_rows: int = Field(default=32, ge=1, description="rows of one update; of a graph all nodes, or the drawn ones")
+    steps: int = Field(default=1000, ge=1, le=MOST, description="updates")
+    batch_rows: int = Field(
+        default=32, ge=1, le=MOST, description="rows of one update; of a graph all nodes, or the drawn ones"
+    )
     learning_rate: float = Field(default=0.1, gt=0, description="the greatest of its schedule")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="of AdamW: memory of the gradient")
@@ -40,9 +45,11 @@ class Training(BaseModel):
     neighbours: tuple[int, ...] = Field(
         default=(), strict=False, description="of graphs: neighbours drawn of a node at each step away; none: all"
     )
-    shuffle_rows: int = Field(default=65_536, ge=1, description="rows held in memory to draw from, 1 GiB at most")
+    shuffle_rows: int = Field(
+        default=65_536, ge=1, le=MOST, description="rows held in memory to draw from, 1 GiB at most"
+    )
     held_out: float = Field(default=0.0, ge=0, lt=1, description="share of the training rows to stop early by")
-    evaluate_steps: int = Field(default=100, ge=1, description="steps between two looks at the held-out rows")
+    evaluate_steps: int = Field(default=100, ge=1, le=MOST, description="steps between two looks at the held-out rows")
     patience: int | None = Field(
         default=None, ge=1, description="looks without a new least loss after which training ends with the best weights"
     )
