@@ -21,12 +21,12 @@ from pipeline.foreign.architecture import Architecture, auto_class, optional
 from pipeline.foreign.files import CONFIG, PROGRAMS
 from pipeline.foreign.program import load_program
 from pipeline.foreign.spec import LoadSpec
-from pipeline.foreign.state import State, check_state, in_words, read_state, shapes_of, superfluous
+from pipeline.foreign.state import State, check_state, forms_of, in_words, read_state, superfluous
 from pipeline.models.base import Checkpoint, Task
 
 # in front of a program's name: no weight is called so
 _FILE = "file:"
-# architectures whose shapes a process keeps
+# architectures whose weights' shapes a process keeps
 _KEPT = 16
 
 
@@ -49,7 +49,7 @@ def checkpoint_of(architecture: Architecture, contents: Mapping[str, bytes], rec
             _program(name, content)
             weights = {f"{_FILE}{name}": torch.frombuffer(bytearray(content), dtype=torch.uint8)}
         else:
-            expected = _shapes(architecture)
+            expected = _forms(architecture)
             weights = read_state(name, content, key=architecture.spec.key, prefix=architecture.spec.prefix)
             check_state(expected, weights, name)
     # a weight that is tied to another would be refused
@@ -72,9 +72,9 @@ def restored(architecture: Architecture, checkpoint: Checkpoint, dtype: torch.dt
 
 
 @lru_cache(maxsize=_KEPT)
-def _shapes(architecture: Architecture) -> dict[str, torch.Size]:
+def _forms(architecture: Architecture) -> dict[str, torch.Tensor]:
     with torch.random.fork_rng(devices=[]):
-        return shapes_of(architecture.build())
+        return forms_of(architecture.build())
 
 
 def _program(name: str, content: bytes) -> nn.Module:

@@ -80,18 +80,24 @@ def _entry(name: str, found: Any, key: str | None) -> Any:
     return found
 
 
-def check_state(shapes: Mapping[str, torch.Size], state: Mapping[str, torch.Tensor], name: str) -> None:
-    """ModelError that lists what is missing, left over or of another shape than a model's."""
-    wrong = [
-        f"{one} is {tuple(state[one].shape)}, expected {tuple(shapes[one])}"
-        for one in shapes
-        if one in state and state[one].shape != shapes[one]
-    ]
+def check_state(forms: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], name: str) -> None:
+    """ModelError that lists what is missing, left over, or of another shape or kind of numbers than a model's."""
+    both = [one for one in forms if one in state]
     problems = {
-        "missing": [one for one in shapes if one not in state],
+        "missing": [one for one in forms if one not in state],
         # safetensors gives names in no fixed order
-        "unexpected": sorted(one for one in state if one not in shapes),
-        "of another shape": wrong,
+        "unexpected": sorted(one for one in state if one not in forms),
+        "of another shape": [
+            f"{one} is {tuple(state[one].shape)}, expected {tuple(forms[one].shape)}"
+            for one in both
+            if state[one].shape != forms[one].shape
+        ],
+        # whole numbers of a quantised weight mean nothing without what they are multiples of
+        "of another kind": [
+            f"{one} is {state[one].dtype}, expected {forms[one].dtype}"
+            for one in both
+            if forms[one].is_floating_point() and not state[one].is_floating_point()
+        ],
     }
     if any(problems.values()):
         raise ModelError(f"{name} does not fit the model: {in_words(problems)}")
@@ -120,9 +126,9 @@ def _belongs(name: str, parts: Mapping[str, nn.Module]) -> bool:
     return owner != "" and isinstance(parts[owner], nn.ModuleList | nn.Sequential | nn.ModuleDict)
 
 
-def shapes_of(module: nn.Module) -> dict[str, torch.Size]:
-    """The shape of each of a module's weights, by name."""
-    return {name: value.shape for name, value in module.state_dict().items()}
+def forms_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Each of a module's weights by name, without its numbers."""
+    return {name: value.to("meta") for name, value in module.state_dict().items()}
 
 
 def _listed(names: Iterable[str]) -> str:

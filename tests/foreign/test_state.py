@@ -100,6 +100,16 @@ def test_names_and_shapes_that_do_not_fit_are_all_listed() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64])
+def test_numbers_of_another_kind_are_no_weights(kind: torch.dtype) -> None:
+    state = {**model().state_dict(), "hidden0.weight": torch.ones(8, 16, dtype=kind)}
+    said = rf"1 of another kind: hidden0\.weight is {kind}, expected torch\.float32"
+    with pytest.raises(ModelError, match=said):
+        loaded("m.safetensors", as_safetensors(state), **SPEC)
+    half = {name: value.to(torch.bfloat16) for name, value in model().state_dict().items()}
+    assert loaded("m.safetensors", as_safetensors(half), **SPEC).get_parameter("hidden0.weight").dtype == torch.float32
+
+
 def test_long_lists_are_cut() -> None:
     state = {f"w{number}": torch.zeros(1) for number in range(100)}
     with pytest.raises(ModelError, match=r"100 unexpected: w0, w1, w10, .* and 92 more"):
