@@ -24,14 +24,20 @@ static inline double like(double, double v) { return v; }
 static inline double larger(double a, double b) { return a > b ? a : b; }
 static inline double smaller(double a, double b) { return a < b ? a : b; }
 
-// CENTRED: the correlation, else the cosine. `length` is 1/‖x − x̄‖ or 1/‖x‖, NaN where undefined; so is the match.
+// Between −1 and 1.
+template <class Double>
+static inline Double clamped(Double value) {
+    // of one and NaN the second, which is NaN
+    return smaller(like(value, 1), larger(like(value, -1), value));
+}
+
+// CENTRED: the correlation, else the cosine, not yet clamped. `length` is 1/‖x − x̄‖ or 1/‖x‖, NaN where undefined; so is
+// the match.
 template <bool CENTRED, class Double>
 static inline Double match_of(Double y, Double sum, Double length, const Pattern<Double> &pattern) {
     Double value = y + pattern.bias;
     if (CENTRED) value = value - sum * pattern.mean;
-    value = value * pattern.scale * length;
-    // of one and NaN the second, which is NaN
-    return smaller(like(value, 1), larger(like(value, -1), value));
+    return value * pattern.scale * length;
 }
 
 // What matches are computed of: y, and Σx, 1/‖x − x̄‖ and 1/‖x‖ of each presentation (APART: of each unit).
@@ -123,7 +129,7 @@ static inline void add_values(MatchSums &sums, d8 value, l8 known, l8 fired, con
     d8 square = rest * rest;
     l8 which[2] = {known ^ (known & fired), known & fired};
     for (int i = 0; i < 2; i++) {
-        if (i || !(WHAT & KNOWN)) sums.n[i] = select(which[i], sums.n[i] + all((int64_t)1), sums.n[i]);
+        if (!(WHAT & KNOWN)) sums.n[i] = select(which[i], sums.n[i] + all((int64_t)1), sums.n[i]);
         sums.s1[i] = select(which[i], sums.s1[i] + rest, sums.s1[i]);
         sums.s2[i] = select(which[i], sums.s2[i] + square, sums.s2[i]);
     }
@@ -141,8 +147,10 @@ static void sweep_matches(const Values &rows, const Inputs &x, const Pattern<d8>
     };
     if (WHAT & COUNTED) places.begin();
     const l8 every = all((int64_t)-1);
+    const d8 none = all(-__builtin_inf());
+    l8 n_fired = {};
     for (int64_t r = 0; r < rows.rows; r++) {
-        d8 high = all(-__builtin_inf());
+        d8 high = none;
         for (int64_t p = rows.first[r]; p < rows.first[r + 1]; p++) {
             d8 value[FORMS];
             match_forms<APART, WHICH>(x, p, pattern, value);
@@ -151,21 +159,23 @@ static void sweep_matches(const Values &rows, const Inputs &x, const Pattern<d8>
             if (!(WHAT & SUMMED)) continue;
             f8 z = load<f8>(x.z + LANES * p);
             l8 fired = widened(z) > d8{};
-            int64_t slot = p % Places::BEHIND;
+            if (WHAT & KNOWN) n_fired = select(fired, n_fired + all((int64_t)1), n_fired);
+            int64_t slot = p & (Places::BEHIND - 1);
             if (WHAT & COUNTED) count(slot);
             for (int form = 0; form < FORMS; form++) {
                 if (!(WHICH >> form & 1)) continue;
+                value[form] = clamped(value[form]);
                 l8 known = WHAT & KNOWN ? every : value[form] == value[form];
                 add_values<WHAT>(sums[form], value[form], known, fired, centre[form]);
                 if (WHAT & COUNTED) places.set(form, slot, value[form], known, (w8)(z > f8{}));
             }
         }
-        if (WHAT & RANKED) store(best + LANES * r, high);
+        if (WHAT & RANKED) store(best + LANES * r, select(high > none, clamped(high), none));
     }
     if (WHAT & COUNTED)
         for (int64_t slot = 0; slot < Places::BEHIND; slot++) count(slot);
     for (int form = 0; form < FORMS; form++) {
-        if (WHAT & KNOWN) sums[form].n[0] = all(rows.n) - sums[form].n[1];
+        if (WHAT & KNOWN) sums[form].n[0] = all(rows.n) - n_fired, sums[form].n[1] = n_fired;
         if (WHICH >> form & 1) sums_F[form] = sums[form];
     }
 }

@@ -77,7 +77,8 @@ struct Unit {
 
     double pearson(int64_t p) const {
         double y = block.y[LANES * p + lane];
-        return match_of<true>(y, block.input(block.sum, p, lane), block.input(block.length[PEARSON], p, lane), pattern);
+        return clamped(
+            match_of<true>(y, block.input(block.sum, p, lane), block.input(block.length[PEARSON], p, lane), pattern));
     }
 
     int64_t number(int64_t p) const {

@@ -32,7 +32,8 @@ typedef uint64_t u8 __attribute__((vector_size(64)));
 
 static inline d8 widened(f8 v) { return __builtin_convertvector(v, d8); }
 static inline d8 widened(l8 v) { return __builtin_convertvector(v, d8); }
-static inline d8 all(double v) { return d8{} + v; }
+// listed, not added to 0: so it is read into all lanes at once
+static inline d8 all(double v) { return d8{v, v, v, v, v, v, v, v}; }
 static inline l8 all(int64_t v) { return l8{} + v; }
 static inline u8 all(uint64_t v) { return u8{} + v; }
 static inline l8 bits_of(d8 v) { return (l8)v; }
@@ -91,7 +92,7 @@ static inline d8 widened(f8 v) {
     return {__builtin_convertvector(half[0], d4), __builtin_convertvector(half[1], d4)};
 }
 static inline d8 widened(l8 v) { return {__builtin_convertvector(v.low, d4), __builtin_convertvector(v.high, d4)}; }
-static inline d8 all(double v) { return {d4{} + v, d4{} + v}; }
+static inline d8 all(double v) { return {d4{v, v, v, v}, d4{v, v, v, v}}; }
 static inline l8 all(int64_t v) { return {l4{} + v, l4{} + v}; }
 static inline u8 all(uint64_t v) { return {u4{} + v, u4{} + v}; }
 static inline l8 bits_of(d8 v) { return {(l4)v.low, (l4)v.high}; }
