@@ -1,7 +1,7 @@
 """From a job to what it means: frozen lists of model ids and chunk ids, and the run they name.
 
 Layer 3. Reads the footers of files, and rows only where a source counts the values of its columns, once. Everything a
-job names is checked here, before anything but such counts is written.
+job names is checked here, before anything is written but data that a source brings itself; such counts come last.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def resolve(job: Job, store: Store) -> Resolved:
     models = once(model for one in entries for model in models_of(job, one, found[one.spec.data], store))
     refuse_duplicates(job, models)
     used = sorted({model.data for model in models})
-    return Resolved(
+    resolved = Resolved(
         job=job,
         models=models,
         splits=tuple(_split(job, name, split, found[name]) for name in used for split in _measured(job.data[name])),
@@ -149,6 +149,9 @@ def resolve(job: Job, store: Store) -> Resolved:
         training_chunks={name: found[name].chunks(job.data[name].train) for name in used},
         kernel=choose.name(device_asked(job.resources)),
     )
+    for source in found.values():
+        source.keep_counts()
+    return resolved
 
 
 def _look_into(job: Job, data: str, source: Source) -> None:

@@ -80,8 +80,18 @@ def test_the_zoo_has_every_family_and_resolves(tmp_path: Path):
 def test_a_family_and_data_that_do_not_fit(tmp_path: Path, family: str, data: str, message: str):
     job = load_job(JOBS / "zoo.toml")
     misfitting = job.model_copy(update={"models": (ModelSpec(family=family, data=data),)})
+    store = open_store(str(tmp_path))
     with pytest.raises(JobError, match=message):
-        resolve(misfitting, open_store(str(tmp_path)))
+        resolve(misfitting, store)
+    # the table's categories have been counted by then
+    assert not store.keys("data/vocabularies")
+
+
+def test_what_is_counted_is_stored_with_a_job_that_is_right(tmp_path: Path):
+    job = load_job(JOBS / "zoo.toml")
+    store = open_store(str(tmp_path))
+    resolve(job.model_copy(update={"models": (ModelSpec(family="deepfm", data="table"),)}), store)
+    assert len(store.keys("data/vocabularies")) == 1
 
 
 @pytest.mark.parametrize("entry", [{"family": "tcn"}, {"load": {"url": "models/*", "family": "tcn"}}])

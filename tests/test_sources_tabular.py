@@ -84,7 +84,9 @@ def test_rare_values_are_unknown_and_the_most_frequent_are_kept(tmp_path: Path):
 def test_it_is_counted_once_and_decides_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pq.write_table(people(60), tmp_path / "a.parquet")
     store = str(tmp_path / "store")
-    before = tabular(tmp_path, store=store).chunks("test")
+    source = tabular(tmp_path, store=store)
+    before = source.chunks("test")
+    source.keep_counts()
     monkeypatch.setattr(Tabular, "training_rows", lambda self, features: pytest.fail("counted again"))
     assert tabular(tmp_path, store=store).chunks("test") == before
     monkeypatch.undo()
