@@ -8,9 +8,12 @@ Shapes as in `pooled.py`; A places of a padded image, K taps, T steps of 32 pres
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
@@ -178,10 +181,15 @@ class _Memory:
 
     def __init__(self, size: int) -> None:
         known = vars(self._kept)
-        if len(known.get("bytes", ())) < size:
-            with torch.inference_mode(False):
-                known["bytes"] = torch.empty(size, dtype=torch.uint8)
-        self._address = known["bytes"].data_ptr()
+        if len(known.get("bytes", b"")) < size:
+            # anonymous memory begins a page, so that tiles do not straddle lines
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with suppress(OSError):
+                # tiles of one product lie far from each other: hundreds of small pages
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            known["bytes"] = memory
+            known["address"] = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self._address: int = known["address"]
 
     def take(self, size: int) -> int:
         """The address of so many bytes, a multiple of 64."""

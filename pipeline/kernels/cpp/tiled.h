@@ -57,10 +57,11 @@ struct TileProducts {
 #define AMX __attribute__((target("amx-tile,amx-bf16")))
 
 static const int64_t TILE_BYTES = 1024, PIECES = 3, SIDE = 16, DEEP = 32;
-// steps of 32 presentations that are summed in the unit before they are added to memory
-static const int64_t LONG = 16;
+// steps of 32 presentations that are summed in the unit before they are added to memory: more of windows, whose taps are
+// many numbers of the product for each that is read
+static const int64_t LONG = 16, LONG_OF_WINDOWS = 32;
 // bytes of the left side that stay in the second cache while the right side passes
-static const int64_t NEAR = 768 << 10;
+static const int64_t NEAR = 384 << 10;
 
 // Tiles of 16 come in pairs; a line more, so that tiles of neighbouring steps do not meet in the caches.
 static inline int64_t pairs(int64_t n) { return (n + DEEP - 1) / DEEP; }
@@ -519,9 +520,10 @@ AMX static void multiply_tiles(const TileProducts &all_) {
     TileShapes shapes = {1};
     for (int tile = 0; tile < 8; tile++) shapes.bytes[tile] = 64, shapes.rows[tile] = SIDE;
     _tile_loadconfig(&shapes);
-    const int64_t block = NEAR / (LONG * 2 * LEFT * TILE_BYTES) * DEEP;
-    for (int64_t begin = 0; begin < all_.steps; begin += LONG) {
-        int64_t end = begin + LONG < all_.steps ? begin + LONG : all_.steps;
+    const int64_t longest = all_.taps > 1 ? LONG_OF_WINDOWS : LONG;
+    const int64_t block = NEAR / (longest * 2 * LEFT * TILE_BYTES) * DEEP;
+    for (int64_t begin = 0; begin < all_.steps; begin += longest) {
+        int64_t end = begin + longest < all_.steps ? begin + longest : all_.steps;
         for (int64_t u = 0; u < all_.units; u += block)
             for (int64_t c = 0; c < all_.channels; c += DEEP)
                 multiply_block<LEFT>(all_, begin, end, u, u + block < all_.units ? u + block : all_.units, c);
