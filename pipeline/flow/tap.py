@@ -64,8 +64,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    if training:
-        evaluate(model)
+    evaluate(model)
     try:
         with eager, torch.inference_mode():
             yield
