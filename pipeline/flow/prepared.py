@@ -153,6 +153,8 @@ class Prepared:
     @property
     def numbers(self) -> set[int]:
         """The registers that it needs."""
+        if self.views is not None:
+            return self._numbers_of_views(self.views)
         calls = [one for one in (self.call, self.up) if one is not None]
         found = {number for one in calls for number in (one.out, one.x, one.weight)}
         if self.ending is not None:
@@ -161,10 +163,20 @@ class Prepared:
                 found.add(self.ending.activation)
         return found | set(() if self.before_gain is None else self.before_gain.numbers)
 
+    def _numbers_of_views(self, views: Views) -> set[int]:
+        # an output that only leads to z makes room for what comes next
+        found = {views.z[0]} | ({self.call.x} if self.before_gain is None else set(self.before_gain.numbers))
+        if views.activation is not None:
+            found.add(views.activation[0])
+        if views.affine is not None:
+            found.add(self.call.out)
+        return found
+
     def present(self, registers: list[Any], stage: Stage) -> Presentations:
         """The presentation of the batch on stage."""
         if self.views is not None:
             return self._viewed(registers, stage, self.views)
+        stage.inputs = None
         return stage.presenter.affine(
             self.call.filled(registers),
             ending=None if self.ending is None else self.ending.filled(registers),

@@ -97,7 +97,7 @@ class Odd(nn.Module):
         self.form = form
         self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
         self.norm, self.dropout = nn.LayerNorm(6), nn.Dropout(0.5)
-        self.wide = nn.Linear(6, 18)
+        self.wide, self.third = nn.Linear(6, 18), nn.Linear(6, 6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return getattr(self, f"_{self.form}")(x)
@@ -121,6 +121,11 @@ class Odd(nn.Module):
         x = self.norm(x)
         return self.second(functional.silu(self.first(x)) * self.wide(x)[..., :6])
 
+    def _beside_a_pair(self, x: torch.Tensor) -> torch.Tensor:
+        # the last of three that read y shares the inputs of a pair, which are not had as views
+        y = functional.relu(self.wide(x)[..., :6])
+        return functional.silu(self.first(y)) * self.second(y) + self.third(y)
+
     def _dropped(self, x: torch.Tensor) -> torch.Tensor:
         return self.second(self.dropout(functional.gelu(self.first(self.norm(x)))))
 
@@ -140,7 +145,18 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize(
     "form",
-    ["in_place", "residual_in_place", "tied", "chunks", "gated", "dropped", "number", "loop", "standardised"],
+    [
+        "in_place",
+        "residual_in_place",
+        "tied",
+        "chunks",
+        "gated",
+        "beside_a_pair",
+        "dropped",
+        "number",
+        "loop",
+        "standardised",
+    ],
 )
 def test_an_odd_model_is_followed(form: str) -> None:
     torch.manual_seed(0)
