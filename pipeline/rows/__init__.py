@@ -1,1 +1,1 @@
-"""Rows of Parquet files: what a footer says, row groups read whole, columns as tensors, batches and their ledger."""
+"""Rows of Parquet and Arrow files: what is known first, row groups read whole, columns as tensors, batches, ledger."""

@@ -1,4 +1,4 @@
-"""How the columns of a Parquet file become the rows of a model: checked against a footer, then decoded.
+"""How the columns of a file become the rows of a model: checked against a footer, then decoded.
 
 Layer 1: no I/O. What the features are is `features.py` and its kin; this is what every row has besides.
 """
@@ -98,7 +98,7 @@ class RowFormat:
         """DataError if the footer says that a label is no class; what it does not say is found by reading."""
         if self.label is None or self.labels is not None:
             return
-        for group in range(footer.metadata.num_row_groups):
+        for group in footer.groups:
             bounds = footer.bounds(group, self.label)
             if bounds is not None and not UNKNOWN_CLASS <= bounds[0] <= bounds[1] < self.classes:
                 raise DataError(

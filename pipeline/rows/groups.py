@@ -1,4 +1,4 @@
-"""Row groups of one Parquet file, read whole: from the very file that was planned, a corrupt one told from a bad line.
+"""Row groups of one file, read whole: from the very file that was planned, a corrupt one told from a bad line.
 
 Layer 1.
 """
@@ -6,15 +6,17 @@ Layer 1.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.inputs import WatchedInput, input_errors, input_file, open_input
-from pipeline.rows.footers import read_footer
+from pipeline.rows import arrow_files
+from pipeline.rows.footers import Footer, read_footer
 
 # rows handed on at a time: enough to hide Python, little beside a row group
 PART_ROWS = 8192
@@ -42,26 +44,39 @@ def read_groups(
         raise DataError(f"{url}: the file has changed since the run was planned; run again")
     with open_input(url) as stream:
         watched = WatchedInput(stream)
-        parquet = pq.ParquetFile(
-            # Arrow reads a local file without Python, which else waits for what the other thread does with rows
-            pa.OSFile(stream.name) if isinstance(stream, io.BufferedReader) else watched,
-            metadata=footer.metadata,
-            pre_buffer=True,
-            page_checksum_verification=True,
-            read_dictionary=list(encoded),
-        )
+        # Arrow reads a local file without Python, which else waits for what the other thread does with rows
+        source = pa.OSFile(stream.name) if isinstance(stream, io.BufferedReader) else watched
+        reader = (_arrow if footer.metadata is None else _parquet)(footer, source, columns, encoded)
         for group in groups:
-            yield _read(parquet, watched, group, footer.rows(group), columns, url)
+            yield _read(reader, watched, group, footer.group_rows[group], url)
     if input_file(url).etag != file.etag:
         raise DataError(f"{url}: the file was replaced while it was read; run again")
 
 
-def _read(
-    parquet: pq.ParquetFile, watched: WatchedInput, group: int, rows: int, columns: Sequence[str], url: str
-) -> Group:
+# reads a row group by its number
+_Reader = Callable[[int], pa.Table]
+
+
+def _parquet(footer: Footer, source: Any, columns: Sequence[str], encoded: Sequence[str]) -> _Reader:
+    parquet = pq.ParquetFile(
+        source,
+        metadata=footer.metadata,
+        pre_buffer=True,
+        page_checksum_verification=True,
+        read_dictionary=list(encoded),
+    )
+    # one thread: a worker has the cores that its job gave it, and the next group is read beside the model's work
+    return lambda group: parquet.read_row_group(group, columns=list(columns), use_threads=False)
+
+
+def _arrow(footer: Footer, source: Any, columns: Sequence[str], _: Sequence[str]) -> _Reader:
+    batches = arrow_files.open_batches(source, sorted({footer.schema.get_field_index(name) for name in columns}))
+    return lambda group: arrow_files.read_batch(batches, group).select(list(columns))
+
+
+def _read(reader: _Reader, watched: WatchedInput, group: int, rows: int, url: str) -> Group:
     try:
-        # one thread: a worker has the cores that its job gave it, and the next group is read beside the model's work
-        table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
+        table = reader(group)
     except Exception as error:  # what storage drivers raise shares no base class
         # what the system or a server says has a number or is seen by `watched`; what Arrow finds wrong has neither
         failure = error if isinstance(error, OSError) and error.errno else watched.failure

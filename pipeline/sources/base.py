@@ -32,7 +32,7 @@ from pipeline.store import Store
 
 # raised whenever the same row groups would give other batches
 READ_VERSION = 1
-SUFFIXES = (".parquet", ".parq", ".pq")
+SUFFIXES = (".parquet", ".parq", ".pq", ".arrow", ".feather", ".ipc")
 
 
 class Options(BaseModel):
@@ -143,7 +143,7 @@ class Source(ABC):
 
 
 class RowGroupSource(Source):
-    """Rows of Parquet files: `spec.columns` says which columns are what, `footers` which files there are."""
+    """Rows of Parquet or Arrow files: `spec.columns` says which columns are what, `footers` which files there are."""
 
     @abstractmethod
     def footers(self) -> Sequence[Footer]:
@@ -241,8 +241,8 @@ class RowGroupSource(Source):
     def _cut(self, footer: Footer, rows: RowFormat) -> Iterator[Chunk]:
         """The chunks of one file: nothing else decides them, so that other files can come and go."""
         first_row = start = filled = 0
-        for group in range(footer.metadata.num_row_groups):
-            size, wanted = footer.rows(group), rows.may_hold_split(footer, group)
+        for group, size in enumerate(footer.group_rows):
+            wanted = rows.may_hold_split(footer, group)
             if filled and (not wanted or filled + size > self.spec.chunk_rows):
                 yield self._chunk(footer, rows, start, group, first_row - filled, filled)
                 filled = 0
@@ -251,7 +251,7 @@ class RowGroupSource(Source):
                 filled += size
             first_row += size
         if filled:
-            yield self._chunk(footer, rows, start, footer.metadata.num_row_groups, first_row - filled, filled)
+            yield self._chunk(footer, rows, start, len(footer.group_rows), first_row - filled, filled)
 
     def _chunk(self, footer: Footer, rows: RowFormat, start: int, stop: int, first_row: int, count: int) -> Chunk:
         reading_spec = [READ_VERSION, rows.identity, self.spec.max_unreadable]
@@ -289,7 +289,7 @@ class RowGroupSource(Source):
 
 
 class FileSource(RowGroupSource):
-    """Parquet files at `url`: a file, every one below a directory, or what a glob matches."""
+    """Parquet or Arrow files at `url`: a file, every one below a directory, or what a glob matches."""
 
     def footers(self) -> Sequence[Footer]:
         """The footers of the files that `url` stands for, each named as the job would name it."""
@@ -299,14 +299,14 @@ class FileSource(RowGroupSource):
 
     def _files(self) -> list[InputFile]:
         if self.spec.url is None:
-            raise self.refusal("url", "missing; expected a file, directory or glob of Parquet files")
+            raise self.refusal("url", "missing; expected a file, directory or glob of Parquet or Arrow files")
         location = self.spec.location
         found = list_inputs(location)
         if [file.url for file in found] == [location] or any(sign in location for sign in "*?["):
             return found
         found = [file for file in found if file.url.lower().endswith(SUFFIXES)]
         if not found:
-            raise DataError(f"data {self.data}: below {location} no file ends in {' or '.join(SUFFIXES)}")
+            raise DataError(f"data {self.data}: below {location} no file ends in {', '.join(SUFFIXES)}")
         return found
 
     def locate(self, name: str) -> str:
@@ -326,7 +326,7 @@ class FileSource(RowGroupSource):
         named = RowFormat(features, None, None, 0, None, self.spec.columns.split, self.spec.train)
         for footer in self.listed:
             check_columns(footer, tuple(features.roles()))
-            wanted = [g for g in range(footer.metadata.num_row_groups) if named.may_hold_split(footer, g)]
+            wanted = [g for g in footer.groups if named.may_hold_split(footer, g)]
             for group in prefetched(read_groups(self.locate(footer.name), footer.file_id, wanted, named.columns)):
                 for part in group.parts:
                     yield part.filter(pa.array(named.wanted(part)))
@@ -358,7 +358,7 @@ def _refuse_mixed_labels(data: str, rows: RowFormat, footers: Sequence[Footer]) 
 
 def _refuse_shared_uids(data: str, footers: Sequence[Footer]) -> None:
     """DataError if two files are the same, or number their rows alike (which 63 bits make all but impossible)."""
-    ranges = sorted((footer.uid_base, footer.uid_base + footer.metadata.num_rows, footer.name) for footer in footers)
+    ranges = sorted((footer.uid_base, footer.uid_base + footer.rows, footer.name) for footer in footers)
     wrapped = [(start - 2**63, stop - 2**63, name) for start, stop, name in ranges if stop > 2**63]
     for (_, stop, name), (start, _, other) in zip([*wrapped, *ranges], [*wrapped, *ranges][1:], strict=False):
         if start < stop:

@@ -33,7 +33,7 @@ from pipeline.sources.base import READ_VERSION, Chunk, FileSource, Options
 class GraphOptions(Options):
     """What a graph takes besides."""
 
-    edges: str = Field(description="file, directory or glob of Parquet files of edges; relative to the job")
+    edges: str = Field(description="file, directory or glob of Parquet or Arrow files of edges; relative to the job")
     source: str = Field(default="source", description="column with the node that an edge leaves")
     target: str = Field(default="target", description="column with the node that it leads to")
 
@@ -53,10 +53,10 @@ class Graph(FileSource):
         rows.check_labels(nodes)
         for footer in self._edges:
             check_columns(footer, self._ends)
-        groups = nodes.metadata.num_row_groups
+        groups = len(nodes.group_rows)
         if not any(rows.may_hold_split(nodes, group) for group in range(groups)):
             return ()
-        chunk = self._chunk(nodes, rows, 0, groups, 0, nodes.metadata.num_rows)
+        chunk = self._chunk(nodes, rows, 0, groups, 0, nodes.rows)
         return (replace(chunk, id=digest([READ_VERSION, chunk.id, self._edge_identity])),)
 
     def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any]:
@@ -151,7 +151,7 @@ def _only(stretches: Sequence[Stretch[Batch]]) -> Batch:
 def _read_all(url: str, footer: Footer, columns: Sequence[str]) -> pa.RecordBatch:
     """All rows of a file; DataError if any cannot be read."""
     parts: list[pa.RecordBatch] = []
-    for group in read_groups(url, footer.file_id, range(footer.metadata.num_row_groups), columns):
+    for group in read_groups(url, footer.file_id, footer.groups, columns):
         if group.damage:
             raise DataError(f"{footer.file.url}: {group.damage}; a graph needs all of it")
         parts += group.parts

@@ -1,4 +1,4 @@
-"""Encoded images in a column of Parquet files; `columns.shape` = [C, H, W], C = 1 for grey and 3 for colours."""
+"""Encoded images in a column of files of rows; `columns.shape` = [C, H, W], C = 1 for grey and 3 for colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of Parquet files at any URL: one column of lists, or several columns of numbers, with label, split and key."""
+"""Rows of Parquet or Arrow files at any URL: a column of lists, or several of numbers, with label, split and key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.sources.base import FileSource
 
 
 class Parquet(FileSource):
-    """A file, every Parquet file below a directory, or what a glob matches."""
+    """A file, every Parquet and Arrow file below a directory, or what a glob matches."""
 
     name: ClassVar[str] = "parquet"
 

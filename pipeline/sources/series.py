@@ -1,4 +1,4 @@
-"""Time series in Parquet files: a column of lists of steps, all of one length or ragged.
+"""Time series in Parquet or Arrow files: a column of lists of steps, all of one length or ragged.
 
 `columns.shape` = [C, T] says how many channels a step has and how many steps a row has at most. A step is a list of C
 numbers; with one channel it may be a plain number.

@@ -1,4 +1,4 @@
-"""Tables in Parquet files: columns of numbers (`columns.features`) and of categories (`options.categories`).
+"""Tables in Parquet or Arrow files: columns of numbers (`columns.features`) and of categories (`options.categories`).
 
 What the values of a category are, and mean and spread of the numbers, is counted in one pass over the rows to train on
 when a job is first resolved, and stored beside the data's name: a value that these do not hold is *unknown*, number 0.

@@ -1,4 +1,4 @@
-"""Token sequences in Parquet files: a column of text that is tokenised, or of lists of the numbers of tokens.
+"""Token sequences in Parquet or Arrow files: a column of text that is tokenised, or of lists of the numbers of tokens.
 
 `columns.shape` = [T] says how many tokens a sequence has at most: what is behind them is cut off, what is shorter is
 filled up and masked. `options.packed` lays documents end to end instead, so that every sequence is full.
