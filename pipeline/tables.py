@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ def schema(table: str, columns: Sequence[Column]) -> pa.Schema:
     return pa.schema([_field(column) for column in columns], metadata={"table": table})
 
 
+@cache
 def _field(column: Column) -> pa.Field:
     return pa.field(column.name, ARROW[column.dtype], metadata=_documentation(column))
 
