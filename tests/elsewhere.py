@@ -5,7 +5,7 @@ What a machine without a GPU can test of a computation on one: that everything i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from pipeline.flow.replay import Replay
 from pipeline.flow.trace import Tracker
 
 # what its tensors say of themselves; real meta tensors are made nowhere in a measurement
@@ -125,15 +126,19 @@ def _copied(value: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def elsewhere() -> Iterator[Memory]:
     """Within the block there is a device ELSEWHERE."""
-    memory, dispatch = Memory(), Tracker.__torch_dispatch__
+    memory = Memory()
 
-    def asked_again(self: Tracker, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # what happens inside a call that a mode has seen is not seen by it
-        with _Calls(memory):
-            return dispatch(self, func, types, args, kwargs)
+    def asking_again(dispatch: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(self: TorchDispatchMode, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            # what happens inside a call that a mode has seen is not seen by it
+            with _Calls(memory):
+                return dispatch(self, func, types, args, kwargs)
+
+        return asked
 
     with pytest.MonkeyPatch.context() as patch, _Operations(memory), _Calls(memory):
-        patch.setattr(Tracker, "__torch_dispatch__", asked_again)
+        for mode in (Tracker, Replay):
+            patch.setattr(mode, "__torch_dispatch__", asking_again(mode.__torch_dispatch__))
         # the package hides the module of this name
         optimizers = import_module("torch.optim.optimizer")
         patch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: [CPU.type, ELSEWHERE.type])
