@@ -184,7 +184,7 @@ class _Memory:
         if len(known.get("bytes", b"")) < size:
             # anonymous memory begins a page, so that tiles do not straddle lines
             memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            with suppress(OSError):
+            with suppress(OSError, AttributeError):
                 # tiles of one product lie far from each other: hundreds of small pages
                 memory.madvise(mmap.MADV_HUGEPAGE)
             known["bytes"] = memory
