@@ -244,6 +244,32 @@ def test_a_model_that_goes_other_ways_is_left_to_the_tap_at_last() -> None:
     assert not forwards.may_script
 
 
+class Choosing(nn.Module):
+    """Does the same operations whatever its input says, on one tensor or another of the same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, other = self.first(x).relu(), self.second(x).relu()
+        return self.third(one if bool(x.sum() < 100) else other)
+
+
+def test_the_same_operation_on_another_tensor_is_another_way() -> None:
+    torch.manual_seed(0)
+    model = Choosing().eval()
+    usual, unusual = batch_of(_numbers(4, 6)), batch_of(_numbers(4, 6) + 50)
+    forwards = Forwards(discover(model, usual))
+    for batch in [usual, usual, usual, unusual, usual]:
+        _expect_as_tapped(forwards, model, batch)
+    x, scripted = _numbers(4, 6) + 50, Forwards(discover(model, usual))
+    for batch in [usual, usual, usual, unusual]:
+        seen, _ = _shown(lambda observe, batch=batch: scripted.run(model, batch, observe))
+    expected = model.second(x).relu().detach()
+    torch.testing.assert_close(seen[-1].patches(0, 4).reshape(4, 6), expected)
+
+
 def test_another_parameter_is_seen() -> None:
     torch.manual_seed(0)
     model = Odd("dropped").eval()
