@@ -19,6 +19,7 @@ from pipeline.flow.plan import SitePlan
 from pipeline.flow.prepared import Prepared, Stage
 from pipeline.flow.script import Result, Script, Step
 from pipeline.flow.trace import leave
+from pipeline.flow.values import tensors_in
 from pipeline.sites import Presentations
 
 
@@ -93,7 +94,7 @@ class Replay(TorchDispatchMode):
         return DepartedError()
 
     def _take_all(self, step: Step, out: Any) -> None:
-        made = list(_tensors(out))
+        made = list(tensors_in(out))
         if len(made) != len(step.results):
             raise self._depart()
         for result, tensor in zip(step.results, made, strict=True):
@@ -132,11 +133,3 @@ class Replay(TorchDispatchMode):
         """Present what was collected, once the forward is complete."""
         for collected in self._collected.values():
             self._observe(collected.joined())
-
-
-def _tensors(value: Any) -> Iterable[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)

@@ -65,7 +65,7 @@ class TileProducts(ctypes.Structure):
 STRUCTURES = (LeftTiles, RightTiles, TileTaps, TileProducts)
 
 
-def library() -> ctypes.CDLL | None:
+def kernel() -> ctypes.CDLL | None:
     """The native kernel, if it is in force and the processor has a matrix unit."""
     found = library_in_force()
     return found if found is not None and _has_tiles(found) else None

@@ -97,7 +97,7 @@ class Plan:
 def plan(shown: Presentations, *, fired: bool) -> Plan | None:
     """How to multiply a batch by tiles; None where that is not possible, or not worth it."""
     site, values = shown.site, (shown.z_LSU, shown.a_LSU)
-    if native_tiles.library() is None or any(one.device.type != "cpu" or one.dtype != torch.float32 for one in values):
+    if native_tiles.kernel() is None or any(one.device.type != "cpu" or one.dtype != torch.float32 for one in values):
         return None
     units, entries, positions = site.units // site.groups, shown.entries, shown.positions
     windows = None if shown.windows is None or shown.mask_LS is not None else shown.windows(0, 0)
@@ -213,8 +213,8 @@ def _left(
     steps = -(-entries // DEEP) * positions
     about_Gu = torch.empty((groups, units), dtype=torch.float32)
     sums_4Gu = torch.empty((4, groups, units), dtype=torch.float64)
-    library = native_tiles.library()
-    assert library is not None
+    kernel = native_tiles.kernel()
+    assert kernel is not None
     rest_G, fired_G = [], []
     for group in range(groups):
         rest_G.append(memory.take(steps * step_bytes(units)))
@@ -222,7 +222,7 @@ def _left(
         at = slice(group * units, (group + 1) * units)
         a, z = a_LSU[..., at], None if z_LSU is None else z_LSU[..., at]
         rest_U, square_U, fired_U, rate_U = (one[group].data_ptr() for one in sums_4Gu)
-        done = library.left_tiles(
+        done = kernel.left_tiles(
             LeftTiles(
                 z=None if z is None else z.data_ptr(), a=a.data_ptr(),
                 entries=entries, positions=positions, units=units,
@@ -259,14 +259,14 @@ def _right(x_LPC: torch.Tensor, groups: int, memory: _Memory, places: Places, fo
     square_G = torch.zeros(groups, dtype=torch.float64)
     # windows stay where they are: padding is 0
     about_GC = None if form is Form.WINDOWS else torch.empty((groups, channels), dtype=torch.float32)
-    library = native_tiles.library()
-    assert library is not None
+    kernel = native_tiles.kernel()
+    assert kernel is not None
     rest_G = []
     for group in range(groups):
         rest_G.append(memory.take(-(-entries // DEEP) * count * step_bytes(channels)))
         x = x_LPC[..., group * channels : (group + 1) * channels]
         sum_AC.zero_(), square_A.zero_()
-        library.right_tiles(
+        kernel.right_tiles(
             RightTiles(
                 x=x.data_ptr(), entries=entries, pixels=pixels, channels=channels, places=count,
                 step=native_tiles.steps(x), place_P=places.place_P.data_ptr(), pad_A=places.pad_A.data_ptr(),
@@ -274,7 +274,7 @@ def _right(x_LPC: torch.Tensor, groups: int, memory: _Memory, places: Places, fo
                 sum_AC=sum_AC.data_ptr(), square_A=square_A.data_ptr(),
             )
         )  # fmt: skip
-        library.tile_taps(
+        kernel.tile_taps(
             TileTaps(
                 place_S=places.place_S.data_ptr(), place_K=places.place_K.data_ptr(), positions=positions, taps=taps,
                 channels=channels, sum_AC=sum_AC.data_ptr(), square_A=square_A.data_ptr(),
@@ -300,15 +300,15 @@ class Tiled(Operands):
         left, right, places = self._left, self._right, self._places
         rest_GKC = right.rest_GKC
         place_T = _steps(places, -(-left.entries // DEEP))
-        library = native_tiles.library()
-        assert library is not None
+        kernel = native_tiles.kernel()
+        assert kernel is not None
         units = left.sums.about_Gu.shape[1]
         for group, product_MD in enumerate(product_GMD):
             sides = [(PIECES, left.rest_G[group], product_MD)]
             if left.sums.fired_Gu is not None:
                 sides.append((1, left.fired_G[group], product_MD[units:]))
             for pieces, address, rows_UD in sides:
-                library.tile_products(
+                kernel.tile_products(
                     TileProducts(
                         left=address, right=right.rest_G[group], pieces=pieces, steps=left.steps, units=units,
                         channels=rest_GKC.shape[2], taps=rest_GKC.shape[1], place_T=place_T.data_ptr(),

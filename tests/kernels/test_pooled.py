@@ -95,7 +95,7 @@ def _left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         request.getfixturevalue("_tiles")
         yield
         return
-    monkeypatch.setattr(native_tiles, "library", lambda: None)
+    monkeypatch.setattr(native_tiles, "kernel", lambda: None)
     with native_sums.in_force(None if request.param == "torch" else native()):
         yield
 
@@ -104,7 +104,7 @@ def _left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 def _tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tiles wherever they can be read, however little of them is used."""
     with native_sums.in_force(native()):
-        if native_tiles.library() is None:
+        if native_tiles.kernel() is None:
             pytest.skip("the processor has no matrix unit")
         monkeypatch.setattr(tiled, "LEAST_USE", 0.0)
         yield
