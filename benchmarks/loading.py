@@ -62,6 +62,7 @@ def main(count: int) -> None:
         job, store = load_job(Path(folder, "job.toml")), open_store(str(Path(folder, "store")))
         for known in ("new", "known"):
             resolved = timed(f"resolve, {known}", partial(resolve, job, store))
+            resolved.findings.release()
             plan = timed("plan", partial(make_plan, resolved, store, workers=2))
         print(
             f"{plan.loads} models to load in {len(plan.load)} tasks, {plan.missing_cells} cells in {len(plan.measure)}"

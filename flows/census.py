@@ -31,7 +31,8 @@ from pipeline.cluster import executor_at
 from pipeline.errors import CensusError
 from pipeline.job import load_job
 from pipeline.progress import Progress, Silent
-from pipeline.run import Outcome, run
+from pipeline.resolve import Resolved, resolve
+from pipeline.run import Outcome, carry_out
 from pipeline.store import open_store
 
 # an update costs 15 to 27 ms
@@ -103,8 +104,9 @@ class ArtifactProgress:
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever runs the flow in this process: where progress is shown besides the artifacts, and what came of it."""
+    """Whoever runs the flow in this process: what is resolved already, where progress is shown, and what came of it."""
 
+    resolved: Resolved | None = None
     progress: Progress = field(default_factory=Silent)
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -120,19 +122,22 @@ def census(job: str, store: str, ray: str = "local") -> dict[str, Any]:
     """
     caller = _CALLER.get(None) or Caller()
     progress = ArtifactProgress(caller.progress)
-    outcome = _census(job, store, ray, progress)
+    outcome = _census(job, store, ray, progress, caller.resolved)
     caller.outcomes.append(outcome)
     progress.finish(_summary(outcome))
     return asdict(outcome)
 
 
-def take_census(job: str, *, store: str, ray: str, progress: Progress) -> Outcome:
-    """Run the flow in this process; if Prefect's server does not answer, say so once and do without it."""
+def take_census(job: str, *, store: str, ray: str, progress: Progress, resolved: Resolved | None = None) -> Outcome:
+    """Run the flow in this process; if Prefect's server does not answer, say so once and do without it.
+
+    `resolved` is what the job comes to, where that is known.
+    """
     api = PREFECT_API_URL.value()
     if api and not answers(api):
         progress.note(f"Prefect at {api} does not answer: the run goes on without it")
-        return _census(job, store, ray, progress)
-    caller = Caller(progress)
+        return _census(job, store, ray, progress, resolved)
+    caller = Caller(resolved, progress)
     token = _CALLER.set(caller)
     try:
         census(job=job, store=store, ray=ray)
@@ -143,7 +148,7 @@ def take_census(job: str, *, store: str, ray: str, progress: Progress) -> Outcom
         if not caller.outcomes:
             # before the run began, or it failed by itself and will again: what is done is not done twice
             progress.note("Prefect does not answer any more: the run goes on without it")
-            return _census(job, store, ray, progress)
+            return _census(job, store, ray, progress, resolved)
     finally:
         _CALLER.reset(token)
     return caller.outcomes[0]
@@ -157,10 +162,10 @@ def answers(api: str) -> bool:
         return False
 
 
-def _census(job: str, store: str, ray: str, progress: Progress) -> Outcome:
-    asked = load_job(job)
+def _census(job: str, store: str, ray: str, progress: Progress, resolved: Resolved | None) -> Outcome:
+    asked, opened = load_job(job), open_store(store)
     with executor_at(ray, asked.allotted) as executor:
-        return run(asked, open_store(store), executor, progress)
+        return carry_out(resolved or resolve(asked, opened), opened, executor, progress)
 
 
 def _summary(outcome: Outcome) -> str:

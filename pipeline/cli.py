@@ -19,9 +19,12 @@ from pipeline.operations import COMMANDS
 from pipeline.options import store_option
 
 if TYPE_CHECKING:
+    from pipeline.job import Job
     from pipeline.progress import Progress
     from pipeline.query import Connection
+    from pipeline.resolve import Resolved
     from pipeline.run import Outcome
+    from pipeline.store import Store
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -90,49 +93,52 @@ def run(job: str, url: str, ray: str, prefect: bool) -> None:
 
 def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
     from pipeline.address import LOCAL, NONE, knock
-    from pipeline.devices import expect_gpus
     from pipeline.executor import InlineExecutor
     from pipeline.job import load_job
-    from pipeline.run import run as take_census
+    from pipeline.resolve import resolve
+    from pipeline.run import carry_out
     from pipeline.store import open_store
 
     asked, store = load_job(job), open_store(url)
     if ray == NONE:
-        expect_gpus(asked.allotted)
-        return take_census(asked, store, InlineExecutor(), progress)
+        return carry_out(_checked(asked, store, ray), store, InlineExecutor(), progress)
+    resolved = None
     if ray == LOCAL:
-        _check_before_start(job, url, ray)
+        resolved = _checked(asked, store, ray)
     else:
         # the run looks at the store once the cluster is there: if it is not, nothing is left behind
         knock(ray)
     from pipeline.cluster import executor_at  # imports ray, which only this needs
 
     with executor_at(ray, asked.allotted) as executor:
-        return take_census(asked, store, executor, progress)
+        return carry_out(resolved or resolve(asked, store), store, executor, progress)
 
 
 def _run_in_flow(job: str, url: str, ray: str, progress: Progress) -> Outcome:
-    _check_before_start(job, url, ray)
-    from flows.census import take_census
-
-    return take_census(job, store=url, ray=ray, progress=progress)
-
-
-def _check_before_start(job: str, url: str, ray: str) -> None:
-    """Find mistakes in what was asked for before the seconds that Ray and Prefect take to start."""
-    from pipeline.address import LOCAL, NONE, knock
-    from pipeline.devices import expect_gpus
     from pipeline.job import load_job
-    from pipeline.resolve import resolve
     from pipeline.store import open_store
 
-    asked, store = load_job(job), open_store(url)
+    resolved = _checked(load_job(job), open_store(url), ray)
+    from flows.census import take_census
+
+    return take_census(job, store=url, ray=ray, progress=progress, resolved=resolved)
+
+
+def _checked(job: Job, store: Store, ray: str) -> Resolved:
+    """The job resolved, with mistakes in what was asked for found before the seconds that Ray and Prefect take."""
+    from pipeline.address import LOCAL, NONE, knock
+    from pipeline.devices import expect_gpus
+    from pipeline.resolve import resolve
+    from pipeline.run import expect_fit, is_committed
+
     if ray in (NONE, LOCAL):
-        expect_gpus(asked.allotted)
+        expect_gpus(job.allotted)
     else:
         knock(ray)
-    resolve(asked, store)
-    store.probe()
+    resolved = resolve(job, store)
+    if not is_committed(resolved, store):
+        expect_fit(resolved, store)
+    return resolved
 
 
 SPEED = "How many times as fast as here a GPU is at the forward and the statistics: measure it on one."
@@ -180,6 +186,7 @@ def plan(
     resolved = resolve(load_job(job), store)
     key = manifest_key(resolved.run)
     made = make_plan(resolved, store, workers=workers)
+    resolved.findings.release()
     screen().print(planned(made, committed=key in store.keys(key)))
     larger = {models, rows, chunk_rows, gpus} != {None}
     if not estimate and not larger:

@@ -10,21 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
 from math import ceil
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from pipeline.cells import cell_key
 from pipeline.entries import Model
-from pipeline.errors import DataError, JobError, ModelError
+from pipeline.errors import JobError
 from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
 from pipeline.grouping import groups
 from pipeline.job import misfit
-from pipeline.loading import PROBE_ROWS, Probe, weight_bytes
+from pipeline.loading import PROBE_ROWS, Probe
 from pipeline.measuring import MeasureTask, Missing
 from pipeline.models.base import checkpoint_key
-from pipeline.origins import Origin, made, made_up, shape_of, task_of
+from pipeline.origins import made, made_up, shape_of
 from pipeline.reduce import DONE, Measured, ReduceTask, reduced_key
 from pipeline.resolve import Resolved, Split
+from pipeline.sizes import Size
 from pipeline.staging import LoadTask
 from pipeline.store import Store
 from pipeline.training import TrainTask, grouped
@@ -74,10 +75,11 @@ class Plan:
 def make_plan(
     resolved: Resolved, store: Store, *, workers: int, memory_bytes: Callable[[], int | None] = lambda: None
 ) -> Plan:
-    """Plan the trainings and cells that the store does not hold. JobError where the states outgrow the job's limit.
+    """Plan the trainings and cells that the store does not hold. JobError as `refuse_unfit` has it.
 
     `memory_bytes` says what one worker has on the device where it measures; asked only where models are large.
     """
+    refuse_unfit(resolved)
     checkpoints = set(store.keys("models/"))
     trainings = {recipe.lineage: (model.data, recipe) for model, recipe in trained(resolved)}
     missing = [
@@ -89,26 +91,17 @@ def make_plan(
     with ThreadPoolExecutor(LISTINGS) as pool:
         listings = pool.map(store.keys, [f"states/{model.id}/" for model in resolved.models])
         stored = {key for listing in listings for key in listing}
-    sizes = _sizes(resolved)
-    _refuse_no_choice(resolved, sizes)
-    is_large = GROUP_MODELS * max((size.held for size in sizes.values()), default=0) > SMALL_GROUP_BYTES
+    is_large = GROUP_MODELS * max((size.held for size in resolved.sizes.values()), default=0) > SMALL_GROUP_BYTES
     memory = memory_bytes() if is_large else None
-    state_bytes = _state_bytes(resolved, sizes)
-    limit = resolved.job.resources.max_state_gib
-    if state_bytes > limit * 2**30:
-        raise JobError(
-            f"{resolved.job.place}: the states would take {state_bytes / 2**30:.1f} GiB, more than "
-            f"resources.max_state_gib = {limit}: measure fewer statistics, use larger chunks, or raise it"
-        )
     return Plan(
         resolved=resolved,
         train=tuple(_train_tasks(resolved, missing, workers)),
         load=tuple(_load_tasks(resolved, [one for one in loads if checkpoint_key(one.id) not in checkpoints], workers)),
-        measure=tuple(_measure_tasks(resolved, stored, workers, sizes, memory)),
+        measure=tuple(_measure_tasks(resolved, stored, workers, resolved.sizes, memory)),
         trainings=len(trainings),
         loads=len(loads),
         cells=resolved.cells,
-        state_bytes=state_bytes,
+        state_bytes=resolved.state_bytes,
     )
 
 
@@ -142,12 +135,12 @@ def _train_tasks(resolved: Resolved, missing: Sequence[tuple[str, Recipe]], work
 
 def all_measure_tasks(resolved: Resolved) -> Iterator[MeasureTask]:
     """The tasks of one worker that holds any model, for every cell, stored or not."""
-    small = {shape_of(model.origin): _Size() for model in resolved.models}
+    small = {shape_of(model.origin): Size() for model in resolved.models}
     return _measure_tasks(resolved, set(), 1, small, None)
 
 
 def _measure_tasks(
-    resolved: Resolved, stored: set[str], workers: int, sizes: Mapping[str, _Size], memory_bytes: int | None
+    resolved: Resolved, stored: set[str], workers: int, sizes: Mapping[str, Size], memory_bytes: int | None
 ) -> Iterator[MeasureTask]:
     for split in resolved.splits:
         statistics = resolved.statistics_of(split)
@@ -225,55 +218,26 @@ def probe_of(resolved: Resolved, data: str) -> Probe:
     return Probe(data, resolved.job.data[data], first, tuple(others))
 
 
-class _Size(NamedTuple):
-    """Bytes of one model's weights, and of its states of one chunk; whether no other rows would show a site either."""
+def refuse_unfit(resolved: Resolved) -> None:
+    """JobError where no model has a site that is asked for, or the states outgrow the job's limit.
 
-    model: int = 0
-    states: int = 0
-    has_no_site: bool = False
-
-    @property
-    def held(self) -> int:
-        """Bytes on a worker that measures it: with the states of the chunk before, while these are stored."""
-        return self.model + 2 * self.states
-
-
-def _sizes(resolved: Resolved) -> dict[str, _Size]:
-    """The size of each shape of model, from untrained ones on made-up rows."""
-    origins = {shape_of(model.origin): model.origin for model in resolved.models}
-    return {shape: _size(resolved, origin) for shape, origin in origins.items()}
+    Known from made-up rows, before anything is written.
+    """
+    _refuse_no_choice(resolved)
+    limit = resolved.job.resources.max_state_gib
+    if resolved.state_bytes > limit * 2**30:
+        raise JobError(
+            f"{resolved.job.place}: the states would take {resolved.state_bytes / 2**30:.1f} GiB, more than "
+            f"resources.max_state_gib = {limit}: measure fewer statistics, use larger chunks, or raise it"
+        )
 
 
-def _state_bytes(resolved: Resolved, sizes: Mapping[str, _Size]) -> int:
-    """Bytes of every cell of the run."""
-    return sum(
-        sizes[shape_of(model.origin)].states * sum(len(split.chunks) for split in resolved.splits_of(model))
-        for model in resolved.models
-    )
-
-
-def _size(resolved: Resolved, origin: Origin) -> _Size:
-    sites = resolved.job.sites
-    try:
-        model, rows = made(origin), made_up(origin, PROBE_ROWS)
-        found = discover(model, rows, include=sites.include, exclude=sites.exclude, rows=sites.rows)
-    except (ModelError, DataError):
-        # it will be said of every such model, and stops none of the others
-        return _Size()
-    states = sum(
-        statistic.state_bytes(site, task_of(origin).outputs)
-        for site in found.sites
-        for statistic in resolved.statistics
-        if statistic.applies(site)
-    )
-    return _Size(weight_bytes(model), states, has_no_site=not found.sites and not found.idle)
-
-
-def _refuse_no_choice(resolved: Resolved, sizes: Mapping[str, _Size]) -> None:
-    """JobError where patterns leave no site of any model: known from made-up rows, before anything is trained."""
+def _refuse_no_choice(resolved: Resolved) -> None:
     sites = resolved.job.sites
     key = "exclude" if sites.exclude else "include"
-    if (key == "include" and set(sites.include) == {"*"}) or not all(size.has_no_site for size in sizes.values()):
+    if (key == "include" and set(sites.include) == {"*"}) or not all(
+        size.has_no_site for size in resolved.sizes.values()
+    ):
         return
     first = resolved.models[0]
     found = discover(made(first.origin), made_up(first.origin, PROBE_ROWS)).sites

@@ -1,13 +1,13 @@
 """From a job to what it means: frozen lists of model ids and chunk ids, and the run they name.
 
 Layer 3. Reads the footers of files, and rows only where a source counts the values of its columns, once. Everything a
-job names is checked here, before anything is written but data that a source brings itself; such counts come last.
+job names is checked here, and nothing is written: what was found out at some expense is withheld until all is right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,12 +17,15 @@ from pipeline.errors import DataError, JobError
 from pipeline.hashing import digest
 from pipeline.job import DataSpec, Job, Numerics, job_identity, misfit, unknown
 from pipeline.kernels import choose
+from pipeline.origins import shape_of
 from pipeline.registry import sources
 from pipeline.registry import statistics as known_statistics
+from pipeline.sizes import Size, sizes_of
 from pipeline.sources.base import Chunk, Source
 from pipeline.statistics.base import Statistic
 from pipeline.store import Store
 from pipeline.tables import table_columns
+from pipeline.withheld import Withheld
 
 # raised whenever the same model and rows would give other sites, states or scores
 MEASURE_VERSION = 4
@@ -48,7 +51,8 @@ class Split:
 class Resolved:
     """A job with everything looked up: what runs is a function of this and of what the store holds.
 
-    kernel  by which every worker measures, see `kernels.choose`
+    kernel    by which every worker measures, see `kernels.choose`
+    findings  what was counted and hashed for it, to be released into the store before anything is done
     """
 
     job: Job
@@ -58,6 +62,7 @@ class Resolved:
     classes: Mapping[str, int]
     training_chunks: Mapping[str, tuple[Chunk, ...]]
     kernel: str
+    findings: Withheld = field(compare=False)
 
     @cached_property
     def run(self) -> str:
@@ -106,6 +111,19 @@ class Resolved:
         chunks = sum(len(split.chunks) for model in self.models for split in self.splits_of(model))
         return chunks * len(self.statistics)
 
+    @cached_property
+    def sizes(self) -> dict[str, Size]:
+        """The size of each shape of model; takes the seconds in which one of each is built."""
+        return sizes_of((model.origin for model in self.models), self.statistics, self.job.sites)
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """Bytes of every cell of the run."""
+        return sum(
+            self.sizes[shape_of(model.origin)].states * sum(len(split.chunks) for split in self.splits_of(model))
+            for model in self.models
+        )
+
     @property
     def numerics(self) -> Numerics:
         """The job's numerics."""
@@ -126,21 +144,22 @@ def sampled(statistic: Statistic, rows: int) -> Statistic:
 
 
 def resolve(job: Job, store: Store) -> Resolved:
-    """Look up everything that a job names. JobError, DataError or ModelError where it does not exist."""
+    """Look up everything that a job names, and write nothing. JobError, DataError or ModelError where it is missing."""
+    findings = Withheld(store)
     statistics = _statistics(job)
     entries = [one for index in range(len(job.models)) for one in entries_of(job, index)]
     for name, spec in job.data.items():
         if spec.source not in sources():
             raise unknown(job, f"data.{name}.source", spec.source, sources())
-    # names are checked before a source is asked: one that brings its own data stores it first
-    found: dict[str, Source] = {name: sources()[spec.source](name, spec, store) for name, spec in job.data.items()}
+    # names are checked before a source is asked: one may have to read all rows
+    found: dict[str, Source] = {name: sources()[spec.source](name, spec, findings) for name, spec in job.data.items()}
     for name in sorted({one.spec.data for one in entries}):
         _look_into(job, name, found[name])
         _refuse_unfit(job, statistics, name, found[name].classes)
-    models = once(model for one in entries for model in models_of(job, one, found[one.spec.data], store))
+    models = once(model for one in entries for model in models_of(job, one, found[one.spec.data], findings))
     refuse_duplicates(job, models)
     used = sorted({model.data for model in models})
-    resolved = Resolved(
+    return Resolved(
         job=job,
         models=models,
         splits=tuple(_split(job, name, split, found[name]) for name in used for split in _measured(job.data[name])),
@@ -148,10 +167,8 @@ def resolve(job: Job, store: Store) -> Resolved:
         classes={name: found[name].classes for name in used},
         training_chunks={name: found[name].chunks(job.data[name].train) for name in used},
         kernel=choose.name(device_asked(job.resources)),
+        findings=findings,
     )
-    for source in found.values():
-        source.keep_counts()
-    return resolved
 
 
 def _look_into(job: Job, data: str, source: Source) -> None:

@@ -23,7 +23,7 @@ from pipeline.loading import forget
 from pipeline.manifest import Coverage, Failed, Manifest, encode, manifest_key, read_manifest, versions
 from pipeline.measuring import MeasureTask
 from pipeline.pack import pack_tasks
-from pipeline.plan import Plan, make_plan, reduce_tasks, trained
+from pipeline.plan import Plan, make_plan, reduce_tasks, refuse_unfit, trained
 from pipeline.progress import Progress, Silent
 from pipeline.reduce import DONE, reduced_key
 from pipeline.resolve import Resolved, resolve
@@ -58,12 +58,17 @@ class Outcome:
 
 def run(job: Job, store: Store, executor: Executor, progress: Progress | None = None) -> Outcome:
     """Do what a job asks for and commit it once; CensusError where its input or the store does not allow it."""
+    return carry_out(resolve(job, store), store, executor, progress)
+
+
+def carry_out(resolved: Resolved, store: Store, executor: Executor, progress: Progress | None = None) -> Outcome:
+    """Do what a resolved job asks for and commit it once; CensusError as for `run`."""
     show = progress or Silent()
-    resolved = resolve(job, store)
-    store.probe()
-    if manifest_key(resolved.run) in store.keys(f"runs/{resolved.run}/_manifest"):
+    if is_committed(resolved, store):
         show.note(f"run {resolved.run} is already committed")
         return _committed(resolved, store)
+    expect_fit(resolved, store)
+    resolved.findings.release()
     # a process that has done another run may hold models whose checkpoints were made anew since
     forget()
     log = RunLog(resolved, executor.workers)
@@ -71,7 +76,8 @@ def run(job: Job, store: Store, executor: Executor, progress: Progress | None = 
     write_claims(store, resolved.run, _claims(resolved))
     if remark := choose.remark(resolved.kernel, resolved.device):
         show.note(remark)
-    plan = make_plan(resolved, store, workers=executor.workers, memory_bytes=partial(_memory_bytes, job, executor))
+    memory = partial(_memory_bytes, resolved.job, executor)
+    plan = make_plan(resolved, store, workers=executor.workers, memory_bytes=memory)
     do = partial(_stage, store=store, executor=executor, progress=show, log=log)
     done = do("train", plan.train, total=plan.trainings)
     done = done.then(do("load", plan.load, total=plan.loads))
@@ -90,6 +96,17 @@ def run(job: Job, store: Store, executor: Executor, progress: Progress | None = 
     manifest = _manifest(resolved, records, done)
     store.put_once(manifest_key(resolved.run), encode(manifest))
     return _outcome(manifest, plan, done)
+
+
+def is_committed(resolved: Resolved, store: Store) -> bool:
+    """Whether everything is done already."""
+    return manifest_key(resolved.run) in store.keys(f"runs/{resolved.run}/_manifest")
+
+
+def expect_fit(resolved: Resolved, store: Store) -> None:
+    """Refuse what cannot be done before anything is written: JobError of the plan, StoreError of the store."""
+    refuse_unfit(resolved)
+    store.probe()
 
 
 def _memory_bytes(job: Job, executor: Executor) -> int | None:

@@ -324,7 +324,7 @@ def _check_key(key: str) -> None:
 
 def _unless_gone(error: OSError) -> None:
     # what is in a folder that cannot be read would be taken for missing, and what it needs for garbage
-    if not isinstance(error, FileNotFoundError):
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise StoreError(f"{error.filename}: cannot be listed: {reason(error)}") from error
 
 

@@ -17,8 +17,8 @@ from pipeline.cluster import JobServer, Submission
 from pipeline.errors import JobError, StoreError
 from pipeline.hashing import sha256
 from pipeline.job import Job, load_job
-from pipeline.manifest import manifest_key
 from pipeline.resolve import resolve
+from pipeline.run import expect_fit, is_committed
 from pipeline.store import Store, open_store
 
 CANCEL_TIMEOUT_S = 60.0
@@ -42,16 +42,20 @@ def submit(path: str, url: str, address: str) -> Submitted:
     job, store = load_job(path), open_store(url)
     _refuse_own_files(job, url)
     server = JobServer(address)
-    run = resolve(job, store).run
-    store.probe()
-    if manifest_key(run) in store.keys(manifest_key(run)):
+    resolved = resolve(job, store)
+    run = resolved.run
+    if is_committed(resolved, store):
         return Submitted(run, None, is_new=False)
+    expect_fit(resolved, store)
     earlier = [one for one in server.submissions() if (one.run, one.store) == (run, store.url)]
     if alive := [one for one in earlier if one.is_alive]:
         return Submitted(run, alive[0].id, is_new=False)
     # a function of what was there: of two who submit at once, one is refused and finds the other's
     name = f"census-{run}-{sha256(store.url.encode())[:6]}-{len(earlier) + 1}"
-    return Submitted(run, name, is_new=_sent(server, name, run=run, path=Path(path), store=store))
+    is_new = _sent(server, name, run=run, path=Path(path), store=store)
+    # while the job starts, which takes longer: it need not count and hash what was counted and hashed here
+    resolved.findings.release()
+    return Submitted(run, name, is_new=is_new)
 
 
 def _sent(server: JobServer, name: str, *, run: str, path: Path, store: Store) -> bool:

@@ -368,6 +368,7 @@ def test_what_was_hashed_is_not_read_again(tmp_path: Path, s3_url: str, monkeypa
     job = load_job(job_of(tmp_path, f"url = '{s3_url}/zoo/*.safetensors', {MLP}"))
     store = open_store(s3_url)
     first = resolve(job, store)
+    first.findings.release()
     read: list[str] = []
     monkeypatch.setattr("pipeline.foreign.digests.digests_of", lambda model: read.append(model.name) or {"x": "y"})
     assert resolve(job, store).run == first.run
@@ -380,7 +381,7 @@ def test_what_was_hashed_is_not_read_again(tmp_path: Path, s3_url: str, monkeypa
 def test_a_file_written_just_now_is_read_again(tmp_path: Path) -> None:
     put(tmp_path / "models" / "a.safetensors", weights(0))
     store = open_store(str(tmp_path / "store"))
-    resolve(load_job(job_of(tmp_path)), store)
+    resolve(load_job(job_of(tmp_path)), store).findings.release()
     assert [json.loads(store.get(key)) for key in store.keys("data/digests/")] in ([], [{}])
 
 

@@ -87,13 +87,6 @@ def test_a_family_and_data_that_do_not_fit(tmp_path: Path, family: str, data: st
     assert not store.keys("data/vocabularies")
 
 
-def test_what_is_counted_is_stored_with_a_job_that_is_right(tmp_path: Path):
-    job = load_job(JOBS / "zoo.toml")
-    store = open_store(str(tmp_path))
-    resolve(job.model_copy(update={"models": (ModelSpec(family="deepfm", data="table"),)}), store)
-    assert len(store.keys("data/vocabularies")) == 1
-
-
 @pytest.mark.parametrize("entry", [{"family": "tcn"}, {"load": {"url": "models/*", "family": "tcn"}}])
 def test_a_classifier_of_data_without_classes_is_refused(tmp_path: Path, entry: dict[str, Any]):
     job = load_job(JOBS / "zoo.toml")

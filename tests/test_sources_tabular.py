@@ -86,7 +86,6 @@ def test_it_is_counted_once_and_decides_the_chunks(tmp_path: Path, monkeypatch: 
     store = str(tmp_path / "store")
     source = tabular(tmp_path, store=store)
     before = source.chunks("test")
-    source.keep_counts()
     monkeypatch.setattr(Tabular, "training_rows", lambda self, features: pytest.fail("counted again"))
     assert tabular(tmp_path, store=store).chunks("test") == before
     monkeypatch.undo()

@@ -20,6 +20,7 @@ from pipeline.errors import DataError, StoreError
 from pipeline.hashing import sha256
 from pipeline.inputs import list_inputs, open_input
 from pipeline.store import MissingObject, ObjectStore, Store, filesystem, open_store
+from pipeline.withheld import Withheld
 
 
 @pytest.fixture(params=["directory", "s3", "memory"])
@@ -405,3 +406,23 @@ def test_a_changed_input_has_another_etag(tmp_path: Path):
     os.utime(path, ns=(1, 1))
     (after,) = list_inputs(str(path))
     assert before.etag != after.etag
+
+
+def test_what_is_withheld_is_there_for_whoever_withholds_it_alone(store: Store):
+    below = store
+    below.put_once("data/old", b"old")
+    withheld = Withheld(below)
+    assert withheld.put_once("data/new", b"new") == sha256(b"new")
+    assert withheld.put_once("data/new", b"other") == sha256(b"new")
+    assert withheld.put_once("data/old", b"other") == sha256(b"old")
+    withheld.remove("data/old")
+    assert withheld.keys("data/") == ["data/new"]
+    assert withheld.get("data/new") == b"new"
+    with pytest.raises(MissingObject):
+        withheld.get("data/old")
+    assert below.keys() == ["data/old"]
+    withheld.release()
+    assert (below.keys(), below.get("data/new")) == (["data/new"], b"new")
+    below.remove("data/new")
+    withheld.release()
+    assert below.keys() == []

@@ -144,16 +144,14 @@ UNSEEN = "(unseen)"
 TALLY_VERSION = 2
 
 
-def stored(store: Store, made_of: Any, make: Callable[[], Vocabulary], *, new: dict[str, bytes]) -> Vocabulary:
-    """The vocabulary that the store holds for these JSON values; if it holds none, the one that is made now.
-
-    That becomes one of the `new` objects, by key, which are for the caller to store.
-    """
+def stored(store: Store, made_of: Any, make: Callable[[], Vocabulary]) -> Vocabulary:
+    """The vocabulary that the store holds for these JSON values; made and stored now if it holds none."""
     key = f"data/vocabularies/{digest([TALLY_VERSION, made_of])}.json"
     try:
         found = store.get(key)
     except MissingObject:
-        found = new[key] = json.dumps(make().as_json(), sort_keys=True).encode()
+        found = json.dumps(make().as_json(), sort_keys=True).encode()
+        store.put_once(key, found)
     return Vocabulary.of(json.loads(found))
 
 

@@ -83,7 +83,6 @@ class Source(ABC):
         self.data = data
         self.spec = spec
         self.store = store
-        self.counted: dict[str, bytes] = {}
         try:
             self.options = self.parameters(**spec.options)
         except ValidationError as error:
@@ -93,11 +92,6 @@ class Source(ABC):
             if first["type"] == "extra_forbidden":
                 said = f"unknown key; {nearest(key, self.parameters.model_fields)}"
             raise self.refusal(f"options.{key} = {shown(first['input'])}", said) from None
-
-    def keep_counts(self) -> None:
-        """Store what was counted of the rows, by key in `counted`: once, and only for a job that is right in all."""
-        for key, content in self.counted.items():
-            self.store.put_once(key, content)
 
     def refusal(self, key: str, problem: str) -> JobError:
         """The error for a key of this data set that the source cannot do with."""

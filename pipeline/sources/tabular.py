@@ -56,7 +56,7 @@ class Tabular(FileSource):
     def _vocabulary(self) -> Vocabulary:
         raw = Table(self._numbers, self.options.categories, Vocabulary({}, {}))
         made_of = [self.training_identity, raw.columns, self.options.model_dump(mode="json")]
-        found = stored(self.store, made_of, lambda: self._tallied(raw), new=self.counted)
+        found = stored(self.store, made_of, lambda: self._tallied(raw))
         return Vocabulary({name: found.values[name] for name in self.options.categories}, found.scales)
 
     def _tallied(self, raw: Table) -> Vocabulary:

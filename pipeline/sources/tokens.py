@@ -80,7 +80,7 @@ class Tokens(FileSource):
             return ()
         raw = self._format_of(())
         made_of = [self.training_identity, raw.column, self.options.model_dump(mode="json")]
-        return stored(self.store, made_of, lambda: self._tallied(raw), new=self.counted).values[raw.column]
+        return stored(self.store, made_of, lambda: self._tallied(raw)).values[raw.column]
 
     def _tallied(self, raw: TokenFormat) -> Vocabulary:
         words = ({raw.column: _words_of(part[raw.column])} for part in self.training_rows(raw))

@@ -1,0 +1,129 @@
+"""A job that is refused leaves no trace, however late its mistake shows: not even what was counted or hashed for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+from click.testing import CliRunner, Result
+
+from pipeline.cli import cli
+from pipeline.cluster import JobServer
+from pipeline.executor import InlineExecutor
+from pipeline.job import load_job
+from pipeline.models.base import Task
+from pipeline.resolve import resolve
+from pipeline.sources.tabular import Tabular
+from pipeline.store import open_store
+from tests.models.build import build
+from tests.servers import RayNode, wait_for
+
+JOB = """
+name = "refused"
+[data.table]
+source = "tabular"
+url = "{folder}/rows.parquet"
+classes = 2
+columns = {{ features = ["size"], label = "label", split = "split" }}
+options = {{ categories = ["colour"] }}
+{models}
+[[models]]
+family = "deepfm"
+data = "table"
+training = {{ steps = 2 }}
+[statistics.response]
+{more}
+"""
+MISTAKES = {
+    "states that outgrow the limit": ("[resources]\nmax_state_gib = 1e-9", "the states would take"),
+    "sites that no model has": ('[sites]\ninclude = ["kind:lstm"]', "expected patterns that leave a site"),
+}
+LOADED = '[[models]]\ndata = "table"\nload = {{ url = "{folder}/models/*", {load} }}'
+
+
+def write_job(folder: Path, *, models: str = "", more: str = "") -> str:
+    rows = {
+        "size": [0.5, 1.5, 2.5, 3.5] * 8,
+        "colour": ["red", "green"] * 16,
+        "label": [0, 1] * 16,
+        "split": ["train"] * 24 + ["test"] * 8,
+    }
+    pq.write_table(pa.table(rows), folder / "rows.parquet")
+    path = folder / "job.toml"
+    path.write_text(JOB.format(folder=folder, models=models, more=more))
+    return str(path)
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments, env={"COLUMNS": "250"})
+
+
+def refused(done: Result, said: str) -> None:
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize(
+    "command", [["plan"], ["run", "--ray", "none"], ["run", "--ray", "local"], ["run", "--ray", "none", "--prefect"]]
+)
+def test_what_only_the_plan_shows(command: list[str], mistake: str, tmp_path: Path) -> None:
+    more, said = MISTAKES[mistake]
+    job, store = write_job(tmp_path, more=more), tmp_path / "store"
+    refused(call(command[0], job, *command[1:], "--store", str(store)), said)
+    assert not store.exists()
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.real
+def test_what_only_the_plan_shows_is_not_submitted(mistake: str, ray_head: RayNode, tmp_path: Path) -> None:
+    wait_for(lambda: JobServer(ray_head.jobs), timeout_s=120)
+    more, said = MISTAKES[mistake]
+    job, store = write_job(tmp_path, more=more), tmp_path / "store"
+    refused(call("submit", job, "--ray", ray_head.jobs, "--store", str(store)), said)
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("load", "said"),
+    [("sha256 = '" + "0" * 64 + "'", "expected the sha256 of what is there"), ("", "the states would take")],
+)
+def test_what_was_hashed_of_models_from_elsewhere(load: str, said: str, tmp_path: Path) -> None:
+    task = Task((1,), 2, (3,))
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / "a.safetensors"
+    path.write_bytes(safetensors.torch.save(dict(build("deepfm", task).state_dict())))
+    os.utime(path, (time.time() - 60,) * 2)
+    models = LOADED.format(folder=tmp_path, load="family = 'deepfm'" + (f", {load}" if load else ""))
+    job, store = write_job(tmp_path, models=models, more=MISTAKES["states that outgrow the limit"][0]), tmp_path / "s"
+    for command in (["plan"], ["run", "--ray", "none"]):
+        refused(call(command[0], job, *command[1:], "--store", str(store)), said)
+        assert not store.exists()
+
+
+def test_a_plan_keeps_what_it_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, store = write_job(tmp_path), str(tmp_path / "store")
+    assert call("plan", job, "--store", store).exit_code == 0
+    (counted,) = open_store(store).keys()
+    assert counted.startswith("data/vocabularies/")
+    monkeypatch.setattr(Tabular, "training_rows", lambda self, features: pytest.fail("counted again"))
+    resolve(load_job(job), open_store(store))
+    assert call("run", job, "--ray", "none", "--store", store).exit_code == 0
+
+
+@pytest.mark.parametrize("ray", ["none", "local"])
+def test_a_run_counts_once(ray: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    counted = Tabular.training_rows
+    monkeypatch.setattr(Tabular, "training_rows", lambda *given: passes.append(1) or counted(*given))
+    # Ray takes seconds to start, and has no part in it
+    monkeypatch.setattr("pipeline.cluster.ray_executor", lambda *_: nullcontext(InlineExecutor()))
+    done = call("run", write_job(tmp_path), "--ray", ray, "--store", str(tmp_path / "store"))
+    assert (done.exit_code, passes) == (0, [1]), done.output
