@@ -87,53 +87,63 @@ class Sums:
 
 @dataclass(frozen=True, eq=False)
 class ByClass:
-    """Rows, firing rows, mean and Σ(a − ā)² of the greatest a of a row, by class; J ways to label rows."""
+    """Rows, firing rows, mean and Σ(a − ā)² of the greatest a of a row, by class; J ways to label rows.
 
-    n_JCU: torch.Tensor
-    fired_JCU: torch.Tensor
-    mean_JCU: torch.Tensor
-    m2_JCU: torch.Tensor
+    What a tile T of L units has is one piece of memory: of all classes in few pages.
+    """
+
+    n_TJCL: torch.Tensor
+    fired_TJCL: torch.Tensor
+    mean_TJCL: torch.Tensor
+    m2_TJCL: torch.Tensor
 
     @classmethod
     def empty(cls, units: int, *, ways: int, classes: int) -> ByClass:
         """No rows."""
-        shape = (ways, classes, in_lanes(units))
+        shape = (in_lanes(units) // LANES, ways, classes, LANES)
         counts = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
         return cls(*counts, *(torch.zeros(shape, dtype=torch.float64) for _ in range(2)))
 
     @property
     def classes(self) -> int:
         """How many classes there is room for."""
-        return self.n_JCU.shape[1]
+        return self.n_TJCL.shape[2]
 
     def widened(self, classes: int) -> ByClass:
         """The same with room for more classes."""
         more = (0, 0, 0, classes - self.classes)
-        arrays = (self.n_JCU, self.fired_JCU, self.mean_JCU, self.m2_JCU)
+        arrays = (self.n_TJCL, self.fired_TJCL, self.mean_TJCL, self.m2_TJCL)
         return ByClass(*(torch.nn.functional.pad(value, more) for value in arrays))
 
     def bind(self, task: Task) -> None:
         """Let a task grow these."""
         task.classes = self.classes
         point(
-            task, class_n_JCU=self.n_JCU, class_fired_JCU=self.fired_JCU, class_mean_JCU=self.mean_JCU,
-            class_m2_JCU=self.m2_JCU,
+            task, class_n_TJCL=self.n_TJCL, class_fired_TJCL=self.fired_TJCL, class_mean_TJCL=self.mean_TJCL,
+            class_m2_TJCL=self.m2_TJCL,
         )  # fmt: skip
 
     def state(self, way: int, primitive: ClassSums, site: Site) -> State:
         """The state of one way to label the rows."""
-        arrays = {"n": self.n_JCU, "fired": self.fired_JCU, "mean": self.mean_JCU, "m2": self.m2_JCU}
-        wanted = {name: arrays[name][way].T for name in arrays if name != "m2" or primitive.null_seed is None}
+        arrays = {"n": self.n_TJCL, "fired": self.fired_TJCL, "mean": self.mean_TJCL, "m2": self.m2_TJCL}
+        wanted = {
+            name: value_TJCL[:, way].transpose(1, 2).flatten(0, 1)
+            for name, value_TJCL in arrays.items()
+            if name != "m2" or primitive.null_seed is None
+        }
         return _copied(wanted, site.units)
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """The rows kept of every unit, the kinds' places side by side."""
+    """The rows kept of every unit, the kinds' places side by side.
+
+    last_TC2L  key and uid of the last place of each kind and octave C, by tiles T of L units
+    """
 
     ranked: Mapping[str, Ranked]
     first: Mapping[str, int]
-    bound_CU: torch.Tensor
+    last_TC2L: torch.Tensor
     key_UK: torch.Tensor
     uid_UK: torch.Tensor
     position_UK: torch.Tensor
@@ -151,14 +161,14 @@ class Kept:
         units = in_lanes(units)
         # a kind that is not wanted has no key that is small enough
         none, last = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
-        bound_CU = torch.full((BOUNDS, units), last)
+        last_TC2L = torch.full((units // LANES, BOUNDS, 2, LANES), -1)
         for at, kind in enumerate(KINDS):
-            if kind not in ranked:
-                bound_CU[at : BOUNDS if kind == "octave" else at + 1] = none
+            bounds = slice(at, BOUNDS if kind == "octave" else at + 1)
+            last_TC2L[:, bounds, 0] = last if kind in ranked else none
         return cls(
             ranked=ranked,
             first=first,
-            bound_CU=bound_CU,
+            last_TC2L=last_TC2L,
             # of a place without a row the last of all keys
             key_UK=torch.full((units, places), last),
             uid_UK=torch.full((units, places), -1),
@@ -175,7 +185,7 @@ class Kept:
             if kind in self.ranked and kind in DRAWN:
                 task.keeping.seed = self.ranked[kind].seed
         point(
-            task, bound_CU=self.bound_CU, key_UK=self.key_UK, uid_UK=self.uid_UK, position_UK=self.position_UK,
+            task, last_TC=self.last_TC2L, key_UK=self.key_UK, uid_UK=self.uid_UK, position_UK=self.position_UK,
             value_UK3=self.value_UK3,
         )  # fmt: skip
 

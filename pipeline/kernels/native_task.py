@@ -11,7 +11,7 @@ from pipeline.kernels.ranked import STRATA
 
 KINDS = ("greatest", "smallest", "match", "random", "octave")
 FORMS = ("pearson", "cosine")
-# bounds of what is kept: one for each kind before the octaves, then for each octave
+# last places of what is kept: one for each kind before the octaves, then for each octave
 BOUNDS = len(KINDS) - 1 + STRATA
 # what the columns of the counts are called, in this order
 COUNTED = ("n", "nonfinite", "zero", "fired", "rows", "rows_fired")
@@ -47,8 +47,8 @@ class Task(ctypes.Structure):
         ("keeping", Keeping), ("label_JN", _P),
         ("count_6U", _P), ("z_7U", _P), ("a_7U", _P), ("top_U", _P), ("undefined_FU", _P),
         ("bin_UB", _P), ("match_FU2B", _P), ("match_F23U", _P),
-        ("class_n_JCU", _P), ("class_fired_JCU", _P), ("class_mean_JCU", _P), ("class_m2_JCU", _P),
-        ("places", _I), ("bound_CU", _P), ("key_UK", _P), ("uid_UK", _P), ("position_UK", _P), ("value_UK3", _P),
+        ("class_n_TJCL", _P), ("class_fired_TJCL", _P), ("class_mean_TJCL", _P), ("class_m2_TJCL", _P),
+        ("last_TC", _P), ("places", _I), ("key_UK", _P), ("uid_UK", _P), ("position_UK", _P), ("value_UK3", _P),
     ]  # fmt: skip
 
 

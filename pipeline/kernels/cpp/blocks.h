@@ -115,17 +115,17 @@ static void rectify_rows(const Block &block) {
 static void add_rows(const Block &block, const Task &task) {
     if (task.ways && task.a_is != GIVEN) rectify_rows(block);
     for (int64_t way = 0; way < task.ways; way++) {
-        int64_t at = way * task.classes * task.lanes + block.unit;
+        int64_t at = (block.unit / LANES * task.ways + way) * task.classes * LANES;
         add_classes(block, task.label_JN + way * task.rows,
-                    {task.class_n_JCU + at, task.class_fired_JCU + at, task.class_mean_JCU + at,
-                     task.class_m2_JCU + at, task.lanes});
+                    {task.class_n_TJCL + at, task.class_fired_TJCL + at, task.class_mean_TJCL + at,
+                     task.class_m2_TJCL + at});
     }
     if (!task.keeps) return;
     const double *bias = task.bias_U + block.unit, *mean = task.mean_U + block.unit,
                  *scale = task.scale_U[PEARSON] + block.unit;
 #define UNIT(lane)                                                                                                     \
     {block, task.keeping, lane, {bias[lane], mean[lane], scale[lane]},                                                 \
-     {task.bound_CU + block.unit + lane, task.lanes, task.key_UK + (block.unit + lane) * task.places,                  \
+     {task.last_TC + block.unit / LANES * (OCTAVE + STRATA), task.key_UK + (block.unit + lane) * task.places,          \
       task.uid_UK + (block.unit + lane) * task.places, task.position_UK + (block.unit + lane) * task.places,           \
       task.value_UK3 + 3 * (block.unit + lane) * task.places}}
     const Unit units[LANES] = {UNIT(0), UNIT(1), UNIT(2), UNIT(3), UNIT(4), UNIT(5), UNIT(6), UNIT(7)};

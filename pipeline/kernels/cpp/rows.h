@@ -30,11 +30,16 @@ struct Block {
     double input(const double *x, int64_t p, int lane) const { return x[apart ? LANES * p + lane : p]; }
 };
 
+// The last place of a kind, or of an octave, of eight units: which row is there. What is kept is far apart in memory, and
+// most rows are refused by these.
+struct Last {
+    int64_t key[LANES], uid[LANES];
+};
+
 // The rows kept of one unit: of equal keys the smaller uid first, unused places, with the last of all keys, at the end.
-// The key of the last place of a kind, or of an octave, lies in `bound`, `step` from one to the next: those of eight
-// units are one line of memory, where their lists are far apart.
 struct Kept {
-    int64_t *bound, step, *key, *uid, *position;
+    Last *last;
+    int64_t *key, *uid, *position;
     double *value;  // z, a, correlation
 };
 
@@ -61,10 +66,11 @@ static inline int64_t key_of(double v) {
     return bits ^ ((bits >> 63) & INT64_MAX);
 }
 
-static inline int64_t octave_of(double z) {
-    int64_t octave = ((bits_of(z) & INT64_MAX) >> 52) - 1023;
-    octave = octave < LEAST_OCTAVE ? LEAST_OCTAVE : octave > LAST_OCTAVE ? LAST_OCTAVE : octave;
-    return z < 0 ? LAST_OCTAVE - octave : STRATA / 2 + octave - LEAST_OCTAVE;
+static inline l8 octaves_of(d8 z) {
+    const l8 least = all((int64_t)LEAST_OCTAVE), last = all((int64_t)LAST_OCTAVE);
+    l8 octave = ((bits_of(z) & all(INT64_MAX)) >> 52) - all((int64_t)1023);
+    octave = select(octave < least, least, select(octave > last, last, octave));
+    return select(z < d8{}, last - octave, all((int64_t)STRATA / 2) + octave - least);
 }
 
 // One unit of a block.
@@ -104,10 +110,10 @@ struct Unit {
     // Keep row r if its key is among the k smallest of its kind and stratum. `place_` is where the row's presentation of
     // the kind stands, −1 as long as it is not known.
     void offer(int64_t r, int kind, int64_t stratum, int64_t key, int64_t &place_) const {
-        int64_t *bound = kept.bound + (kind + stratum) * kept.step, uid = keeping.uid[block.row + r];
-        if (key > *bound) return;
+        Last &last = kept.last[kind + stratum];
+        int64_t uid = keeping.uid[block.row + r];
+        if (key > last.key[lane] || (key == last.key[lane] && uid >= last.uid[lane])) return;
         int64_t k = keeping.k[kind], first = keeping.first[kind] + stratum * k, at = first + k - 1;
-        if (key == *bound && uid >= kept.uid[at]) return;
         for (; at > first; at--) {
             if (key > kept.key[at - 1] || (key == kept.key[at - 1] && uid > kept.uid[at - 1])) break;
             kept.key[at] = kept.key[at - 1];
@@ -123,7 +129,7 @@ struct Unit {
         kept.value[3 * at] = z;
         kept.value[3 * at + 1] = block.rectified ? (z > 0 ? z : 0) : block.a[LANES * p + lane];
         kept.value[3 * at + 2] = pearson(p);
-        *bound = kept.key[first + k - 1];
+        last.key[lane] = kept.key[first + k - 1], last.uid[lane] = kept.uid[first + k - 1];
     }
 };
 
@@ -132,10 +138,28 @@ static inline l8 keys_of(d8 v) {
     return bits ^ ((bits >> 63) & all(INT64_MAX));
 }
 
+// Which of eight rows come before the last ones kept.
+static inline l8 precede(l8 key, l8 uid, const Last &last) {
+    l8 bound = load<l8>(last.key);
+    return (key < bound) | ((key == bound) & (uid < load<l8>(last.uid)));
+}
+
+// The same for the octaves of eight rows.
+static inline int precede_in_octaves(d8 z, l8 key, int64_t uid, const Last *last) {
+    int64_t octave[LANES], keys[LANES];
+    int chosen = 0;
+    store(octave, octaves_of(z)), store(keys, key);
+    for (int lane = 0; lane < LANES; lane++) {
+        const Last &of = last[OCTAVE + octave[lane]];
+        chosen |= (keys[lane] < of.key[lane] || (keys[lane] == of.key[lane] && uid < of.uid[lane])) << lane;
+    }
+    return chosen;
+}
+
 // Offer the rows of a block to its units. Most are refused by one comparison of eight keys with the last ones kept.
 static void keep_rows(const Block &block, const Keeping &keeping, const Unit *units) {
     const int active = lanes_of(block.active);
-    const int64_t *bound = units[0].kept.bound, step = units[0].kept.step;
+    const Last *last = units[0].kept.last;
     uint64_t number[LANES];
     for (int lane = 0; lane < LANES; lane++) number[lane] = block.unit + lane;
     u8 start = splitmix64(splitmix64(all((uint64_t)keeping.seed)) + load<u8>(number));
@@ -145,24 +169,22 @@ static void keep_rows(const Block &block, const Keeping &keeping, const Unit *un
         d8 greatest = widened(load<f8>(block.greatest + LANES * r)), smallest = widened(load<f8>(block.smallest + LANES * r));
         d8 match = load<d8>(block.match + LANES * r);
         l8 key[3] = {keys_of(-greatest), keys_of(smallest), keys_of(-match)};
-        l8 ranked[3] = {key[0] <= load<l8>(bound + GREATEST * step), key[1] <= load<l8>(bound + SMALLEST * step),
-                        (key[2] <= load<l8>(bound + MATCH * step)) & is_finite(match)};
-        int chosen = lanes_of(ranked[0] | ranked[1] | ranked[2]), firing = 0;
-        int64_t hash[LANES], keys[3][LANES];
-        double z[LANES];
+        l8 uid = all(keeping.uid[block.row + r]), hash = {}, fired = greatest > d8{};
+        l8 ranked = precede(key[GREATEST], uid, last[GREATEST]) | precede(key[SMALLEST], uid, last[SMALLEST]) |
+                    (precede(key[MATCH], uid, last[MATCH]) & is_finite(match));
+        int chosen = 0;
         if (drawn) {
-            l8 of_row = as_signed(splitmix64(start ^ all((uint64_t)keeping.uid[block.row + r])));
-            l8 fired = greatest > d8{};
-            store(hash, of_row), store(z, greatest);
-            firing = lanes_of(fired);
-            chosen |= lanes_of(fired & (of_row <= load<l8>(bound + RANDOM * step)));
-            for (int lane = 0; lane < LANES; lane++)
-                chosen |= (hash[lane] <= bound[(OCTAVE + octave_of(z[lane])) * step + lane]) << lane;
+            hash = as_signed(splitmix64(start ^ as_unsigned(uid)));
+            ranked = ranked | (fired & precede(hash, uid, last[RANDOM]));
+            chosen = precede_in_octaves(greatest, hash, keeping.uid[block.row + r], last);
         }
+        chosen |= lanes_of(ranked);
         chosen &= active;
         if (!chosen) continue;
-        const int defined = lanes_of(is_finite(match));
+        const int defined = lanes_of(is_finite(match)), firing = lanes_of(fired);
+        int64_t keys[3][LANES], hashes[LANES], octave[LANES];
         for (int kind = 0; kind < 3; kind++) store(keys[kind], key[kind]);
+        store(hashes, hash), store(octave, octaves_of(greatest));
         for (int lane = 0; lane < LANES; lane++) {
             if (!(chosen >> lane & 1)) continue;
             const Unit &unit = units[lane];
@@ -172,18 +194,17 @@ static void keep_rows(const Block &block, const Keeping &keeping, const Unit *un
             unit.offer(r, SMALLEST, 0, keys[1][lane], at[1]);
             if (defined >> lane & 1) unit.offer(r, MATCH, 0, keys[2][lane], at[2]);
             if (drawn) {
-                if (firing >> lane & 1) unit.offer(r, RANDOM, 0, hash[lane], at[0]);
-                unit.offer(r, OCTAVE, octave_of(z[lane]), hash[lane], at[0]);
+                if (firing >> lane & 1) unit.offer(r, RANDOM, 0, hashes[lane], at[0]);
+                unit.offer(r, OCTAVE, octave[lane], hashes[lane], at[0]);
             }
         }
     }
 }
 
-// Rows, firing rows, mean and Σ(a − ā)² of the greatest a of a row, by class, of eight units; `step` to the next class.
+// Rows, firing rows, mean and Σ(a − ā)² of the greatest a of a row, by class, of eight units.
 struct ByClass {
     int64_t *n, *fired;
     double *mean, *m2;
-    int64_t step;
 };
 
 static void add_classes(const Block &block, const int64_t *label, const ByClass &sums) {
@@ -191,7 +212,7 @@ static void add_classes(const Block &block, const int64_t *label, const ByClass 
     for (int64_t r = 0; r < block.rows; r++) {
         int64_t of = label[block.row + r];
         if (of < 0 || block.first[r] == block.first[r + 1]) continue;
-        of *= sums.step;
+        of *= LANES;
         l8 n = load<l8>(sums.n + of) + one;
         l8 fired = widened(load<f8>(block.greatest + LANES * r)) > d8{};
         d8 a = widened(load<f8>(block.output + LANES * r)), mean = load<d8>(sums.mean + of), rest = a - mean;

@@ -37,9 +37,10 @@ struct Task {
     // 32 bits are enough for as many presentations as are added to one state, see `accumulate.py`
     int32_t *bin_UB, *match_FU2B;
     double *match_F23U;
-    int64_t *class_n_JCU, *class_fired_JCU;
-    double *class_mean_JCU, *class_m2_JCU;
-    int64_t places, *bound_CU, *key_UK, *uid_UK, *position_UK;
+    int64_t *class_n_TJCL, *class_fired_TJCL;
+    double *class_mean_TJCL, *class_m2_TJCL;
+    Last *last_TC;
+    int64_t places, *key_UK, *uid_UK, *position_UK;
     double *value_UK3;
 };
 
