@@ -141,12 +141,12 @@ def criteo(sha256: str) -> None:
 
 
 def clicks(lines: Iterable[str]) -> Iterator[pa.Table]:
-    """Lines of the challenge as tables: numbers as log(1 + x), 0 where there is none; every tenth row to test."""
+    """Lines of the challenge as tables: numbers as log(1 + x), null where there is none; every tenth row to test."""
     rows = enumerate(line.rstrip("\n").split("\t") for line in lines)
     while part := list(islice(rows, CLICK_ROWS)):
         columns: dict[str, list[object]] = {"clicked": [int(row[0]) for _, row in part]}
         for place, name in enumerate(NUMBERS, 1):
-            columns[name] = [float(np.log1p(max(int(row[place] or 0), 0))) for _, row in part]
+            columns[name] = [float(np.log1p(max(int(row[place]), 0))) if row[place] else None for _, row in part]
         for place, name in enumerate(CATEGORIES, 14):
             columns[name] = [row[place] or None for _, row in part]
         columns["split"] = ["test" if number % 10 == 0 else "train" for number, _ in part]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError, JobError
-from pipeline.job import Columns, DataSpec
+from pipeline.executor import InlineExecutor
+from pipeline.job import Columns, DataSpec, load_job
+from pipeline.manifest import read_manifest
 from pipeline.rows.tally import Moments, Numbering, tallied
+from pipeline.run import run
 from pipeline.sources.tabular import Tabular
 from pipeline.store import open_store
+from tests.census import run_inline
 
 COLUMNS = Columns(features=("age", "hours"), label="rich", split="split")
 CATEGORIES = ("work", "code")
@@ -139,8 +144,98 @@ def test_a_null_number_is_unreadable_and_a_null_category_is_not(tmp_path: Path):
     table = people(4, split="train").set_column(0, "age", pa.array([20, None, 40, 60]))
     pq.write_table(table.set_column(2, "work", pa.array(["x", "y", None, "x"])), tmp_path / "a.parquet")
     source = tabular(tmp_path, store=str(tmp_path / "store"))
-    with pytest.raises(DataError, match="row 1: column 'age' is null; 1 of 4 rows"):
+    with pytest.raises(DataError, match=r"row 1: column 'age' is null, and options\.fill is not set; 1 of 4 rows"):
         read(source, "train")
+
+
+def gaps(rows: int = 60) -> pa.Table:
+    """Nulls in most rows: as integers, as NaN, and as truth values."""
+    some = np.random.default_rng(3).random((3, rows)) < 0.4
+    table = people(rows, seed=2)
+    age = pa.array(table["age"].to_numpy(), mask=some[0])
+    hours = np.where(some[1], np.nan, table["hours"].to_numpy())
+    hired = pa.array(np.arange(rows) % 3 == 0, mask=some[2])
+    return table.set_column(0, "age", age).set_column(1, "hours", pa.array(hours)).append_column("hired", hired)
+
+
+@pytest.mark.parametrize("fill", ["mean", 0, -1.5])
+@pytest.mark.parametrize("standardise", [True, False])
+def test_what_is_missing_is_filled(tmp_path: Path, fill: str | float, standardise: bool):
+    table = gaps()
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=25)
+    columns = COLUMNS.model_copy(update={"features": ("age", "hours", "hired")})
+    options = {"fill": fill, "standardise": standardise, "flagged": ("hired", "age")}
+    spec = DataSpec(url=str(tmp_path), columns=columns, classes=2, options=options)
+    source = Tabular("rows", spec, open_store(str(tmp_path / "store")))
+    x = torch.cat([batch.inputs[0] for chunk in source.chunks("test") for batch in source.read(chunk, 7)])
+    numbers = table.to_pandas()[["age", "hours", "hired"]].astype(float)
+    of_train, of_test = ((table["split"].to_numpy() == split) for split in ("train", "test"))
+    mean, std = numbers[of_train].mean(), numbers[of_train].std(ddof=0)
+    filled = numbers.fillna(mean) if fill == "mean" else numbers.fillna(fill)
+    expected = (filled - mean) / std if standardise else filled
+    np.testing.assert_allclose(x[:, :3].numpy(), expected[of_test].to_numpy(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(x[:, 3:], torch.tensor(numbers[["hired", "age"]][of_test].isna().to_numpy()).float())
+    assert source.shape == (5,)
+    assert source.names.features == ("age", "hours", "hired", "hired is null", "age is null")
+
+
+def test_filling_makes_other_chunks_and_its_absence_the_same_as_ever(tmp_path: Path):
+    pq.write_table(people(60), tmp_path / "a.parquet")
+    chunks = {
+        str(more): tabular(tmp_path, store=str(tmp_path / "store"), options={"categories": CATEGORIES, **more})
+        for more in ({}, {"fill": 0}, {"fill": "mean"}, {"fill": 0, "flagged": ("age",)})
+    }
+    assert len({source.chunks("test")[0].id for source in chunks.values()}) == 4
+    assert set(chunks["{}"].features().identity) == {"numbers", "categories", "values", "scales"}
+
+
+def test_a_column_that_training_never_has_a_value_of(tmp_path: Path):
+    table = people(12, split="train").set_column(0, "age", pa.array([None] * 12, pa.float32()))
+    pq.write_table(table, tmp_path / "a.parquet")
+    x, _ = read(
+        tabular(tmp_path, store=str(tmp_path / "s"), options={"categories": ("work",), "fill": "mean"}), "train"
+    )
+    assert x[:, 0].tolist() == [0] * 12
+
+
+def test_models_learn_from_rows_with_gaps(tmp_path: Path):
+    """Of 13 columns that are each null in four rows of ten, hardly a row has all."""
+    draw = np.random.default_rng(0)
+    rows, names = 400, [f"i{number}" for number in range(13)]
+    x = draw.normal(size=(13, rows))
+    columns = {name: pa.array(values, mask=draw.random(rows) < 0.4) for name, values in zip(names, x, strict=True)}
+    split = ["test" if row % 4 == 0 else "train" for row in range(rows)]
+    pq.write_table(pa.table({**columns, "y": (x.sum(0) > 0).astype(int), "split": split}), tmp_path / "rows.parquet")
+    job = tmp_path / "job.toml"
+    job.write_text(GAPS.format(names=names))
+    with pytest.raises(DataError, match=r"row \d+: column 'i\d+' is null, and options.fill is not set"):
+        run(load_job(job), open_store(str(tmp_path / "refused")), InlineExecutor())
+    job.write_text(
+        GAPS.format(names=names).replace(
+            "[[models]]", f"options = {{ fill = 'mean', flagged = {names} }}\n[[models]]", 1
+        )
+    )
+    outcome, store = run_inline(load_job(job), str(tmp_path / "store"))
+    (coverage,) = read_manifest(store, outcome.run).coverage.values()
+    assert (coverage.total, coverage.read, coverage.unreadable, coverage.excluded) == (400, 100, 0, 300)
+    scores = pq.read_table(io.BytesIO(store.get(f"runs/{outcome.run}/tables/scores/part-00000.parquet"))).to_pandas()
+    assert scores[scores["metric"] == "accuracy"]["value"].max() > 0.75
+
+
+GAPS = """
+name = "gaps"
+[data.rows]
+source = "tabular"
+url = "rows.parquet"
+classes = 2
+columns = {{ features = {names}, label = "y", split = "split" }}
+[[models]]
+family = "mlp"
+data = "rows"
+hyperparameters = {{ widths = [8] }}
+training = {{ steps = 100, learning_rate = 0.1 }}
+[statistics.response]
+"""
 
 
 def not_utf8(texts: list[bytes]) -> pa.Array:
@@ -176,6 +271,12 @@ def test_numbers_beyond_float32_are_in_no_scale():
         (Columns(features="age", split="split"), {}, r"columns\.features: a table has an array of names"),
         (Columns(split="split"), {}, r"options\.categories: missing, as are columns\.features"),
         (COLUMNS, {"category": ("work",)}, r"options\.category = .*did you mean 'categories'"),
+        (COLUMNS, {"fill": "median"}, r'options\.fill = "median": expected a number, or "mean"'),
+        (COLUMNS, {"fill": float("nan")}, r'options\.fill = NaN: expected a number, or "mean"'),
+        (COLUMNS, {"fill": True}, r'options\.fill = true: expected a number, or "mean"'),
+        (COLUMNS, {"fill": 0, "flagged": ("aeg",)}, r"options\.flagged = 'aeg': .*did you mean 'age'"),
+        (COLUMNS, {"fill": 0, "flagged": ("age", "age")}, r"options\.flagged: 'age' is there twice"),
+        (COLUMNS, {"flagged": ("age",)}, r"options\.flagged: nothing is filled; expected options\.fill as well"),
     ],
 )
 def test_what_the_job_gets_wrong_is_named(tmp_path: Path, columns: Columns, options: dict[str, Any], message: str):

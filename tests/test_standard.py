@@ -133,7 +133,7 @@ def test_each_becomes_rows_that_its_job_reads(published: Path, name: str):
         "mnist": [(1, 28, 28)],
         "cifar10": [(3, 32, 32)],
         "movielens": [(1,), (5,)],
-        "criteo": [(13,), (26,)],
+        "criteo": [(26,), (26,)],
         "ucr": [(1, 500)],
     }
     if name in shapes:
@@ -161,10 +161,13 @@ def test_papers_are_joined_by_who_cites_whom(published: Path):
     assert edge_2E.tolist() == [list(range(1, 12)), list(range(11))]
 
 
-def test_numbers_that_are_missing_are_zero_and_clicks_what_they_were(published: Path):
+def test_numbers_that_are_missing_are_filled_and_clicks_what_they_were(published: Path):
     standard.criteo("")
     table = standard.pq.read_table(published / "data" / "criteo" / "clicks.parquet")
-    np.testing.assert_allclose(table["i13"].to_numpy(), np.log1p(np.arange(20)), rtol=1e-6)
+    np.testing.assert_allclose(table["i13"].to_numpy(), [np.nan, *np.log1p(np.arange(1, 20))], rtol=1e-6)
+    numbers, flags = rows("criteo", "test", published).inputs[0].split(13, 1)
+    assert torch.equal(flags, torch.tensor([[1.0], [0.0]]).expand(2, 13))
+    assert (numbers[0] == 0).all()
     assert table["clicked"].to_pylist() == [row % 2 for row in range(20)]
     assert table["split"].to_pylist()[:11] == ["test", *["train"] * 9, "test"]
 

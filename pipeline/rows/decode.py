@@ -77,7 +77,7 @@ def without_null(columns: Sequence[pa.Array], names: Sequence[str], rows: int) -
 
 def plain_numbers(values: pa.Array) -> np.ndarray:
     """The numbers in whatever type they have, perhaps Arrow's own memory; nulls become NaN."""
-    if pa.types.is_decimal(values.type):
+    if pa.types.is_decimal(values.type) or (values.null_count and pa.types.is_boolean(values.type)):
         values = values.cast(pa.float64())
     array: np.ndarray = values.to_numpy(zero_copy_only=False)
     return array

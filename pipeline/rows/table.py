@@ -26,17 +26,21 @@ from pipeline.rows.tally import UNSEEN, Numbering, Vocabulary
 class Table(FeatureFormat):
     """`numbers` as x (D,) = (value − mean) / std where the vocabulary has scales, `categories` as int64 (K,).
 
-    A null number makes its row unusable; a null category is unknown, as is one that training has not seen.
+    A null number makes its row unusable; a null category is unknown, as is one that training has not seen. With
+    `fills`, one for each of the `numbers`, that value stands for a null or NaN, and behind the numbers there is one
+    more for each of the `flagged` ones: 1 where it was filled, else 0.
     """
 
     numbers: tuple[str, ...]
     categories: tuple[str, ...]
     vocabulary: Vocabulary
+    fills: tuple[float, ...] | None = None
+    flagged: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """One number of each column."""
-        return (len(self.numbers),)
+        """One number of each column, and one for each flag."""
+        return (len(self.numbers) + len(self.flagged),)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -60,13 +64,15 @@ class Table(FeatureFormat):
         """The columns and what their values become."""
         known = digest([[name, list(values)] for name, values in self.vocabulary.values.items()])
         scales = [[name, *scale] for name, scale in self.vocabulary.scales.items()]
-        return {"numbers": self.numbers, "categories": self.categories, "values": known, "scales": scales}
+        filled = {} if self.fills is None else {"fills": self.fills, "flagged": self.flagged}
+        return {"numbers": self.numbers, "categories": self.categories, "values": known, "scales": scales} | filled
 
     @property
     def names(self) -> Names:
         """The columns', and the values that training has seen."""
         values = tuple((UNSEEN, *self.vocabulary.values[name]) for name in self.categories)
-        return Names(features=self.numbers, fields=self.categories, values=values)
+        features = (*self.numbers, *(f"{name} is null" for name in self.flagged))
+        return Names(features=features, fields=self.categories, values=values)
 
     def roles(self) -> Iterator[Role]:
         """Numbers, and anything that has a name."""
@@ -89,12 +95,13 @@ class Table(FeatureFormat):
 
     def decode(self, rows: pa.RecordBatch) -> Usable:
         """Standardised numbers and numbered categories."""
-        columns = [rows[name] for name in self.numbers]
-        usable_N, reason = without_null(columns, self.numbers, rows.num_rows)
+        usable_N, reason = self._usable(rows)
         # column by column, as they lie in Arrow: a batch is turned when it is made
-        x_DN = np.empty((len(columns), rows.num_rows), dtype=np.float32)
-        for column, scale, x_N in zip(columns, self._scales, x_DN, strict=True):
-            _standardise(plain_numbers(column), *scale, out=x_N)
+        x_DN = np.empty((*self.shape, rows.num_rows), dtype=np.float32)
+        for name, scale, x_N in zip(self.numbers, self._scales, x_DN, strict=False):
+            _standardise(plain_numbers(rows[name]), *scale, out=x_N)
+        if self.fills is not None:
+            self._fill(x_DN, self.fills)
         known_KN = np.empty((len(self.categories), rows.num_rows), dtype=str(self.parts[-1].dtype).split(".")[1])
         for name, numbering, known_N in zip(self.categories, self._numberings, known_KN, strict=True):
             known_N[:] = numbering.of(rows[name])
@@ -102,6 +109,22 @@ class Table(FeatureFormat):
         if not usable_N.all():
             parts = tuple(part[usable_N] for part in parts)
         return Usable(parts, usable_N, reason)
+
+    def _usable(self, rows: pa.RecordBatch) -> tuple[np.ndarray, str]:
+        """Which rows have every number that they need, and why the first other one cannot be used."""
+        if self.fills is not None:
+            return np.ones(rows.num_rows, dtype=bool), ""
+        usable_N, reason = without_null([rows[name] for name in self.numbers], self.numbers, rows.num_rows)
+        return usable_N, reason and f"{reason}, and options.fill is not set"
+
+    def _fill(self, x_DN: np.ndarray, fills: tuple[float, ...]) -> None:
+        """Write into standardised numbers what stands for those that are missing, and the flags behind them."""
+        numbers = len(self.numbers)
+        missing_DN = np.isnan(x_DN[:numbers])
+        for fill, (mean, std), missing_N, x_N in zip(fills, self._scales, missing_DN, x_DN, strict=False):
+            x_N[missing_N] = (fill - mean) / std
+        for flag, name in enumerate(self.flagged, numbers):
+            x_DN[flag] = missing_DN[self.numbers.index(name)]
 
 
 def _standardise(values_N: np.ndarray, mean: float, std: float, *, out: np.ndarray) -> None:

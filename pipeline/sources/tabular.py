@@ -2,19 +2,28 @@
 
 What the values of a category are, and mean and spread of the numbers, is counted in one pass over the rows to train on
 when a job is first resolved, and stored beside the data's name: a value that these do not hold is *unknown*, number 0.
+A row without one of its numbers is unreadable, unless `options.fill` says what stands for it.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar
+from math import isfinite
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
+from pipeline.errors import nearest
 from pipeline.rows.features import FeatureFormat
 from pipeline.rows.table import Table
 from pipeline.rows.tally import Vocabulary, frequent, stored, tallied
 from pipeline.sources.base import FileSource, Options
+
+_FILL = (
+    'what stands for a null or NaN: a number in its column\'s unit, or "mean", that of training rows; default: a row '
+    "with a null is unreadable"
+)
 
 
 class TabularOptions(Options):
@@ -24,6 +33,16 @@ class TabularOptions(Options):
     min_count: int = Field(default=1, ge=1, description="training rows that a value must occur in to be known")
     max_values: int = Field(default=1_000_000, ge=1, description="known values of a column at most: the most frequent")
     standardise: bool = Field(default=True, description="numbers to mean 0 and standard deviation 1 of training rows")
+    fill: float | Literal["mean"] | None = Field(default=None, description=_FILL)
+    flagged: tuple[str, ...] = Field(default=(), description="of these columns one number more: 1 where filled, else 0")
+
+    @field_validator("fill", mode="before")
+    @classmethod
+    def _is_number_or_mean(cls, given: Any) -> Any:
+        is_number = type(given) in (int, float) and isfinite(given)
+        if not (is_number or given in ("mean", None)):
+            raise PydanticCustomError("misfit", 'a number, or "mean"')
+        return given
 
 
 class Tabular(FileSource):
@@ -40,7 +59,27 @@ class Tabular(FileSource):
 
     def features(self) -> FeatureFormat:
         """Numbers and categories with the vocabulary of the rows to train on."""
-        return Table(self._numbers, self.options.categories, self._vocabulary)
+        self._refuse_unfit_flags()
+        options, known = self.options, self._vocabulary
+        fills = None if options.fill is None else tuple(self._fill(name) for name in self._numbers)
+        scaled = known if options.standardise else Vocabulary(known.values, {})
+        return Table(self._numbers, options.categories, scaled, fills, options.flagged)
+
+    def _fill(self, column: str) -> float:
+        """What stands for a missing number of a column, in its own unit."""
+        given = self.options.fill
+        return self._vocabulary.scales[column][0] if given == "mean" else float(given or 0)
+
+    def _refuse_unfit_flags(self) -> None:
+        flagged = self.options.flagged
+        if flagged and self.options.fill is None:
+            raise self.refusal("options.flagged", "nothing is filled; expected options.fill as well")
+        for place, name in enumerate(flagged):
+            if name not in self._numbers:
+                known = nearest(name, self._numbers)
+                raise self.refusal(f"options.flagged = {name!r}", f"no column of numbers of that name; {known}")
+            if name in flagged[:place]:
+                raise self.refusal("options.flagged", f"{name!r} is there twice")
 
     @property
     def _numbers(self) -> tuple[str, ...]:
@@ -55,13 +94,21 @@ class Tabular(FileSource):
     @cached_property
     def _vocabulary(self) -> Vocabulary:
         raw = Table(self._numbers, self.options.categories, Vocabulary({}, {}))
-        made_of = [self.training_identity, raw.columns, self.options.model_dump(mode="json")]
+        counted = self.options.model_dump(mode="json", exclude={"fill", "flagged"})
+        made_of = [self.training_identity, raw.columns, counted]
+        if self._needs_means:
+            made_of.append("means")
         found = stored(self.store, made_of, lambda: self._tallied(raw))
         return Vocabulary({name: found.values[name] for name in self.options.categories}, found.scales)
 
+    @property
+    def _needs_means(self) -> bool:
+        """Whether moments are counted though nothing is brought to one scale."""
+        return self.options.fill == "mean" and not self.options.standardise
+
     def _tallied(self, raw: Table) -> Vocabulary:
         rows = ({name: part[name] for name in raw.columns} for part in self.training_rows(raw))
-        tally = tallied(rows, raw.categories, raw.numbers if self.options.standardise else ())
+        tally = tallied(rows, raw.categories, raw.numbers if self.options.standardise or self._needs_means else ())
         least, most = self.options.min_count, self.options.max_values
         values = {name: frequent(counts, least=least, most=most) for name, counts in tally.counts.items()}
         return Vocabulary(values, {name: (one.mean, one.std) for name, one in tally.moments.items()})
