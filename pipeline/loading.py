@@ -16,11 +16,12 @@ from pipeline.batch import Batch
 from pipeline.devices import CPU, moved
 from pipeline.entries import Model
 from pipeline.errors import DataError
+from pipeline.fit.objective import Objective
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
 from pipeline.hashing import sha256
 from pipeline.job import DataSpec, SiteSelection
 from pipeline.models.base import Checkpoint, checkpoint_key, decode_checkpoint
-from pipeline.origins import Origin, module_of, shown
+from pipeline.origins import Origin, module_of, objective_of, shown
 from pipeline.registry import sources
 from pipeline.sources.base import Chunk
 from pipeline.store import Store
@@ -37,13 +38,14 @@ ON_CPU = torch.device(CPU)
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model ready to be measured. `sha256` is its checkpoint's, as stored."""
+    """A model ready to be measured. `sha256` is its checkpoint's, as stored; `objective` what it is scored as."""
 
     origin: Origin
     module: nn.Module
     discovery: Discovery
     checkpoint: Checkpoint
     sha256: str
+    objective: Objective
 
     def shown(self, batch: Batch) -> Batch:
         """A batch of the data set as the model takes it."""
@@ -117,12 +119,12 @@ def _loaded(call: _Call) -> Loaded:
     module = module_of(model.origin, checkpoint).to(device)
 
     def first(rows: int) -> Batch:
-        batch = moved(probe_batch(probe, store, rows), device, getattr(torch, model.origin.dtype))
-        return shown(model.origin, batch)
+        return moved(probe_batch(probe, store, rows), device, getattr(torch, model.origin.dtype))
 
-    found = find_sites(module, first, sites)
+    found = find_sites(module, lambda rows: shown(model.origin, first(rows)), sites)
     refuse_no_choice(found, sites.include, sites.exclude)
-    return Loaded(model.origin, module, found, checkpoint, sha256(content))
+    objective = objective_of(model.origin, module, lambda: first(PROBE_ROWS))
+    return Loaded(model.origin, module, found, checkpoint, sha256(content), objective)
 
 
 def find_sites(module: nn.Module, first: Callable[[int], Batch], sites: SiteSelection) -> Discovery:

@@ -24,7 +24,7 @@ from pipeline.job import Numerics, SiteSelection
 from pipeline.loading import Loaded, Probe, keep_only, load
 from pipeline.measure import Running
 from pipeline.numerics import in_force
-from pipeline.origins import objective_of, shape_of
+from pipeline.origins import shape_of
 from pipeline.registry import sources
 from pipeline.rows.reading import Reading, prefetched
 from pipeline.scores import Sums, added, score
@@ -271,7 +271,7 @@ def _show(batch: Batch, watched: Sequence[_Watched], *, timed: bool) -> dict[str
         start = clock(batch) if timed else 0.0
         try:
             output = one.running.add(one.loaded.module, one.loaded.shown(batch))
-            one.scores.append(score(output, batch, objective_of(one.cell.model.origin)))
+            one.scores.append(score(output, batch, one.loaded.objective))
         except ModelError as error:
             failed[one.cell.model.id] = str(error)
         if timed:

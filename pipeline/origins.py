@@ -6,7 +6,7 @@ Layer 3. Nothing above asks which of the two it is but who trains and who loads.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from pipeline.batch import Batch
 from pipeline.errors import ModelError
 from pipeline.fit.objective import Objective
 from pipeline.fit.recipe import Recipe
+from pipeline.foreign.causal import predicts_next
 from pipeline.foreign.load import restored
 from pipeline.foreign.origin import Loaded, Untrained
 from pipeline.models.base import Appearances, Checkpoint, Task, example
@@ -89,12 +90,17 @@ def task_of(origin: Origin) -> Task:
     return origin.task if isinstance(origin, Recipe) else origin.architecture.task
 
 
-def objective_of(origin: Origin) -> Objective:
-    """What its outputs are scored as."""
+def objective_of(origin: Origin, module: nn.Module, rows: Callable[[], Batch]) -> Objective:
+    """What its outputs are scored as; where nothing says it, as it answers some rows of the data."""
     name, _ = _family_of(origin)
     if name is not None:
         return families()[name].objective  # type: ignore[no-any-return]
-    return origin.architecture.objective if not isinstance(origin, Recipe) else "classes"
+    assert not isinstance(origin, Recipe)
+    architecture = origin.architecture
+    if architecture.config is None and architecture.task.kind == "tokens":
+        next_token = predicts_next(module, rows(), architecture.call.shown, vocabulary=architecture.task.vocabulary)
+        return "next token" if next_token else "classes"
+    return architecture.objective
 
 
 def inputs_of(origin: Origin, names: Names) -> Mapping[str, InputSpace]:

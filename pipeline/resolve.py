@@ -28,7 +28,7 @@ from pipeline.tables import table_columns
 from pipeline.withheld import Withheld
 
 # raised whenever the same model and rows would give other sites, states or scores
-MEASURE_VERSION = 4
+MEASURE_VERSION = 5
 # raised whenever the same states would give other rows, though no column says so
 REDUCE_VERSION = 2
 

@@ -42,7 +42,7 @@ def example(family: str) -> tuple[Model, Loaded]:
     rows = NODES if families()[family].whole else 6
     found = discover(module, Batch(forward_inputs(family, rows=rows), torch.arange(rows)))
     model = Model("id", "name", "data", recipe(family), 0, None, None)
-    return model, Loaded(model.origin, module, found, Checkpoint({}, {}), "")
+    return model, Loaded(model.origin, module, found, Checkpoint({}, {}), "", "classes")
 
 
 @pytest.mark.parametrize("family", sorted(families()))

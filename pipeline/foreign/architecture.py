@@ -90,7 +90,7 @@ class Architecture:
 
     @property
     def objective(self) -> Objective:
-        """What its outputs are scored as, where no family says it."""
+        """What its outputs are scored as, where no family and no rows say it."""
         return "next token" if self.config is not None and self.spec.auto.endswith("CausalLM") else "classes"
 
     @property

@@ -8,6 +8,7 @@ full unpickling is switched off while it is loaded.
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from pipeline.errors import ModelError
 
@@ -38,18 +40,37 @@ _WORDS = re.compile(
 
 
 def load_program(name: str, content: bytes) -> nn.Module:
-    """The program of a .pt2 file as a module. ModelError if it is damaged, holds more, or was made for training."""
+    """The program of a .pt2 file as a module, which takes its arguments in order or by name.
+
+    ModelError if it is damaged, holds more, or was made for training.
+    """
     _check(name, content)
     try:
         with _tensors_only():
-            module: nn.Module = torch.export.load(io.BytesIO(content)).module(check_guards=False)
+            exported = torch.export.load(io.BytesIO(content))
+            module: nn.Module = exported.module(check_guards=False)
     except Exception as error:  # the format has no error class of its own
         raise ModelError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
     _refuse_training(name, module)
+    spec = exported.call_spec.in_spec
+    positional, _ = pytree.tree_unflatten([None] * spec.num_leaves, spec)
+    _take_by_name(module, len(positional))
     # a program has one mode for ever; its own eval() only says that
     vars(module).pop("eval", None)
     vars(module).pop("train", None)
     return module.eval()
+
+
+def _take_by_name(module: nn.Module, positional: int) -> None:
+    """Hand arguments on as the program was exported with them: the first ones in order, all others by name."""
+    signature = inspect.signature(module.forward)
+
+    def arranged(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = list(signature.bind(*args, **kwargs).arguments.items())
+        return tuple(value for _, value in given[:positional]), dict(given[positional:])
+
+    # in front of its own, which checks what it is given
+    module.register_forward_pre_hook(arranged, prepend=True, with_kwargs=True)
 
 
 @contextmanager

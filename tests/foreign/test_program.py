@@ -16,6 +16,7 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.errors import ModelError
 from pipeline.flow.discover import discover
+from pipeline.foreign.call import Call
 from pipeline.foreign.load import load_module
 from pipeline.foreign.spec import LoadSpec
 from pipeline.models.base import Task
@@ -67,6 +68,32 @@ def test_a_program_computes_what_its_model_did(program: bytes) -> None:
     assert module.eval() is module
     found = discover(module, Batch((x,), torch.arange(7)))
     assert [(site.gate, site.folded) for site in found.sites] == [("relu", ("1",)), ("identity", ())]
+
+
+class Marked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.out = nn.Embedding(20, 8), nn.Linear(8, 10)
+
+    def forward(self, token: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.out((self.embedding(token) * mask[..., None]).sum(1))
+
+
+@pytest.mark.parametrize("positional", [0, 1, 2])
+def test_a_program_takes_its_arguments_however_it_was_exported(positional: int) -> None:
+    token, mask = torch.randint(20, (3, 8)), torch.rand(3, 8) > 0.5
+    given = {"token": token, "mask": mask}
+    args, kwargs = tuple(given.values())[:positional], dict(list(given.items())[positional:])
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(Marked().eval(), args, kwargs), buffer)
+    module, expected = loaded(buffer.getvalue()), Marked()(token, mask)
+    for some, named in (((token, mask), {}), ((token,), {"mask": mask}), ((), given)):
+        torch.testing.assert_close(module(*some, **named), expected)
+        batch = Batch(some, torch.arange(3), kwargs=named)
+        torch.testing.assert_close(Call(None, 10).shown(batch).forward(module), expected)
+    with pytest.raises(ModelError, match=r"its forward does not take \(x\): missing a required argument: 'mask'"):
+        Call(None, 10).shown(Batch((token,), torch.arange(3))).forward(module)
 
 
 def test_a_program_for_training_is_refused() -> None:
