@@ -15,7 +15,6 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from benchmarks.cases import larger
 from benchmarks.machine import machine
 from benchmarks.overhead import Line, cases, measure_case
 from benchmarks.path import Figure, figures, start
+from pipeline.allocator import freed_memory_kept
 from pipeline.devices import CPU, GPU, device_named
 from pipeline.job import Numerics
 from pipeline.numerics import in_force
@@ -57,7 +57,7 @@ def main(quick: bool, check: bool, only: tuple[str, ...], threads: int, device: 
     saves = save or (save is None and not quick and not only)
     name = f"overhead-{re.sub('[^a-z0-9]+', '-', str(where['device']).lower())}" if on_gpu else "overhead"
     # of a GPU what a job does by default: other kernels are faster, and give other bits from run to run
-    with in_force(Numerics(threads=threads)) if on_gpu else nullcontext():
+    with in_force(Numerics(threads=threads)) if on_gpu else freed_memory_kept():
         sizes = [(case, times) for case in cases(only) for times in (GPU_TIMES if on_gpu else case.times)]
         for case, times in sizes:
             click.echo(f"\n{case.name}, {case.rows * times} rows a batch")

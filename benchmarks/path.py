@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.timing import Ratio, Work, interleaved, ratio
+from pipeline.allocator import freed_memory_kept
 from pipeline.batch import Batch
 from pipeline.devices import CPU, device_named
 from pipeline.flow.tap import quiet
@@ -157,14 +158,14 @@ def _share(folder: Path, *, seconds: float, rounds: int, threads: int) -> Iterat
     batches, (loaded,) = made.batches(), made.loaded()
 
     def forward(_: int) -> None:
-        with in_force(made.task.numerics), quiet(loaded.module):
+        with in_force(made.task.numerics), freed_memory_kept(), quiet(loaded.module):
             for of_chunk in batches:
                 for batch in of_chunk:
                     batch.forward(loaded.module)
 
     def in_memory(_: int) -> None:
         task = made.task
-        with in_force(task.numerics):
+        with in_force(task.numerics), freed_memory_kept():
             for of_chunk in batches:
                 running = Running(loaded.discovery, task.cells[0].statistics, task.classes, task.kernel)
                 for batch in of_chunk:

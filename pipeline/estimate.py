@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.allocator import freed_memory_kept
 from pipeline.batch import Batch
 from pipeline.cells import CellState, Rows, decode_cell, encode_cell
 from pipeline.cost import cost_of
@@ -112,7 +113,7 @@ class Estimate:
 def estimate(resolved: Resolved, store: Store) -> Estimate:
     """Measure the unit costs of a job; DataError or ModelError where its first chunk or a shape cannot be used."""
     reading, shapes = [], []
-    with in_force(resolved.numerics):
+    with in_force(resolved.numerics), freed_memory_kept():
         for data in dict.fromkeys(split.data for split in resolved.splits):
             cost, batch = _reading_cost(resolved, data, store)
             reading.append(cost)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from pipeline.allocator import freed_memory_kept
 from pipeline.batch import Batch
 from pipeline.devices import CPU, moved
 from pipeline.errors import JobError, ModelError
@@ -270,7 +271,7 @@ def measure(
         raise ValueError("measure() needs at least one batch")
     device = _device_of(model)
     find = partial(discover, model, include=include, exclude=exclude, rows=rows)
-    with _mode_kept(model, twin):
+    with _mode_kept(model, twin), freed_memory_kept():
         found, probe, seen = _probed(find, first, stream, device)
         refuse_no_choice(found, include, exclude)
         _refuse_nothing(found)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pipeline.allocator import freed_memory_kept
 from pipeline.batch import Batch
 from pipeline.cells import CellState, Damaged, Rows, cell_key, encode_cell
 from pipeline.cost import ModelCost, clock, cost_beside
@@ -115,7 +116,12 @@ def run_measure(task: MeasureTask, store: Store) -> Measured:
     costs: list[ModelCost] = []
     watch = Stopwatch()
     chunks = list(task.by_chunk())
-    with in_force(task.numerics), ThreadPoolExecutor(1) as ahead, _Storing(task, store, watch) as storing:
+    with (
+        in_force(task.numerics),
+        freed_memory_kept(),
+        ThreadPoolExecutor(1) as ahead,
+        _Storing(task, store, watch) as storing,
+    ):
         begun = {chunk.id: ahead.submit(_begin, task, chunk, store) for chunk, _ in chunks[:1]}
         for (chunk, cells), following in zip_longest(chunks, chunks[1:]):
             if following is not None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS: dict[str, int] = {
     **dict.fromkeys(
-        ["errors", "grid", "names", "hashing", "columns", "batch", "progress", "selecting", "stopwatch"], 0
+        ["allocator", "errors", "grid", "names", "hashing", "columns", "batch", "progress", "selecting", "stopwatch"], 0
     ),
     **dict.fromkeys(
         [
