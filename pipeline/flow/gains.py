@@ -7,7 +7,9 @@ reads it too, the gain acts elsewhere as well and x is the norm's output.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -121,6 +123,31 @@ def _last_axis_stays(graph: Graph, value: Value, views: list[Node]) -> bool:
             return False
         shadow = made[0]
     return bool((shadow == torch.arange(shadow.shape[-1])).all())
+
+
+class Moments(NamedTuple):
+    """What a layer norm subtracts from each vector and multiplies it by: float32, one of each for a vector."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+
+def gives_moments(call: Call) -> bool:
+    """Whether a norm's operation can be asked for its moments, on the CPU: of float32, as it lies in memory."""
+    x = call.args[0] if call.args else None
+    if call.op.name != "layer_norm" or call.kwargs or not isinstance(x, torch.Tensor):
+        return False
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
+
+
+def asking_for_moments(call: Call) -> Call:
+    """The same norm by the operation that gives its moments beside its output; where it `gives_moments`."""
+    return replace(call, func=torch.ops.aten.native_layer_norm.default, args=asking(call.args))
+
+
+def asking(args: Sequence[Any]) -> tuple[Any, ...]:
+    """The arguments of `layer_norm` as `native_layer_norm` takes them: without defaults."""
+    return (*args[:5], *(None, None, 1e-5)[len(args) - 2 :])
 
 
 def before_gain(call: Call) -> torch.Tensor:

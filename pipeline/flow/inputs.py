@@ -10,8 +10,10 @@ from functools import cached_property, partial
 
 import torch
 
-from pipeline.flow.patches import Geometry
+from pipeline.flow.lazy import Normed
+from pipeline.flow.patches import Contraction, Geometry
 from pipeline.flow.rows import Rows
+from pipeline.kernels import native_sums
 from pipeline.sites import InputSums, Windows
 
 
@@ -69,12 +71,21 @@ class Inputs:
     def sums(self) -> InputSums:
         """The sums over every presentation, computed at the first call."""
         if self._sums is None:
-            sums = self.geometry.input_sums(self.entries)
+            sums = self._of_norm() or self.geometry.input_sums(self.entries)
             if self.groups is not None:
                 chosen = self.groups.to(sums.sum_LSG.device)
                 sums = InputSums(*[part[..., chosen] for part in (sums.sum_LSG, sums.square_LSG, sums.centred_LSG)])
             self._sums = sums
         return self._sums
+
+    def _of_norm(self) -> InputSums | None:
+        """The sums of what a norm gives without its gain, from what it was given; None where it must be made."""
+        source = self._source
+        if not isinstance(source, Normed) or source.moments is None or not isinstance(self.geometry, Contraction):
+            return None
+        x, x_LSGD = source.x, self._enter(source.x)
+        # a copy may have its vectors in another order
+        return native_sums.of_norm(x_LSGD, *source.moments) if x_LSGD.data_ptr() == x.data_ptr() else None
 
     def padded(self) -> torch.Tensor | None:
         """Which positions touch padding."""

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 
-from pipeline.flow.gains import before_gain
+from pipeline.flow.gains import Moments, before_gain
 from pipeline.flow.values import Call
 
 Lazy = Callable[[], torch.Tensor]
@@ -45,13 +45,22 @@ class Viewed:
 
 @dataclass(frozen=True, eq=False)
 class Normed:
-    """What a norm's operation gives without its gain and bias, made once."""
+    """What a norm's operation gives without its gain and bias, made once.
+
+    moments  of a layer norm, where its operation was asked for them
+    """
 
     call: Call
+    moments: Moments | None = None
 
     def __call__(self) -> torch.Tensor:
         """The norm's input, normalised."""
         return self._made
+
+    @property
+    def x(self) -> torch.Tensor:
+        """The norm's input."""
+        return self.call.args[0]  # type: ignore[no-any-return]
 
     @cached_property
     def _made(self) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.flow.affine import Affine
+from pipeline.flow.gains import Moments
 from pipeline.flow.inputs import Inputs
 from pipeline.flow.lazy import Lazy, Normed, Same, Viewed
 from pipeline.flow.operators import Operator
@@ -94,13 +95,14 @@ class LazyAt:
     kwargs: Mapping[str, Pattern] | None = None
     source: LazyAt | None = None
     part: int | None = None
+    moments: tuple[int, int] | None = None
 
     @property
     def numbers(self) -> tuple[int, ...]:
         """The registers that it needs."""
         patterns = (*self.args, *(self.kwargs or {}).values())
         inner = () if self.source is None else self.source.numbers
-        return (self.number, *inner, *[number for one in patterns for number in one.numbers])
+        return (self.number, *inner, *(self.moments or ()), *[number for one in patterns for number in one.numbers])
 
     def filled(self, registers: list[Any]) -> Lazy:
         """The lazy itself."""
@@ -108,7 +110,8 @@ class LazyAt:
             return Same(registers[self.number])
         if self.source is None:
             if registers[self.number] is None:
-                registers[self.number] = Normed(self._call(registers))
+                moments = None if self.moments is None else Moments(*[registers[one] for one in self.moments])
+                registers[self.number] = Normed(self._call(registers), moments)
             return registers[self.number]  # type: ignore[no-any-return]
         return Viewed(self._call(registers), self.source.filled(registers), self.part)
 

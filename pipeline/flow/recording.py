@@ -17,6 +17,7 @@ from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.flow.affine import Affine
+from pipeline.flow.gains import Moments
 from pipeline.flow.lazy import Lazy, Normed, Same, Viewed
 from pipeline.flow.numbering import Numbering, UnscriptableError
 from pipeline.flow.operators import LIKES, operator, words
@@ -53,10 +54,11 @@ class _Draft:
 
 @dataclass(eq=False)
 class _Running:
-    """The operation that is running: what it keeps of what it overwrites, and shows."""
+    """The operation that is running: what it keeps of what it overwrites, and shows; the norm that it is."""
 
     kept: list[tuple[int, int]] = field(default_factory=list)
     drafts: list[_Draft] = field(default_factory=list)
+    norm: Normed | None = None
 
 
 class _Sharing(Presenter):
@@ -85,6 +87,7 @@ class Recording(Tap):
         # weak: a value leads to tensors
         self._values: WeakKeyDictionary[Value, Value] = WeakKeyDictionary()
         self._lazy: WeakKeyDictionary[Lazy, LazyAt] = WeakKeyDictionary()
+        self._moments: WeakKeyDictionary[Normed, tuple[int, int]] = WeakKeyDictionary()
         self._running: _Running | None = None
         self._steps: list[Step] = []
         self._is_scriptable = self._graphs is None
@@ -145,6 +148,9 @@ class Recording(Tap):
         numbered = enumerate(begun.positional)
         tensors = tuple((position, one.number) for position, one in numbered if isinstance(one, Of))
         others = [(at, one) for at, one in enumerate(begun.positional) if not isinstance(one, Of)]
+        moments = None
+        if running.norm is not None:
+            moments = self._moments[running.norm] = (self._numbering.next(), self._numbering.next())
         return Step(
             begun.func,
             len(begun.positional),
@@ -157,6 +163,7 @@ class Recording(Tap):
             tuple(running.kept),
             shows,
             (),
+            moments,
         )
 
     def _result(self, tensor: torch.Tensor) -> Result:
@@ -185,6 +192,13 @@ class Recording(Tap):
         else:
             self._running.kept.append((number, self._numbering.new(copy)))
         return copy
+
+    def _note_gain(self, call: Call, result: Value, moments: Moments | None) -> None:
+        super()._note_gain(call, result, moments)
+        notes: Notes | None = result.notes
+        gain = None if notes is None else notes.before_gain
+        if self._running is not None and moments is not None and isinstance(gain, Normed):
+            self._running.norm = gain
 
     def _meet(self, call: Call, affine: Affine, out: torch.Tensor, result: Value) -> None:
         if all(affine.weight is not tensor for tensor in call.tensors):
@@ -269,6 +283,7 @@ class Recording(Tap):
                 call.func,
                 self._numbering.patterns(call.args),
                 self._numbering.keywords(call.kwargs),
+                moments=self._moments.get(lazy),
             )
         raise UnscriptableError
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pipeline.flow.gains import asking
 from pipeline.flow.prepared import Prepared
 from pipeline.flow.registers import Pattern, Registers
 from pipeline.flow.values import Value
@@ -42,6 +43,7 @@ class Step:
     kept       of what it overwrites: the register, and that of its copy
     shows      the presentations that it completes
     freed      the registers that nothing needs behind it
+    moments    of a layer norm, where something needs them: the registers of each vector's mean and 1/std
     """
 
     func: torch._ops.OpOverload
@@ -55,6 +57,7 @@ class Step:
     kept: tuple[tuple[int, int], ...]
     shows: tuple[Prepared, ...]
     freed: tuple[int, ...]
+    moments: tuple[int, int] | None = None
 
     def is_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], registers: Registers) -> bool:
         """Whether an operation with these arguments is this one, up to its function."""
@@ -67,6 +70,14 @@ class Step:
             if not pattern.fits(args[position], registers):
                 return False
         return all(name in kwargs and one.fits(kwargs[name], registers) for name, one in self.keywords.items())
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any], registers: list[Any]) -> Any:
+        """Do what the model asked for."""
+        if self.moments is None:
+            return self.func(*args, **kwargs)
+        out, *moments = torch.ops.aten.native_layer_norm.default(*asking(args))
+        registers[self.moments[0]], registers[self.moments[1]] = moments
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +123,7 @@ def freed(steps: Sequence[Step], leaves: int, own: Mapping[int, int]) -> tuple[S
             step,
             results=tuple(one if one.number in last else one._replace(number=None) for one in step.results),
             freed=tuple(freed.get(index, ())),
+            moments=step.moments if step.moments is not None and step.moments[0] in last else None,
         )
         for index, step in enumerate(steps)
     )

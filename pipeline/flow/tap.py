@@ -22,7 +22,7 @@ from pipeline.flow.affine import Affine, affine_of, is_affine
 from pipeline.flow.aggregate import lifted
 from pipeline.flow.cells import live_key, presented
 from pipeline.flow.collect import Collected
-from pipeline.flow.gains import APPLYING, NORMS, applied
+from pipeline.flow.gains import APPLYING, NORMS, Moments, applied, asking_for_moments, gives_moments
 from pipeline.flow.lazy import Lazy, Normed, Same, Viewed
 from pipeline.flow.lookups import key_of_lookup
 from pipeline.flow.plan import CallKey, Discovery, SitePlan
@@ -139,12 +139,12 @@ class Tap(Tracker):
         noted = [value for value in call.values if value.notes is not None]
         if noted and call.op.writes:
             self._protect(call)
-        out = self.run(call)
+        out, moments = self._done(call)
         results = self.settle_data(call, out)
         if noted:
             self._carry(call, out, results)
         if self._discovery.gains and call.op.name in APPLYING:
-            self._note_gain(call, results[0])
+            self._note_gain(call, results[0], moments)
         if affine is not None:
             self._meet(call, affine, out if isinstance(out, torch.Tensor) else out[0], results[0])
         elif is_recurrent(call.op.name):
@@ -152,6 +152,17 @@ class Tap(Tracker):
         elif call.op.name == "sum" and call.values[0].lookup:
             self._meet_machine(call, out)
         return out
+
+    def _done(self, call: Call) -> tuple[Any, Moments | None]:
+        """Do what the model asked for, and keep what a layer norm normalises by where its gain is folded."""
+        if call.op.name not in NORMS or not self._has_gain(call) or not gives_moments(call):
+            return self.run(call), None
+        out, *moments = self.run(asking_for_moments(call))
+        return out, Moments(*moments)
+
+    def _has_gain(self, call: Call) -> bool:
+        weight = call.bound().get("weight")
+        return weight is not None and self.value_of(weight).key in self._discovery.gains
 
     def _protect(self, call: Call) -> None:
         # an operation in place would turn a pre-activation that is still awaited into something else
@@ -168,16 +179,14 @@ class Tap(Tracker):
         """A copy of what the next operation overwrites."""
         return tensor.clone()
 
-    def _note_gain(self, call: Call, result: Value) -> None:
+    def _note_gain(self, call: Call, result: Value, moments: Moments | None) -> None:
         source = applied(call, self._discovery.gains)
         if source is not None:
             earlier: Notes | None = self.value_of(source).notes
             known = None if earlier is None else earlier.before_gain
             result.notes = Notes([], known or Same(source))
-        elif call.op.name in NORMS:
-            weight = call.bound().get("weight")
-            if weight is not None and self.value_of(weight).key in self._discovery.gains:
-                result.notes = Notes([], Normed(call))
+        elif call.op.name in NORMS and self._has_gain(call):
+            result.notes = Notes([], Normed(call, moments))
 
     def _carry(self, call: Call, out: Any, results: list[Value]) -> None:
         for position, argument in enumerate(call.args):

@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -58,6 +59,47 @@ def of_vectors(x_LSGD: torch.Tensor) -> InputSums | None:
     sums_3V = torch.empty((3, len(x_VD)), dtype=torch.float64)
     library.vector_sums(x_VD.data_ptr(), _TYPES[x_VD.dtype], len(x_VD), x_VD.stride(0), inputs, sums_3V.data_ptr())
     return InputSums(*sums_3V.view(3, *shape).unbind(0))
+
+
+def of_norm(x_LSGD: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> InputSums | None:
+    """The sums of (x − mean) · scale, rounded as a layer norm rounds it; one mean and 1/std for each vector, in order.
+
+    None where they are not computed here: the caller makes the norm's output then.
+    """
+    library = _library.get()
+    if library is None or x_LSGD.dtype != torch.float32 or not x_LSGD.is_contiguous():
+        return None
+    shape, inputs = x_LSGD.shape[:3], x_LSGD.shape[3]
+    if mean.numel() * inputs != x_LSGD.numel() or not _rounds_as_torch(library):
+        return None
+    return _of_norm(library, x_LSGD, mean, scale, shape)
+
+
+def _of_norm(
+    library: ctypes.CDLL, x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, shape: Sequence[int]
+) -> InputSums:
+    sums_3V = torch.empty((3, mean.numel()), dtype=torch.float64)
+    pointers = x.data_ptr(), mean.data_ptr(), scale.data_ptr()
+    library.norm_sums(*pointers, mean.numel(), x.shape[-1], sums_3V.data_ptr())
+    return InputSums(*sums_3V.view(3, *shape).unbind(0))
+
+
+@cache
+def _rounds_as_torch(library: ctypes.CDLL) -> bool:
+    """Whether this build of torch rounds a layer norm as the library does; asked once, of some vectors."""
+    x_LSGD = torch.linspace(-3, 9, 7 * 1001).sin().view(7, 1, 1, 1001)
+    made, mean, scale = torch.native_layer_norm(x_LSGD, (1001,), None, None, 1e-5)
+    with in_force(library):
+        expected = of_vectors(made)
+    found = _of_norm(library, x_LSGD, mean, scale, x_LSGD.shape[:3])
+    return expected is not None and all(
+        torch.equal(one, other)
+        for one, other in zip(
+            (found.sum_LSG, found.square_LSG, found.centred_LSG),
+            (expected.sum_LSG, expected.square_LSG, expected.centred_LSG),
+            strict=True,
+        )
+    )
 
 
 def of_windows(

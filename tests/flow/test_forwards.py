@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from torch.nn import functional
 
 from pipeline.batch import Batch
 from pipeline.errors import ModelError
+from pipeline.flow import lazy
 from pipeline.flow.discover import discover
 from pipeline.flow.forwards import DEPARTURES, Forwards
 from pipeline.flow.tap import tapped_forward
+from pipeline.kernels import choose, native_sums
 from pipeline.models.base import Task
 from pipeline.sites import Presentations
 from tests.flow.shown import batch_of, copied, expect_equal, expect_the_same_by_script
@@ -326,6 +329,36 @@ def test_nothing_is_kept_of_a_batch(form: str) -> None:
 
 def _tensors() -> int:
     return sum(type(one) is torch.Tensor for one in gc.get_objects())
+
+
+def test_what_a_norm_gives_without_its_gain_is_summed_but_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    forwards, model = _encoder()
+    found = forwards.discovery
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+
+    def sums(run: Callable[..., Any], seed: int) -> list[torch.Tensor]:
+        made = list[torch.Tensor]()
+
+        def observe(shown: Presentations) -> None:
+            of_x = shown.input_sums()
+            made.extend((of_x.sum_LSG.clone(), of_x.square_LSG.clone(), of_x.centred_LSG.clone()))
+
+        with choose.in_force(choose.NATIVE):
+            run(observe=observe, model=model, batch=batch_of(FAMILIES["transformer"][2](3, seed)))
+        return made
+
+    tapped = partial(tapped_forward, discovery=found)
+    with monkeypatch.context() as patch:
+        patch.setattr(native_sums, "of_norm", lambda *_: None)
+        wanted = [sums(tapped, seed) for seed in range(4)]
+    monkeypatch.setattr(lazy, "before_gain", lambda call: pytest.fail("a norm was made again"))
+    for seed, expected in enumerate(wanted):
+        for run in (tapped, forwards.run):
+            for one, other in zip(sums(run, seed), expected, strict=True):
+                assert torch.equal(one, other)
+    assert forwards.scripts == 1
 
 
 def test_labels_and_masks_of_positions() -> None:

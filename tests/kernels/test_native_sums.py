@@ -67,3 +67,23 @@ def test_vectors_are_summed_as_they_are(inputs: int, offset: float) -> None:
         x = drawn(3, 4, 2, inputs, offset=offset, dtype=dtype)
         check(native_sums.of_vectors(x), x.double().numpy())
         check(native_sums.of_vectors(x.transpose(0, 1)), x.transpose(0, 1).double().numpy())
+
+
+@pytest.mark.parametrize(("inputs", "offset"), list(product([1, 7, 32, 100, 1537], [0.0, 300.0])))
+def test_a_norm_is_summed_to_the_bit_as_what_it_gives(inputs: int, offset: float) -> None:
+    x = drawn(3, 4, 2, inputs, offset=offset, dtype=torch.float32)
+    x[1, 2] = 7
+    made, mean, scale = torch.native_layer_norm(x, (inputs,), None, None, 1e-5)
+    found, wanted = native_sums.of_norm(x, mean, scale), native_sums.of_vectors(made)
+    assert found is not None
+    assert wanted is not None
+    for name in ("sum_LSG", "square_LSG", "centred_LSG"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name))
+
+
+def test_a_norm_of_other_memory_is_left_to_who_makes_it() -> None:
+    x = drawn(3, 4, 2, 8, offset=0, dtype=torch.float32)
+    _, mean, scale = torch.native_layer_norm(x, (8,), None, None, 1e-5)
+    assert native_sums.of_norm(x.transpose(0, 1), mean, scale) is None
+    assert native_sums.of_norm(x.double(), mean, scale) is None
+    assert native_sums.of_norm(x[:2], mean, scale) is None

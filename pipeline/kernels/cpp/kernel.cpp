@@ -108,7 +108,7 @@ extern "C" int observe(const Task *task, int64_t begin, int64_t end) {
 template <class Number>
 static void sum_vectors(const Number *x, int64_t vectors, int64_t step, int64_t n, double *sums_3V) {
     for (int64_t v = 0; v < vectors; v++)
-        sum_vector(x + v * step, n, sums_3V + v, sums_3V + vectors + v, sums_3V + 2 * vectors + v);
+        sum_vector(Given<Number>{x + v * step}, n, sums_3V + v, sums_3V + vectors + v, sums_3V + 2 * vectors + v);
 }
 
 // Σx, Σx² and Σ(x − x̄)² of vectors of n inputs, `step` apart.
@@ -118,6 +118,14 @@ extern "C" void vector_sums(const void *x, int64_t type, int64_t vectors, int64_
         case BFLOAT16: sum_vectors((const BFloat16 *)x, vectors, step, n, sums_3V); break;
         case FLOAT16: sum_vectors((const Float16 *)x, vectors, step, n, sums_3V); break;
     }
+}
+
+// The same of what a layer norm without gain makes of vectors that lie one behind the other, of its mean and 1/std.
+extern "C" void norm_sums(const float *x, const float *mean_V, const float *scale_V, int64_t vectors, int64_t n,
+                          double *sums_3V) {
+    for (int64_t v = 0; v < vectors; v++)
+        sum_vector(Normalised{x + v * n, mean_V[v], scale_V[v]}, n, sums_3V + v, sums_3V + vectors + v,
+                   sums_3V + 2 * vectors + v);
 }
 
 // NaN for 1/‖x − x̄‖ and 1/‖x‖ where Σx² is not finite or 0, or Σ(x − x̄)² at most `constant` of it (kernels/match.py).

@@ -21,44 +21,60 @@ static inline double centred_from(double rest, double sum, double n, double cent
     return centred < 0 ? 0 : centred;
 }
 
-// Σ(x − centre)² of one vector of n inputs.
+// The inputs of a vector as they lie in memory.
 template <class Number>
-static double rest_of(const Number *x, int64_t n, double centre) {
+struct Given {
+    const Number *x;
+    f8 eight_at(int64_t i) const { return eight(x + i); }
+    float at(int64_t i) const { return x[i]; }
+};
+
+// What a layer norm without gain makes of them, rounded as torch rounds it.
+struct Normalised {
+    const float *x;
+    float mean, scale;
+    f8 eight_at(int64_t i) const { return (eight(x + i) - mean) * scale; }
+    float at(int64_t i) const { return (x[i] - mean) * scale; }
+};
+
+// Σ(x − centre)² of one vector of n inputs.
+template <class Inputs>
+static double rest_of(const Inputs &inputs, int64_t n, double centre) {
     d8 sums[2] = {};
     int64_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES)
         for (int half = 0; half < 2; half++) {
-            d8 apart = widened(eight(x + i + LANES * half)) - all(centre);
+            d8 apart = widened(inputs.eight_at(i + LANES * half)) - all(centre);
             sums[half] += apart * apart;
         }
     double rest = total(sums[0] + sums[1]);
     for (; i < n; i++) {
-        double apart = (float)x[i] - centre;
+        double apart = inputs.at(i) - centre;
         rest += apart * apart;
     }
     return rest;
 }
 
 // The sums of one vector of n inputs.
-template <class Number>
-static void sum_vector(const Number *x, int64_t n, double *sum_, double *square_, double *centred_) {
+template <class Inputs>
+static void sum_vector(const Inputs &inputs, int64_t n, double *sum_, double *square_, double *centred_) {
     const int PARTS = 4;
     d8 sums[PARTS] = {}, squares[PARTS] = {};
     int64_t i = 0;
     for (; i + PARTS * LANES <= n; i += PARTS * LANES)
         for (int part = 0; part < PARTS; part++) {
-            __builtin_prefetch(x + i + LANES * part + PAGE, 0, 2);
-            d8 v = widened(eight(x + i + LANES * part));
+            __builtin_prefetch(inputs.x + i + LANES * part + PAGE, 0, 2);
+            d8 v = widened(inputs.eight_at(i + LANES * part));
             sums[part] += v, squares[part] += v * v;
         }
     double sum = total((sums[0] + sums[2]) + (sums[1] + sums[3]));
     double square = total((squares[0] + squares[2]) + (squares[1] + squares[3]));
     for (; i < n; i++) {
-        double v = (float)x[i];
+        double v = inputs.at(i);
         sum += v, square += v * v;
     }
     double centred = n ? centred_from(square, sum, n, 0) : 0;
-    if (LOSS * centred < square) centred = centred_from(rest_of(x, n, sum / n), sum, n, sum / n);
+    if (LOSS * centred < square) centred = centred_from(rest_of(inputs, n, sum / n), sum, n, sum / n);
     *sum_ = sum, *square_ = square, *centred_ = centred;
 }
 
