@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.arrow_bytes import arrow_bytes
 from pipeline.columns import Column
 from pipeline.hashing import digest
 from pipeline.manifest import Coverage, Manifest, encode, manifest_key, versions
 from pipeline.pack import pack_tasks, run_pack
-from pipeline.parquet import parquet_bytes
-from pipeline.reduce import reduced_key
+from pipeline.reduce import rows_key
 from pipeline.registry import statistics
 from pipeline.report.dictionary import all_columns
 from pipeline.store import Store
@@ -71,8 +71,8 @@ def _write_run(store: Store, made: Made, number: int, columns: Mapping[str, Sequ
     for name in made.names(number):
         sizes = {}
         for table in TABLES:
-            content = parquet_bytes(_table(made, run, name, table, columns[table]))
-            store.put_once(reduced_key(run, model_id(name), f"{table}.parquet"), content)
+            content = arrow_bytes(_table(made, run, name, table, columns[table]))
+            store.put_once(rows_key(run, model_id(name), table), content)
             sizes[table] = {"rows": _rows(made, table), "bytes": len(content)}
         reduced[model_id(name)] = sizes
     files = [run_pack(task, store) for task in pack_tasks(run, reduced)]
@@ -89,7 +89,7 @@ def _write_run(store: Store, made: Made, number: int, columns: Mapping[str, Sequ
     )
     for model, sizes in reduced.items():
         for table in sizes:
-            store.remove(reduced_key(run, model, f"{table}.parquet"))  # as gc would
+            store.remove(rows_key(run, model, table))  # as gc would
     store.put_once(manifest_key(run), encode(manifest))
     return run
 

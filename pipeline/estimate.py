@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.allocator import freed_memory_kept
+from pipeline.arrow_bytes import arrow_bytes, read_arrow
 from pipeline.batch import Batch
 from pipeline.cells import CellState, Rows, decode_cell, encode_cell
 from pipeline.cost import cost_of
@@ -25,7 +26,7 @@ from pipeline.loading import Probe
 from pipeline.measure import Running, States, arrow_tables, controls_of
 from pipeline.numerics import in_force
 from pipeline.origins import Origin, made, shape_of, shown
-from pipeline.parquet import parquet_bytes, read_parquet
+from pipeline.parquet import parquet_bytes
 from pipeline.plan import Plan, probe_of
 from pipeline.registry import sources
 from pipeline.resolve import Resolved
@@ -215,4 +216,4 @@ def _packed(found: Discovery, states: States, statistics: Sequence[Statistic]) -
     keys = dict.fromkeys(("run", "model", "data", "split"), "estimate")
     tables = arrow_tables(found, states, statistics, keys=keys, controls=controls_of(found, None))
     for table in tables.values():
-        parquet_bytes(read_parquet(parquet_bytes(table)))
+        parquet_bytes(read_arrow(arrow_bytes(table)))

@@ -14,11 +14,12 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.arrow_bytes import read_arrow
 from pipeline.errors import StoreError
 from pipeline.hashing import sha256
 from pipeline.manifest import File
 from pipeline.parquet import parquet_bytes, read_parquet
-from pipeline.reduce import reduced_key
+from pipeline.reduce import rows_key
 from pipeline.store import Store
 
 PART_BYTES = 96 * 2**20
@@ -69,7 +70,7 @@ def _cut(sizes: Sequence[tuple[str, int]]) -> list[tuple[str, ...]]:
 
 def run_pack(task: PackTask, store: Store) -> File:
     """Store one part, create-only, and say what it is for the manifest. StoreError if other rows are there."""
-    tables = [read_parquet(store.get(reduced_key(task.run, model, f"{task.table}.parquet"))) for model in task.models]
+    tables = [read_arrow(store.get(rows_key(task.run, model, task.table))) for model in task.models]
     _refuse_other_columns(task, tables)
     table = pa.concat_tables(tables)
     content = parquet_bytes(table)
@@ -98,6 +99,6 @@ def _refuse_other_columns(task: PackTask, tables: Sequence[pa.Table]) -> None:
     for model, table in zip(task.models, tables, strict=True):
         if table.schema != tables[0].schema:
             raise StoreError(
-                f"{reduced_key(task.run, model, task.table)}.parquet has other columns than that of {task.models[0]}, "
+                f"{rows_key(task.run, model, task.table)} has other columns than that of {task.models[0]}, "
                 f"from another version of neuron-census: remove what is below runs/{task.run}/reduced/ and run again"
             )

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.arrow_bytes import arrow_bytes
 from pipeline.base_columns import BASE
 from pipeline.cells import CellState, Rows, cell_key, decode_cell, misfit
 from pipeline.described import described, meanings, names_of
@@ -29,7 +30,6 @@ from pipeline.measure import arrow_tables, controls_of, site_table
 from pipeline.models.base import checkpoint_key
 from pipeline.numerics import in_force
 from pipeline.origins import columns_of
-from pipeline.parquet import parquet_bytes
 from pipeline.resolve import Split
 from pipeline.rows.decode import UID_MASK
 from pipeline.scores import Sums, added, means
@@ -78,8 +78,13 @@ DONE = "_done.json"
 
 
 def reduced_key(run: str, model: str, name: str) -> str:
-    """Where a model's reduced rows of one table are stored; DONE is the record written last."""
+    """Where an object of a model's reduced rows is stored; DONE is the record written last."""
     return f"runs/{run}/reduced/{model}/{name}"
+
+
+def rows_key(run: str, model: str, table: str) -> str:
+    """Where a model's reduced rows of a table are stored, as `arrow_bytes` has them."""
+    return reduced_key(run, model, f"{table}.arrow.zst")
 
 
 def run_reduce(task: ReduceTask, store: Store) -> None:
@@ -126,8 +131,8 @@ def _rows(task: ReduceTask, store: Store) -> tuple[dict[str, list[pa.Table]], di
 
 
 def _put(task: ReduceTask, name: str, table: pa.Table, store: Store) -> dict[str, int]:
-    content = parquet_bytes(table)
-    store.put_once(reduced_key(task.run, task.model.id, f"{name}.parquet"), content)
+    content = arrow_bytes(table)
+    store.put_once(rows_key(task.run, task.model.id, name), content)
     return {"rows": table.num_rows, "bytes": len(content)}
 
 

@@ -29,8 +29,8 @@ from pipeline.withheld import Withheld
 
 # raised whenever the same model and rows would give other sites, states or scores
 MEASURE_VERSION = 5
-# raised whenever the same states would give other rows, though no column says so
-REDUCE_VERSION = 2
+# raised whenever the same states would give other rows, though no column says so, or the rows lie elsewhere on the way
+REDUCE_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,12 @@ import torch
 from pipeline.base_columns import BASE, unit_keys
 from pipeline.columns import Column, DType
 
+
+def _list_of(values: pa.DataType) -> pa.DataType:
+    """Lists whose values have the name that Parquet gives them: a table is the same once it has been read back."""
+    return pa.list_(pa.field("element", values))
+
+
 ARROW: dict[DType, pa.DataType] = {
     "int32": pa.int32(),
     "int64": pa.int64(),
@@ -26,9 +32,9 @@ ARROW: dict[DType, pa.DataType] = {
     "string": pa.string(),
     "bool": pa.bool_(),
     "timestamp": pa.timestamp("us", tz="UTC"),
-    "list<float32>": pa.list_(pa.float32()),
-    "list<int64>": pa.list_(pa.int64()),
-    "list<string>": pa.list_(pa.string()),
+    "list<float32>": _list_of(pa.float32()),
+    "list<int64>": _list_of(pa.int64()),
+    "list<string>": _list_of(pa.string()),
 }
 
 # a cast from or to these would invent a meaning

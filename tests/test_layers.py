@@ -25,6 +25,7 @@ LAYERS: dict[str, int] = {
             "cells",
             "claims",
             "answers",
+            "arrow_bytes",
             "compiler",
             "devices",
             "attention",

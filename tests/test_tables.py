@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline.arrow_bytes import arrow_bytes, read_arrow
 from pipeline.columns import Column
-from pipeline.parquet import parquet_bytes
+from pipeline.parquet import parquet_bytes, read_parquet
 from pipeline.tables import ARROW, arrow_table, dictionary, schema, table_columns
 
 EVERY_TYPE = tuple(
@@ -198,6 +199,22 @@ def test_the_same_rows_are_the_same_bytes_however_they_are_chunked():
     table = every_type(1000)
     pieces = pa.concat_tables([table.slice(0, 300), table.slice(300, 1), table.slice(301)])
     assert parquet_bytes(pieces) == parquet_bytes(table)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 1000])
+def test_rows_on_their_way_are_the_same_rows_documentation_and_bytes(rows):
+    table = every_type(rows)
+    gaps = pa.table(
+        [column.take(pa.array([*range(rows), None], pa.int64())) for column in table.columns], schema=table.schema
+    )
+    for given in (table, gaps, pa.concat_tables([gaps.slice(0, 300), gaps.slice(300)])):
+        content = arrow_bytes(given)
+        back = read_arrow(content)
+        assert back.equals(given)
+        assert back.schema.equals(given.schema, check_metadata=True)
+        assert parquet_bytes(back) == parquet_bytes(given)
+        assert parquet_bytes(read_parquet(parquet_bytes(back))) == parquet_bytes(given)
+        assert arrow_bytes(given.combine_chunks()) == arrow_bytes(back) == content
 
 
 def test_the_same_rows_are_the_same_bytes_in_another_process():
