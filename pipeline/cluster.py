@@ -14,7 +14,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -349,13 +349,21 @@ def _size(resources: Resources) -> int:
     """Workers that were asked for, or as many as the cluster has room for now."""
     if resources.workers:
         return resources.workers
-    there = ray.cluster_resources()
-    room = [there.get("CPU", 1) / resources.cpus_per_worker]
-    if resources.gpus_per_worker:
-        room.append(there.get("GPU", 0) / resources.gpus_per_worker)
+    return max(1, sum(_room(node["Resources"], resources) for node in ray.nodes() if node["Alive"]))
+
+
+def _room(there: Mapping[str, float], resources: Resources) -> int:
+    """How many workers one node has room for; a share of a GPU is all of the same one."""
+    share = resources.gpus_per_worker
+    room = [int(there.get("CPU", 0) // resources.cpus_per_worker)]
+    if 0 < share < 1:
+        # in Ray's steps: of 0.1 there are ten
+        room.append(int(there.get("GPU", 0)) * int(10_000 // round(share * 10_000)))
+    elif share:
+        room.append(int(there.get("GPU", 0) // share))
     if resources.memory_gib:
-        room.append(there.get("memory", 0) / (resources.memory_gib * 2**30))
-    return max(1, int(min(room)))
+        room.append(int(there.get("memory", 0) // (resources.memory_gib * 2**30)))
+    return min(room)
 
 
 @contextmanager

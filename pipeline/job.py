@@ -240,6 +240,14 @@ class Resources(_Section):
     max_state_gib: float = Field(default=64.0, gt=0, description="refuse a plan whose states take more")
     retries: int = Field(default=3, ge=0, description="how often a task is repeated whose worker died")
 
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _is_given_by_ray(cls, given: float) -> float:
+        # what is finer, and parts of a second GPU, Ray does not book
+        if not (given.is_integer() or (given < 1 and round(given, 4) == given)):
+            raise PydanticCustomError("misfit", "a share of a GPU in steps of 0.0001, 0.25 say, or a number of GPUs")
+        return given
+
 
 class Job(_Section):
     """Everything that is asked for. `place` names the file in messages."""

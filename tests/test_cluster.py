@@ -171,9 +171,33 @@ def test_workers_share_a_gpu_by_their_fractions(ray_cluster: str) -> None:
         assert executor.workers == 1
     with ray_executor(ray_cluster, Resources(gpus_per_worker=0.5)) as executor:
         assert executor.workers == 2
+        both_workers(executor)
         seen = {receipt for _, receipt in executor.map(ray_tasks.gpus, range(8))}
     assert len({pid for pid, _ in seen}) == 2
     assert {gpus for _, gpus in seen} == {"0"}
+    with ray_executor(ray_cluster, Resources(workers=2, gpus_per_worker=0.25)) as executor:
+        both_workers(executor)
+        wait_until(lambda: cluster.ray.available_resources().get("GPU") == 0.5, timeout_s=30)
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers"),
+    [
+        ({}, 16),
+        ({"cpus_per_worker": 3}, 5),
+        ({"gpus_per_worker": 0.25}, 8),
+        # two fit into one GPU, and what is left of two GPUs is no third
+        ({"gpus_per_worker": 0.4}, 4),
+        ({"gpus_per_worker": 0.1}, 16),
+        ({"gpus_per_worker": 0.1, "cpus_per_worker": 1, "memory_gib": 8.0}, 4),
+        ({"gpus_per_worker": 0.3333}, 6),
+        ({"gpus_per_worker": 2}, 1),
+        ({"gpus_per_worker": 3}, 0),
+    ],
+)
+def test_as_many_workers_as_a_node_has_room_for(resources: dict[str, float], workers: int) -> None:
+    there = {"CPU": 16.0, "GPU": 2.0, "memory": 32.0 * 2**30}
+    assert cluster._room(there, Resources(**resources)) == workers
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -108,6 +108,13 @@ WRONG = [
     ("split = ", "splits = ", "[data.mnist.columns] splits = \"split\": unknown key; did you mean 'split'?"),
     ("rate = 1", "rate = inf", "21: [models[1].training] learning_rate = Infinity: expected a finite number"),
     ("learning_rate = 1", "when = 2020-01-01", "21: [models[1].training] when = 2020-01-01: expected a number, a str"),
+    (
+        "workers = 2",
+        "gpus_per_worker = 1.5",
+        "27: [resources] gpus_per_worker = 1.5: expected a share of a GPU in steps",
+    ),
+    ("workers = 2", "gpus_per_worker = 1e-5", "27: [resources] gpus_per_worker = 1e-05: expected a share of a GPU"),
+    ("workers = 2", "gpus_per_worker = inf", "27: [resources] gpus_per_worker = Infinity: expected a share of a GPU"),
     ("workers = 2", "workers = -1", "27: [resources] workers = -1: expected greater than or equal to 0"),
     ("[resources]", "[sites]\nrows = { conv = 0.0 }\n[resources]", "26: [sites] rows of 'conv' = 0.0: expected a fr"),
     (
