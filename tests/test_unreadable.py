@@ -11,7 +11,7 @@ from pipeline.errors import DataError
 from pipeline.query import ask, connect
 from pipeline.store import open_store
 from tests.census import digits_file, parquet_job, run_inline
-from tests.test_sources import corrupt_group
+from tests.row_files import corrupt_group
 
 ROWS = 100
 

@@ -1,0 +1,72 @@
+"""Batches: as large as asked for however rows are stored, in memory of their own, and a ledger that adds up."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import DataError
+from pipeline.job import Columns
+from pipeline.rows.reading import Piece, batched, prefetched
+from tests.row_files import parquet, read_all, rows_table, write
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(cuts=st.lists(st.integers(0, 30), max_size=6), batch_rows=st.integers(1, 12))
+def test_batches_do_not_depend_on_how_rows_were_cut(cuts: list[int], batch_rows: int):
+    pieces = [Piece(stop - start, range(start, stop)) for start, stop in pairwise([0, *sorted(cuts), 30])]
+    found = [[row for rows, start, stop in batch for row in rows[start:stop]] for batch in batched(pieces, batch_rows)]
+    assert found == [list(range(start, min(start + batch_rows, 30))) for start in range(0, 30, batch_rows)]
+
+
+def test_a_batch_has_its_own_aligned_memory(tmp_path: Path):
+    source = parquet(write(tmp_path / "a.parquet", rows_table(50), group_rows=50))
+    batches, _ = read_all(source, "test", 3)
+    others = [batch.inputs[0].clone() for batch in batches]
+    batches[0].inputs[0].zero_()
+    assert all(torch.equal(batch.inputs[0], other) for batch, other in zip(batches[1:], others[1:], strict=True))
+    assert {batch.inputs[0].data_ptr() % 64 for batch in batches} == {0}
+
+
+def test_numbers_beyond_float32_become_infinite(tmp_path: Path):
+    path = write(tmp_path / "a.parquet", pa.table({"v": [1e300, -1e300, 1.0]}))
+    (batch,), _ = read_all(parquet(path, Columns(features=("v",))), "all")
+    assert batch.inputs[0].flatten().tolist() == [float("inf"), float("-inf"), 1.0]
+
+
+def test_a_ledger_that_does_not_add_up_is_a_defect(tmp_path: Path):
+    source = parquet(write(tmp_path / "a.parquet", rows_table(20)))
+    reading = source.read(source.chunks("test")[0], 7)
+    reading.rows += 1
+    with pytest.raises(RuntimeError, match="does not add up"):
+        list(reading)
+
+
+def test_a_reading_can_be_repeated(tmp_path: Path):
+    source = parquet(write(tmp_path / "a.parquet", rows_table(20)))
+    reading = source.read(source.chunks("test")[0], 7)
+    assert len(list(reading)) == len(list(reading))
+    assert reading.read + reading.excluded == 20
+
+
+def test_prefetching_keeps_order_and_errors_and_can_be_left():
+    assert list(prefetched(iter(range(1, 100)))) == list(range(1, 100))
+
+    def failing() -> Any:
+        yield 1
+        raise DataError("bad")
+
+    items = prefetched(failing())
+    assert next(items) == 1
+    with pytest.raises(DataError, match="bad"):
+        next(items)
+    left = prefetched(iter(range(1, 10)))
+    next(left)
+    left.close()
