@@ -152,7 +152,7 @@ class Running:
 
     def _observe(self, statistics: Sequence[Statistic], presentations: Presentations) -> None:
         site = presentations.site
-        presentations = replace(presentations, classes=self.classes, memo=self._memo)
+        presentations = presentations.among(classes=self.classes, memo=self._memo)
         if site.row_fraction < 1:
             presentations = presentations.select_rows(_among(presentations.uid_N, site.row_fraction))
         key = (site.name, presentations.gradient_LSU is not None, id(statistics))

@@ -156,14 +156,23 @@ class InputSums:
     centred_LSG Σ(x − x̄)², computed around the entry's own mean so that a large mean does not cancel it
     lengths     what `kernels.match.lengths_of` makes of them, once it was asked
     by_group    the same of the native kernel, where a batch has all presentations in their order
+    laid_3P     all three one behind the other in one memory, where there is one group and they were made so
     """
 
-    def __init__(self, sum_LSG: torch.Tensor, square_LSG: torch.Tensor, centred_LSG: torch.Tensor) -> None:
+    def __init__(
+        self,
+        sum_LSG: torch.Tensor,
+        square_LSG: torch.Tensor,
+        centred_LSG: torch.Tensor,
+        *,
+        laid_3P: torch.Tensor | None = None,
+    ) -> None:
         self.sum_LSG = sum_LSG
         self.square_LSG = square_LSG
         self.centred_LSG = centred_LSG
         self.lengths: tuple[torch.Tensor, ...] | None = None
         self.by_group: tuple[torch.Tensor, ...] | None = None
+        self.laid_3P = laid_3P
 
 
 class LaidWindows(NamedTuple):
@@ -275,6 +284,12 @@ class Presentations:
         if found is None:
             found = self.memo[key, id(self.uid_N)] = (self.uid_N, made())
         return found[1]  # type: ignore[no-any-return]
+
+    def among(self, *, classes: int, memo: dict[Any, Any]) -> Presentations:
+        """The same among so many classes, with a batch's memo: as `replace`, which takes every field by itself."""
+        made = object.__new__(Presentations)
+        vars(made).update(vars(self), classes=classes, memo=memo)
+        return made
 
     def select_rows(self, keep_N: torch.Tensor) -> Presentations:
         """The presentations of the rows where the bool `keep_N` is True, in the same order."""

@@ -114,13 +114,14 @@ class Mixed(Accumulator):
         self._any = bool(fused)
         self._fused = Bounded(partial(kernel.grown, site, fused))
         self._pooled = [Pooled(site, one) for one in primitives if isinstance(one, CoMoment)]
-        self._rest = Reference(site, [one for one in primitives if one not in fused and not isinstance(one, CoMoment)])
+        rest = [one for one in primitives if one not in fused and not isinstance(one, CoMoment)]
+        self._rest = [Reference(site, rest)] if rest else []
         self._untaken: Reference | None = None
         self._remarks: list[str] = []
 
     def add(self, presentations: Presentations) -> None:
         """See `Accumulator`."""
-        for one in (self._rest, *self._pooled):
+        for one in (*self._rest, *self._pooled):
             one.add(presentations)
         if not self._any:
             return
@@ -139,8 +140,8 @@ class Mixed(Accumulator):
         if self._untaken is not None:
             untaken = self._untaken.states()
             fused = {one: one.merge(_moved(state, untaken[one]), untaken[one]) for one, state in fused.items()}
-        pooled = {primitive: state for one in self._pooled for primitive, state in one.states().items()}
-        return {**fused, **pooled, **self._rest.states()}
+        others = (*self._pooled, *self._rest)
+        return {**fused, **{primitive: state for one in others for primitive, state in one.states().items()}}
 
     def remarks(self) -> list[str]:
         """See `Accumulator`."""

@@ -23,7 +23,7 @@ from pipeline.kernels.firing import Firing
 from pipeline.kernels.match import patterns_of
 from pipeline.kernels.matchbins import InputNorm, MatchBins
 from pipeline.kernels.moments import Moments
-from pipeline.kernels.native_show import Norms, show
+from pipeline.kernels.native_show import Layout, Norms, show, show_next
 from pipeline.kernels.native_state import DRAWN, ByClass, Kept, Sums, in_lanes
 from pipeline.kernels.native_task import FORMS, GIVEN, LANES, RECTIFIED, SAME, Task
 from pipeline.kernels.ranked import Ranked
@@ -62,6 +62,7 @@ class Native(Accumulator):
         self._library = library
         self._primitives = tuple(primitives)
         self._classed = [one for one in primitives if isinstance(one, ClassSums)]
+        self._drawing = _drawing(tuple(self._classed))
         forms = {one.form for one in primitives if isinstance(one, MatchBins)}
         more = (0, in_lanes(site.units) - site.units)
         self._patterns = [torch.nn.functional.pad(one, more) for one in patterns_of(site)]
@@ -78,6 +79,8 @@ class Native(Accumulator):
         task.forms[:] = [form in forms for form in FORMS]
         self._sums.bind(task)
         self._kept.bind(task)
+        # of the batch before
+        self._layout: Layout | None = None
 
     def add(self, presentations: Presentations) -> None:
         """See `Accumulator`."""
@@ -86,7 +89,11 @@ class Native(Accumulator):
             task.a_is = SAME
         else:
             task.a_is = RECTIFIED if site.gate == "relu" and site.up_UD is None else GIVEN
-        held = show(task, presentations, self._library, a=task.a_is == GIVEN, norms=self._norms)
+        a = task.a_is == GIVEN
+        if self._layout is not None and self._layout.is_of(presentations, a=a):
+            held = show_next(task, presentations, self._library, a=a, norms=self._norms)
+        else:
+            self._layout, held = show(task, presentations, self._library, a=a, norms=self._norms)
         label_JN = self._label(presentations)
         self._run(presentations.z_LSU.numel())
         del held, label_JN
@@ -99,9 +106,10 @@ class Native(Accumulator):
             return None
         if classes > self._by_class.classes:
             self._by_class = self._by_class.widened(classes)
-        self._by_class.bind(task)
-        key = ("labels", classes, *self._classed)
-        label_JN = presentations.remembered(key, lambda: self._drawn(label_N, presentations.uid_N, classes))
+            self._by_class.bind(task)
+        label_JN = presentations.remembered(
+            (self._drawing, classes), lambda: self._drawn(label_N, presentations.uid_N, classes)
+        )
         task.ways, task.label_JN = len(label_JN), label_JN.data_ptr()
         return label_JN
 
@@ -136,6 +144,12 @@ class Native(Accumulator):
         if isinstance(primitive, Ranked):
             return self._kept.state(primitive, self._site)
         return self._sums.state(primitive, self._site)
+
+
+@cache
+def _drawing(classed: tuple[ClassSums, ...]) -> object:
+    """Stands for ways to label rows: the hash of each is longer in coming than what a batch remembers by it."""
+    return object()
 
 
 @cache

@@ -55,6 +55,6 @@ def kernel() -> ctypes.CDLL | str:
     loaded.vector_sums.argtypes, loaded.vector_sums.restype = [address, *[number] * 4, address], None
     loaded.norm_sums.argtypes, loaded.norm_sums.restype = [*[address] * 3, number, number, address], None
     loaded.window_sums.argtypes = [address]
-    loaded.undefine.argtypes, loaded.undefine.restype = [*[address] * 4, number, ctypes.c_double], None
+    loaded.invert.argtypes, loaded.invert.restype = [*[address] * 4, number, ctypes.c_double], None
     loaded.norms.argtypes, loaded.norms.restype = [address, number, number, address, address], None
     return loaded

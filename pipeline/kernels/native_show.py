@@ -6,8 +6,10 @@ Layer 1: torch and ctypes. z, a and y are never copied, unless z is normalised f
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -55,21 +57,67 @@ def point(structure: ctypes.Structure, **tensors: torch.Tensor | None) -> None:
         setattr(structure, name, None if tensor is None else tensor.data_ptr())
 
 
+class Lying(NamedTuple):
+    """How a tensor lies in memory."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Lying:
+        """That of a tensor."""
+        return cls(tensor.shape, tensor.stride(), tensor.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How a batch lies that has all presentations in order: what a task says of it holds for another that lies so.
+
+    kept  what the task points to that is the same for both
+    """
+
+    z: Lying
+    a: Lying | None
+    position_LS: torch.Tensor | None
+    kept: tuple[torch.Tensor, ...]
+
+    def is_of(self, presentations: Presentations, *, a: bool) -> bool:
+        """Whether other presentations lie so; their a only where it is read."""
+        if presentations.mask_LS is not None or presentations.row_L is not None or presentations.affine_LSU is not None:
+            return False
+        if presentations.position_LS is not self.position_LS or Lying.of(presentations.z_LSU) != self.z:
+            return False
+        return (Lying.of(presentations.a_LSU) if a else None) == self.a
+
+
+def show_next(
+    task: Task, presentations: Presentations, library: ctypes.CDLL, *, a: bool, norms: Norms | None
+) -> Sequence[torch.Tensor]:
+    """Let a task that was shown a batch point to another of the same layout; returns what must be kept alive."""
+    memory, uid_N = task.memory, presentations.uid_N
+    memory[0] = presentations.z_LSU.data_ptr()
+    if a:
+        memory[1] = presentations.a_LSU.data_ptr()
+    task.keeping.uid = uid_N.data_ptr()
+    return () if norms is None else _show_inputs(task, presentations, library, norms, None, None)
+
+
 def show(
     task: Task, presentations: Presentations, library: ctypes.CDLL, *, a: bool, norms: Norms | None
-) -> list[torch.Tensor]:
+) -> tuple[Layout | None, Sequence[torch.Tensor]]:
     """Let the task point to the batch; a only where it must be read, sums over x only where `norms` are to grow.
 
-    Returns what must be kept alive.
+    Returns its layout, if the next batch may be as this is, and what must be kept alive.
     """
     first_N, run_R, entry_P, index_P = _rows_of(presentations, library)
-    held = [first_N, run_R, presentations.uid_N]
     point(task, first_N=first_N, run_R=run_R, entry_P=entry_P, index_P=index_P)
     task.runs, task.presentations, task.rows = len(run_R) - 1, int(first_N[-1]), presentations.rows
     affine_LSU = presentations.affine_LSU
     task.finite_y = affine_LSU is None or bool(affine_LSU.sum().isfinite())
     if affine_LSU is not None and not task.finite_y:
         affine_LSU = affine_LSU.masked_fill(~affine_LSU.isfinite(), torch.nan)
+    held = [first_N, run_R, presentations.uid_N]
     for at, tensor in enumerate((presentations.z_LSU, presentations.a_LSU if a else None, affine_LSU)):
         task.memory[at] = None
         if tensor is not None:
@@ -78,17 +126,36 @@ def show(
             task.stride[at][:] = [by if size > 1 else 0 for size, by in zip(tensor.shape, tensor.stride(), strict=True)]
             held.append(tensor)
     if norms is not None:
-        sum_GP, square_GP, pearson_GP, cosine_GP = inputs = _inputs_of(presentations, library, entry_P, index_P)
-        norms.add(square_GP, library)
-        task.sum_GP, task.length_GP[0], task.length_GP[1] = (one.data_ptr() for one in (sum_GP, pearson_GP, cosine_GP))
-        held += inputs
+        held += _show_inputs(task, presentations, library, norms, entry_P, index_P)
     number_P = index_P
     if presentations.position_LS is not None:
         position_LS = presentations.position_LS
         number_P = (position_LS if entry_P is None else position_LS[entry_P, index_P]).contiguous()
     point(task.keeping, uid=presentations.uid_N, number=number_P)
     task.keeping.positions = presentations.positions
-    return held + [one for one in (entry_P, index_P, number_P) if one is not None]
+    held += [one for one in (entry_P, index_P, number_P) if one is not None]
+    if entry_P is not None or affine_LSU is not None:
+        return None, held
+    kept = (first_N, run_R) if number_P is None else (first_N, run_R, number_P)
+    lying = Lying.of(presentations.a_LSU) if a else None
+    return Layout(Lying.of(presentations.z_LSU), lying, presentations.position_LS, kept), held
+
+
+def _show_inputs(
+    task: Task,
+    presentations: Presentations,
+    library: ctypes.CDLL,
+    norms: Norms,
+    entry_P: torch.Tensor | None,
+    index_P: torch.Tensor | None,
+) -> Sequence[torch.Tensor]:
+    """Let the task point to the sums over x, and take them into the norms."""
+    inputs = _inputs_of(presentations, library, entry_P, index_P)
+    sum_GP, square_GP, pearson_GP, cosine_GP = inputs
+    norms.add(square_GP, library)
+    task.sum_GP, lengths = sum_GP.data_ptr(), task.length_GP
+    lengths[0], lengths[1] = pearson_GP.data_ptr(), cosine_GP.data_ptr()
+    return inputs
 
 
 def _inputs_of(
@@ -104,11 +171,15 @@ def _inputs_of(
     sums = presentations.input_sums()
     if entry_P is None and sums.by_group is not None:
         return sums.by_group
-    of_sites = (sums.sum_LSG, sums.square_LSG, sums.centred_LSG)
-    sum_GP, square_GP, spread_GP = (_by_group(one_LSG, entry_P, index_P) for one_LSG in of_sites)
-    pearson_GP, cosine_GP = spread_GP.sqrt().reciprocal_(), square_GP.sqrt().reciprocal_()
+    if entry_P is None and sums.laid_3P is not None:
+        sum_GP, square_GP, spread_GP = sums.laid_3P.split(1)
+        cosine_GP, pearson_GP = sums.laid_3P[1:].sqrt().split(1)
+    else:
+        of_sites = (sums.sum_LSG, sums.square_LSG, sums.centred_LSG)
+        sum_GP, square_GP, spread_GP = (_by_group(one_LSG, entry_P, index_P) for one_LSG in of_sites)
+        cosine_GP, pearson_GP = square_GP.sqrt(), spread_GP.sqrt()
     arrays = (square_GP, spread_GP, pearson_GP, cosine_GP)
-    library.undefine(*(one.data_ptr() for one in arrays), square_GP.numel(), CONSTANT)
+    library.invert(*[one.data_ptr() for one in arrays], square_GP.numel(), CONSTANT)
     found = (sum_GP, square_GP, pearson_GP, cosine_GP)
     if entry_P is None:
         sums.by_group = found

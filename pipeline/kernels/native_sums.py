@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -58,7 +58,11 @@ def of_vectors(x_LSGD: torch.Tensor) -> InputSums | None:
         x_VD = x_VD.contiguous()
     sums_3V = torch.empty((3, len(x_VD)), dtype=torch.float64)
     library.vector_sums(x_VD.data_ptr(), _TYPES[x_VD.dtype], len(x_VD), x_VD.stride(0), inputs, sums_3V.data_ptr())
-    return InputSums(*sums_3V.view(3, *shape).unbind(0))
+    return _in_order(sums_3V, shape)
+
+
+def _in_order(sums_3V: torch.Tensor, shape: Sequence[int]) -> InputSums:
+    return InputSums(*sums_3V.view(3, *shape).unbind(0), laid_3P=sums_3V if shape[2] == 1 else None)
 
 
 def of_norm(x_LSGD: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> InputSums | None:
@@ -81,7 +85,7 @@ def _of_norm(
     sums_3V = torch.empty((3, mean.numel()), dtype=torch.float64)
     pointers = x.data_ptr(), mean.data_ptr(), scale.data_ptr()
     library.norm_sums(*pointers, mean.numel(), x.shape[-1], sums_3V.data_ptr())
-    return InputSums(*sums_3V.view(3, *shape).unbind(0))
+    return _in_order(sums_3V, shape)
 
 
 @cache
@@ -119,22 +123,33 @@ def of_windows(
     if library is None or not _takes(x):
         return None
     x = x.contiguous()
+    axes, positions = _axes(x.shape[2:], tuple(kernel), tuple(stride), tuple(dilation), tuple(padding))
+    sums_3LGS = torch.empty((3, len(x), groups, positions), dtype=torch.float64)
+    sum_LGS, square_LGS, centred_LGS = sums_3LGS.unbind(0)
     windows = Windows(
         x=x.data_ptr(), type=_TYPES[x.dtype], entries=len(x), channels=x.shape[1], groups=groups,
-        stride_entry=x.stride(0),
+        stride_entry=x.stride(0), axis=axes, sum_LGS=sum_LGS.data_ptr(), square_LGS=square_LGS.data_ptr(),
+        centred_LGS=centred_LGS.data_ptr(),
     )  # fmt: skip
-    lead = 3 - len(kernel)
-    positions = 1
-    for at in range(3):
-        windows.axis[at] = WindowAxis(1, 1, 1, 1, 0, 0, 1)
-        if at >= lead:
-            size, (before, after) = x.shape[2 + at - lead], padding[at - lead]
-            taps, step, apart = kernel[at - lead], stride[at - lead], dilation[at - lead]
-            out = (size + before + after - apart * (taps - 1) - 1) // step + 1
-            windows.axis[at] = WindowAxis(size, taps, step, apart, before, after, out)
-            positions *= out
-    sums_3LGS = torch.empty((3, len(x), groups, positions), dtype=torch.float64)
-    windows.sum_LGS, windows.square_LGS, windows.centred_LGS = (one.data_ptr() for one in sums_3LGS)
     if library.window_sums(ctypes.byref(windows)):
         raise MemoryError("no memory for the sums over a convolution's windows")
+    if groups == 1:
+        return _in_order(sums_3LGS.view(3, -1), (len(x), positions, 1))
     return InputSums(*sums_3LGS.transpose(2, 3).unbind(0))
+
+
+@lru_cache(maxsize=256)
+def _axes(
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+) -> tuple[ctypes.Array[WindowAxis], int]:
+    """The three axes of windows, of size 1 where they have fewer; how many windows there are."""
+    axes, positions = [WindowAxis(1, 1, 1, 1, 0, 0, 1)] * (3 - len(kernel)), 1
+    for size, taps, step, apart, (before, after) in zip(sizes, kernel, stride, dilation, padding, strict=True):
+        out = (size + before + after - apart * (taps - 1) - 1) // step + 1
+        axes.append(WindowAxis(size, taps, step, apart, before, after, out))
+        positions *= out
+    return (WindowAxis * 3)(*axes), positions

@@ -128,13 +128,15 @@ extern "C" void norm_sums(const float *x, const float *mean_V, const float *scal
                    sums_3V + 2 * vectors + v);
 }
 
-// NaN for 1/‖x − x̄‖ and 1/‖x‖ where Σx² is not finite or 0, or Σ(x − x̄)² at most `constant` of it (kernels/match.py).
-extern "C" void undefine(const double *square, const double *spread, double *pearson, double *cosine, int64_t n,
-                         double constant) {
+// 1/‖x − x̄‖ and 1/‖x‖ in place of the roots of Σ(x − x̄)² and Σx². NaN where Σx² is not finite or 0, or Σ(x − x̄)² at most
+// `constant` of it (kernels/match.py).
+extern "C" void invert(const double *square, const double *spread, double *pearson, double *cosine, int64_t n,
+                       double constant) {
     for (int64_t p = 0; p < n; p++) {
         bool finite = is_finite(square[p]);
-        if (!(finite & (spread[p] > constant * square[p]))) pearson[p] = __builtin_nan("");
-        if (!(finite & (square[p] > 0))) cosine[p] = __builtin_nan("");
+        double of_spread = 1 / pearson[p], of_square = 1 / cosine[p];
+        pearson[p] = finite & (spread[p] > constant * square[p]) ? of_spread : __builtin_nan("");
+        cosine[p] = finite & (square[p] > 0) ? of_square : __builtin_nan("");
     }
 }
 
