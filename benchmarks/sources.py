@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +24,7 @@ from pipeline.batch import Batch
 from pipeline.devices import moved
 from pipeline.job import Columns, DataSpec
 from pipeline.registry import sources
+from pipeline.rows.reading import batches_in_turn
 from pipeline.sources.base import Chunk, Source
 from pipeline.store import open_store
 
@@ -86,21 +85,9 @@ def pyarrow_alone(path: Path) -> int:
 
 
 def in_batches(source: Source, chunks: Sequence[Chunk], ready: Callable[[Batch], Batch] | None = None) -> int:
-    """Rows of batches; the next chunk is opened meanwhile, as it is when models are measured."""
-
-    def begun(chunk: Chunk) -> Iterator[Batch]:
-        batches = iter(source.read(chunk, BATCH_ROWS))
-        return chain([next(batches)], batches)
-
-    rows = 0
-    with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(begun, chunks[0])
-        for later in [*chunks[1:], None]:
-            batches = following.result()
-            if later is not None:
-                following = ahead.submit(begun, later)
-            rows += sum((ready(batch) if ready else batch).rows for batch in batches)
-    return rows
+    """Rows of batches, fetched ahead as they are when models are measured."""
+    readings = [source.read(chunk, BATCH_ROWS) for chunk in chunks]
+    return sum((ready(batch) if ready else batch).rows for batches in batches_in_turn(readings) for batch in batches)
 
 
 def main() -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain, groupby, zip_longest
+from functools import partial
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ from pipeline.measure import Running
 from pipeline.numerics import in_force
 from pipeline.origins import shape_of
 from pipeline.registry import sources
-from pipeline.rows.reading import Reading, prefetched
+from pipeline.rows.reading import Reading, batches_in_turn, in_turn
 from pipeline.scores import Sums, added, score
 from pipeline.sources.base import Chunk
 from pipeline.statistics.base import Statistic
@@ -116,21 +118,22 @@ def run_measure(task: MeasureTask, store: Store) -> Measured:
     costs: list[ModelCost] = []
     watch = Stopwatch()
     chunks = list(task.by_chunk())
+    try:
+        readings = _readings(task, [chunk for chunk, _ in chunks], store)
+    except DataError as error:
+        return Measured(0, {}, dict.fromkeys(task.models, str(error)), ())
     with (
         in_force(task.numerics),
         freed_memory_kept(),
-        ThreadPoolExecutor(1) as ahead,
+        _read_ahead(readings) as ahead,
         _Storing(task, store, watch) as storing,
     ):
-        begun = {chunk.id: ahead.submit(_begin, task, chunk, store) for chunk, _ in chunks[:1]}
-        for (chunk, cells), following in zip_longest(chunks, chunks[1:]):
-            if following is not None:
-                begun[following[0].id] = ahead.submit(_begin, task, following[0], store)
-            beginning = begun.pop(chunk.id)
+        for (chunk, cells), reading, batches in zip(chunks, readings, ahead, strict=True):
             left = [cell for cell in cells if cell.model.id not in failed]
             try:
                 if left:
-                    done = _measure_chunk(task, chunk, left, beginning, store, device, watch, storing)
+                    rows = _Rows(chunk, reading, batches)
+                    done = _measure_chunk(task, rows, left, store, device, watch, storing)
                     failed |= done.failed
                     remarks |= dict.fromkeys(done.remarks)
                     costs += done.costs
@@ -177,20 +180,27 @@ class _Storing:
             _store_cells(self._task, cell, states, self._store)
 
 
-class _Begun(NamedTuple):
-    """A chunk whose first batch is read (None: it has no rows), and the batches behind that one."""
+class _Rows(NamedTuple):
+    """A chunk, its batches, and the ledger of its rows, whole when they have been gone through."""
 
-    reading: Reading[Any]
-    first: Batch | None
-    rest: Iterator[Batch]
+    chunk: Chunk
+    ledger: Reading[Any, Any]
+    batches: Iterator[Batch]
 
 
-def _begin(task: MeasureTask, chunk: Chunk, store: Store) -> _Begun:
-    """Open a chunk, in a thread while the one before it is measured: a bucket is slow to give the first rows."""
+def _readings(task: MeasureTask, chunks: Sequence[Chunk], store: Store) -> list[Reading[Any, Any]]:
     source = sources()[task.probe.spec.source](task.probe.data, task.probe.spec, store)
-    reading = source.read(chunk, task.numerics.batch_rows)
-    batches = iter(reading)
-    return _Begun(reading, next(batches, None), batches)
+    return [source.read(chunk, task.numerics.batch_rows) for chunk in chunks]
+
+
+@contextmanager
+def _read_ahead(readings: Sequence[Reading[Any, Any]]) -> Iterator[Iterator[Iterator[Batch]]]:
+    """The batches of each reading: one thread fetches and one decodes beside what is measured, over ends of chunks.
+
+    The first batch is begun at once, while models are loaded; a bucket is slow to give it.
+    """
+    with closing(batches_in_turn(readings)) as each, closing(in_turn([partial(next, each)] * len(readings))) as ahead:
+        yield ahead
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,9 +223,8 @@ class _Done(NamedTuple):
 
 def _measure_chunk(
     task: MeasureTask,
-    chunk: Chunk,
+    rows: _Rows,
     cells: Sequence[Missing],
-    beginning: Future[_Begun],
     store: Store,
     device: torch.device,
     watch: Stopwatch,
@@ -234,21 +243,20 @@ def _measure_chunk(
     if not watched:
         return _Done(failed, [], [])
     dtype = getattr(torch, task.numerics.dtype)
-    with watch.on("reading"):
-        reading, first, rest = beginning.result()
     # a GPU is waited for on the first chunk only
-    is_first = chunk == task.probe.chunk
+    is_first = rows.chunk == task.probe.chunk
     shown: Batch | None = None
-    for batch in watch.over("reading", chain([] if first is None else [first], prefetched(rest))):
+    for batch in watch.over("reading", rows.batches):
         with watch.on("measuring"):
             batch = moved(batch, device, dtype)
             failed |= _show(batch, [one for one in watched if one.cell.model.id not in failed], timed=is_first)
         shown = batch if is_first and shown is None else shown
     with watch.on("measuring"):
         failed |= _finish([one for one in watched if one.cell.model.id not in failed], shown)
-    rows = Rows(total=chunk.rows, read=reading.read, unreadable=reading.unreadable, excluded=reading.excluded)
-    damage = tuple(Damaged(one.first_row, one.rows, one.reason) for one in reading.damage)
-    seen = CellState({}, rows, {}, full_name(device), "", damage)
+    ledger = rows.ledger
+    read = Rows(total=rows.chunk.rows, read=ledger.read, unreadable=ledger.unreadable, excluded=ledger.excluded)
+    damage = tuple(Damaged(one.first_row, one.rows, one.reason) for one in ledger.damage)
+    seen = CellState({}, read, {}, full_name(device), "", damage)
     sound = [one for one in watched if one.cell.model.id not in failed]
     storing.begin([(one.cell, _cells(one, seen)) for one in sound])
     costs: list[ModelCost] = []

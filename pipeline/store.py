@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -279,7 +279,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path in it; one instance per process, which never caches a listing."""
     scheme, separator, _ = url.partition("://")
     if not separator:
-        return fsspec.filesystem("file"), str(Path(url).expanduser().absolute())
+        return _local(), str(Path(url).expanduser().absolute())
     if scheme in ("s3", "s3a"):
         environment = frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
         fs = _s3(os.getpid(), environment)
@@ -288,6 +288,11 @@ def filesystem(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url, use_listings_cache=False)  # type: ignore[no-any-return]
     except (ImportError, ValueError) as error:
         raise DataError(f"{scheme}://: no installed package reads this scheme ({error})") from error
+
+
+@cache
+def _local() -> Any:
+    return fsspec.filesystem("file")
 
 
 @lru_cache(maxsize=4)

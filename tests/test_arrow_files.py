@@ -49,7 +49,7 @@ def write(path: Path, rows: pa.Table, **options: Any) -> Path:
     return path
 
 
-def read(kind: str, url: Path | str, split: str = "test", **spec: Any) -> tuple[list[Batch], list[Reading[Any]]]:
+def read(kind: str, url: Path | str, split: str = "test", **spec: Any) -> tuple[list[Batch], list[Reading[Any, Any]]]:
     """All batches of a split and their readings, rows named by a key."""
     columns = Columns(**{"label": "y", "split": "split", "key": "key", **spec.pop("columns")})
     source = sources()[kind]("d", DataSpec(url=str(url), columns=columns, classes=3, **spec), open_store("memory://un"))

@@ -13,21 +13,21 @@ import pipeline.measuring
 import pipeline.task
 from pipeline.errors import ModelError, StoreError
 from pipeline.manifest import read_manifest
+from pipeline.sources.base import RowGroupSource
 from pipeline.verify import verify_runs
 from tests.census import published, run_inline, small_job
 
 
-def test_the_next_chunk_is_opened_while_one_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_chunk_is_read_while_one_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, plain = run_inline(small_job(tmp_path), str(tmp_path / "plain"))
     order: list[tuple[str, str]] = []
     opened: dict[str, threading.Event] = {}
-    begin, store_cells = pipeline.measuring._begin, pipeline.measuring._store_cells
+    fetched, store_cells = RowGroupSource._groups, pipeline.measuring._store_cells
 
-    def begun(task: Any, chunk: Any, store: Any) -> Any:
-        found = begin(task, chunk, store)
+    def begun(source: Any, chunk: Any, rows: Any) -> Any:
         order.append(("opened", chunk.id))
         opened.setdefault(chunk.id, threading.Event()).set()
-        return found
+        return fetched(source, chunk, rows)
 
     def stored(task: Any, cell: Any, cells: Any, store: Any) -> None:
         ids = [chunk.id for chunk, _ in task.by_chunk()]
@@ -36,7 +36,7 @@ def test_the_next_chunk_is_opened_while_one_is_measured(tmp_path: Path, monkeypa
         order.append(("stored", cell.chunk.id))
         store_cells(task, cell, cells, store)
 
-    monkeypatch.setattr(pipeline.measuring, "_begin", begun)
+    monkeypatch.setattr(RowGroupSource, "_groups", begun)
     monkeypatch.setattr(pipeline.measuring, "_store_cells", stored)
     outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "watched"))
     chunks = [chunk for what, chunk in order if what == "opened"]
@@ -46,18 +46,30 @@ def test_the_next_chunk_is_opened_while_one_is_measured(tmp_path: Path, monkeypa
 
 
 def test_no_chunk_is_read_for_models_none_of_which_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Any] = []
+    made: list[list[Any]] = []
+    read_in_turn = pipeline.measuring.batches_in_turn
+
+    def counted(readings: Any) -> Any:
+        for batches in read_in_turn(readings):
+            made.append([])
+            yield kept(batches, made[-1])
+
+    def kept(batches: Any, some: list[Any]) -> Any:
+        for batch in batches:
+            some.append(batch)
+            yield batch
 
     def loads(model: Any, *_: Any) -> Any:
         raise ModelError(f"model {model.name} does not load")
 
     monkeypatch.setattr(pipeline.measuring, "load", loads)
-    monkeypatch.setattr(pipeline.measuring, "prefetched", lambda rest: read.append(rest) or iter(rest))
+    monkeypatch.setattr(pipeline.measuring, "batches_in_turn", counted)
     outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "store"))
     manifest = read_manifest(store, outcome.run)
     assert {one.model for one in manifest.failed} == set(manifest.models)
     assert all("does not load" in one.reason for one in manifest.failed)
-    assert read == []
+    # the first batch of a chunk is made while models are loaded
+    assert max(len(one) for one in made) == 1
     assert all(report.problems == () for report in verify_runs(store, deep=True))
 
 
@@ -66,9 +78,9 @@ def test_states_are_stored_while_the_next_chunk_is_measured(tmp_path: Path, monk
     store_cells, begin = pipeline.measuring._store_cells, pipeline.measuring._measure_chunk
     measured: dict[str, threading.Event] = {}
 
-    def started(task: Any, chunk: Any, *more: Any) -> Any:
-        measured.setdefault(chunk.id, threading.Event()).set()
-        return begin(task, chunk, *more)
+    def started(task: Any, rows: Any, *more: Any) -> Any:
+        measured.setdefault(rows.chunk.id, threading.Event()).set()
+        return begin(task, rows, *more)
 
     def stored(task: Any, cell: Any, cells: Any, store: Any) -> None:
         ids = [chunk.id for chunk, _ in task.by_chunk()]

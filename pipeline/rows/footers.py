@@ -8,7 +8,9 @@ and last 64 KiB. The footer alone would not do: uncompressed files of equal leng
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import IO, Any
 
 import pyarrow as pa
@@ -20,6 +22,8 @@ from pipeline.inputs import InputFile, input_errors, open_input
 from pipeline.rows import arrow_files
 
 EDGE_BYTES = 64 << 10
+# a file that was written later than that ago may be written again within a tick of the clock that dates it
+SETTLED_S = 2.0
 _MAGIC = b"PAR1"
 
 
@@ -84,7 +88,20 @@ def first_uid(file_id: str) -> int:
 
 
 def read_footer(name: str, file: InputFile) -> Footer:
-    """Read head and tail of a file in two range requests, all of an Arrow file; DataError if it is neither."""
+    """Read head and tail of a file in two range requests, all of an Arrow file; DataError if it is neither.
+
+    Every chunk asks for it: the last few are remembered of files that have settled.
+    """
+    settled = file.modified_s is None or time.time() - file.modified_s > SETTLED_S
+    return _remembered(name, file) if settled else _read(name, file)
+
+
+@lru_cache(maxsize=4)
+def _remembered(name: str, file: InputFile) -> Footer:
+    return _read(name, file)
+
+
+def _read(name: str, file: InputFile) -> Footer:
     with input_errors(file.url), open_input(file.url) as stream:
         return parse_footer(name, file, stream)
 

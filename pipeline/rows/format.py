@@ -121,15 +121,16 @@ class RowFormat:
 
         A row whose features cannot be used is unreadable. DataError at a label or key that cannot be.
         """
-        number_N = first_row + np.arange(rows.num_rows)
+        number_N = np.arange(first_row, first_row + rows.num_rows)
         excluded = 0
         if self.split_column is not None and not (wanted_N := self.wanted(rows)).all():
             excluded = int((~wanted_N).sum())
             rows, number_N = rows.filter(pa.array(wanted_N)), number_N[wanted_N]
         with _named(where, number_N):
             features = self.features.decode(rows)
-        damage = [Unreadable(1, int(row), features.reason) for row in number_N[~features.usable_N]]
-        if damage:
+        damage: list[Unreadable] = []
+        if not features.usable_N.all():
+            damage += [Unreadable(1, int(row), features.reason) for row in number_N[~features.usable_N]]
             rows, number_N = rows.filter(pa.array(features.usable_N)), number_N[features.usable_N]
         with _named(where, number_N):
             labels = self._labels(rows, features)
@@ -147,7 +148,9 @@ class RowFormat:
         if self.key is not None:
             return key_uids(rows[self.key])
         assert uid_base is not None, "rows that no column names are named from their file"
-        return (uid_base + number_N) & UID_MASK
+        uid_N: np.ndarray = number_N + uid_base
+        uid_N &= UID_MASK
+        return uid_N
 
     def join(self, stretches: Sequence[Stretch[Decoded]]) -> Batch:
         """A batch of its own, aligned memory: what a model computes must not depend on how rows were stored."""

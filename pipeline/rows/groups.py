@@ -6,8 +6,12 @@ Layer 1.
 from __future__ import annotations
 
 import io
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +24,8 @@ from pipeline.rows.footers import Footer, read_footer
 
 # rows handed on at a time: enough to hide Python, little beside a row group
 PART_ROWS = 8192
+# row groups that are read at the same time
+AT_ONCE = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,19 +44,42 @@ def read_groups(
 
     Text in columns of `encoded` stays as the file has it: numbers of the values of a dictionary.
     """
+    return (group.result() for group in begin_groups(url, file_id, groups, columns, encoded=encoded))
+
+
+def begin_groups(
+    url: str, file_id: str, groups: Sequence[int], columns: Sequence[str], *, encoded: Sequence[str] = ()
+) -> Iterator[Future[Group]]:
+    """The same, each row group handed out when another thread begins to read it; never more than two at once."""
     file = input_file(url)
     footer = read_footer(url, file)
     if footer.file_id != file_id:
         raise DataError(f"{url}: the file has changed since the run was planned; run again")
+    begun: deque[Future[Group]] = deque(maxlen=AT_ONCE)
     with open_input(url) as stream:
         watched = WatchedInput(stream)
-        # Arrow reads a local file without Python, which else waits for what the other thread does with rows
+        # Arrow reads a local file without Python, which else waits for what the other threads do with rows
         source = pa.OSFile(stream.name) if isinstance(stream, io.BufferedReader) else watched
-        reader = (_arrow if footer.metadata is None else _parquet)(footer, source, columns, encoded)
-        for group in groups:
-            yield _read(reader, watched, group, footer.group_rows[group], url)
+        reader = _arrow if footer.metadata is None else _parquet
+        # each reads one group at a time
+        readers = [reader(footer, source, columns, encoded) for _ in groups[:AT_ONCE]]
+        try:
+            for number, group in enumerate(groups):
+                if number >= AT_ONCE:
+                    wait([begun[0]])
+                read = partial(_read, readers[number % AT_ONCE], watched, group, footer.group_rows[group], url)
+                begun.append(_threads(os.getpid()).submit(read))
+                yield begun[-1]
+        finally:
+            wait(begun)
     if input_file(url).etag != file.etag:
         raise DataError(f"{url}: the file was replaced while it was read; run again")
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Kept for every file: a thread that is new has neither memory nor caches of its own. A fork has none of them."""
+    return ThreadPoolExecutor(AT_ONCE, thread_name_prefix="row-groups")
 
 
 # reads a row group by its number
@@ -65,7 +94,7 @@ def _parquet(footer: Footer, source: Any, columns: Sequence[str], encoded: Seque
         page_checksum_verification=True,
         read_dictionary=list(encoded),
     )
-    # one thread: a worker has the cores that its job gave it, and the next group is read beside the model's work
+    # one thread of Arrow's: a worker has the cores that its job gave it, and the next group is read by another of ours
     return lambda group: parquet.read_row_group(group, columns=list(columns), use_threads=False)
 
 

@@ -5,15 +5,17 @@ Layer 1: knows no files and no tensors; whoever makes the pieces joins stretches
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pipeline.batch import Batch
 from pipeline.errors import DataError
 
 T = TypeVar("T")
+G = TypeVar("G")
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,18 @@ class Stretch(NamedTuple, Generic[T]):
 
 
 @dataclass(eq=False)
-class Reading(Generic[T]):
+class Reading(Generic[G, T]):
     """One pass over the batches of a chunk; once it has ended, read + unreadable + excluded = rows of the chunk.
 
-    `where` names the data set and file in messages; `pieces` starts a pass, `join` makes a batch of its own memory from
-    stretches of pieces; `max_unreadable` is a share of `rows`.
+    `where` names the data set and file in messages; `fetch` starts a pass over what storage has of the chunk, which
+    another thread takes, `pieces` decodes that, and `join` makes a batch of its own memory from stretches of pieces;
+    `max_unreadable` is a share of `rows`.
     """
 
     where: str
     rows: int
-    pieces: Callable[[], Iterator[Piece[T]]]
+    fetch: Callable[[], Iterator[G]]
+    pieces: Callable[[Iterator[G]], Iterator[Piece[T]]]
     join: Callable[[Sequence[Stretch[T]]], Batch]
     batch_rows: int
     max_unreadable: float = 0.0
@@ -72,14 +76,18 @@ class Reading(Generic[T]):
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rows in order, `batch_rows` at a time. DataError where more are unreadable than may be."""
+        return self.batches(prefetched(self.fetch()))
+
+    def batches(self, fetched: Iterator[G]) -> Iterator[Batch]:
+        """The same of what `fetch` gave."""
         self.read, self.excluded, self.damage = 0, 0, []
-        for stretches in batched(self._counted(), self.batch_rows):
+        for stretches in batched(self._counted(fetched), self.batch_rows):
             yield self.join(stretches)
         if self.read + self.unreadable + self.excluded != self.rows:
             raise RuntimeError(f"the ledger of {self.where} does not add up: {self}")
 
-    def _counted(self) -> Iterator[Piece[T]]:
-        for piece in self.pieces():
+    def _counted(self, fetched: Iterator[G]) -> Iterator[Piece[T]]:
+        for piece in self.pieces(fetched):
             self.read += piece.rows if piece.made_of is None else piece.made_of
             self.excluded += piece.excluded
             self.damage += piece.unreadable
@@ -95,6 +103,12 @@ class Reading(Generic[T]):
                 f"chunk cannot be read, and max_unreadable = {self.max_unreadable:g} allows {int(allowed)}: "
                 "repair the file, or raise it"
             )
+
+
+def batches_in_turn(readings: Sequence[Reading[Any, Any]]) -> Generator[Iterator[Batch]]:
+    """The batches of each reading; the first rows of one are fetched while the last of the one before are decoded."""
+    for reading, fetched in zip(readings, in_turn([reading.fetch for reading in readings]), strict=True):
+        yield reading.batches(fetched)
 
 
 def batched(pieces: Iterable[Piece[T]], batch_rows: int) -> Iterator[list[Stretch[T]]]:
@@ -117,8 +131,68 @@ def batched(pieces: Iterable[Piece[T]], batch_rows: int) -> Iterator[list[Stretc
 
 def prefetched(items: Iterator[T]) -> Iterator[T]:
     """The same items, each made by another thread while the one before it is used."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = pool.submit(next, items, None)
-        while (item := pending.result()) is not None:
-            pending = pool.submit(next, items, None)
+    for same in in_turn([lambda: items]):
+        yield from same
+
+
+def in_turn(starts: Sequence[Callable[[], Iterator[T]]]) -> Generator[Iterator[T]]:
+    """What each of `starts` begins, one behind the other, made by one other thread a step ahead of who uses it.
+
+    Each item is made while the one before it is used, the first of an iterator while the last of the one before is.
+    What making an item raises is raised where that is asked for, and concerns no other iterator. An iterator that is
+    not used up when the next one is asked for is left.
+    """
+    thread = ThreadPoolExecutor(max_workers=1)
+    try:
+        yield from _Turns(thread, starts)
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+class _Turns(Generic[T]):
+    """What `in_turn` knows. Methods that begin with "make" run in its thread; nothing else touches the iterators."""
+
+    def __init__(self, thread: ThreadPoolExecutor, starts: Sequence[Callable[[], Iterator[T]]]) -> None:
+        self._thread = thread
+        self._starts = iter(starts)
+        self._turns = len(starts)
+        self._ended = -1
+        self._items: Iterator[T] = iter(())
+        # of the turns that nobody has asked for: one that ends at once lets the next one begin
+        self._firsts: deque[Future[T | None]] = deque()
+        thread.submit(self._make_way, self._ended).result()
+
+    def __iter__(self) -> Iterator[Iterator[T]]:
+        for turn in range(self._turns):
+            yield self._used(self._firsts.popleft())
+            if self._ended == turn:
+                self._thread.submit(self._make_way, turn).result()
+
+    def _used(self, made: Future[T | None]) -> Iterator[T]:
+        while (item := made.result()) is not None:
+            made = self._thread.submit(self._make_next)
             yield item
+
+    def _make_first(self) -> T | None:
+        try:
+            self._items = next(self._starts)()
+        except BaseException:
+            self._make_way(self._ended)
+            raise
+        return self._make_next()
+
+    def _make_next(self) -> T | None:
+        item = None
+        try:
+            item = next(self._items, None)
+        finally:
+            if item is None:
+                self._make_way(self._ended)
+        return item
+
+    def _make_way(self, turn: int) -> None:
+        """End a turn, unless it has ended meanwhile."""
+        if self._ended == turn:
+            if turn + 1 < self._turns:
+                self._firsts.append(self._thread.submit(self._make_first))
+            self._ended += 1

@@ -57,7 +57,7 @@ def texts(column: pa.Array) -> Texts:
     width = np.int64 if pa.types.is_large_string(known.type) else np.int32
     place = np.frombuffer(offsets, dtype=width, offset=known.offset * np.dtype(width).itemsize, count=rows + 1)
     place_N = place.astype(np.int64)
-    length_N = np.diff(place_N)
+    length_N = place_N[1:] - place_N[:-1]
     if known.null_count:
         length_N[known.is_null().to_numpy(zero_copy_only=False)] = 0
     return Texts(np.frombuffer(content, dtype=np.uint8), place_N[:-1], length_N)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from pipeline.names import Names
 from pipeline.rows.features import NOTHING, Decoded, FeatureFormat, Numbers
 from pipeline.rows.footers import Footer, first_uid, read_footer
 from pipeline.rows.format import RowFormat, check_columns
-from pipeline.rows.groups import read_groups
+from pipeline.rows.groups import Group, begin_groups, read_groups
 from pipeline.rows.reading import Piece, Reading, Unreadable, prefetched
 from pipeline.store import Store
 
@@ -132,7 +132,7 @@ class Source(ABC):
         """The chunks that can hold rows of a split, in plan order, from the footers of files alone."""
 
     @abstractmethod
-    def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any]:
+    def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any, Any]:
         """The batches of a chunk. DataError if the file is not the one that was planned, or cannot be read."""
 
 
@@ -185,13 +185,14 @@ class RowGroupSource(Source):
         """Row groups that can hold the split, in runs of up to `chunk_rows` rows (or one group that is larger)."""
         return tuple(chunk for footer in self._checked for chunk in self._cut(footer, self._format(split)))
 
-    def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any]:
+    def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any, Any]:
         """Read a chunk row group by row group, the next one while the last is used."""
         rows = self._format(chunk.split)
         return Reading(
             where=f"data {self.data}: {chunk.url}",
             rows=chunk.rows,
-            pieces=lambda: rows.features.repacked(self._pieces(chunk, rows)),
+            fetch=lambda: self._groups(chunk, rows),
+            pieces=lambda groups: rows.features.repacked(self._pieces(chunk, rows, groups)),
             join=rows.join,
             batch_rows=batch_rows,
             max_unreadable=self.spec.max_unreadable,
@@ -262,14 +263,17 @@ class RowGroupSource(Source):
             uid_base=footer.uid_base if rows.numbers_rows else None,
         )
 
-    def _pieces(self, chunk: Chunk, rows: RowFormat) -> Iterator[Piece[Decoded]]:
+    def _groups(self, chunk: Chunk, rows: RowFormat) -> Iterator[Future[Group]]:
+        wanted = range(chunk.start, chunk.stop)
+        encoded = rows.features.encoded
+        return begin_groups(self.locate(chunk.url), chunk.file_id, wanted, rows.columns, encoded=encoded)
+
+    def _pieces(self, chunk: Chunk, rows: RowFormat, groups: Iterator[Future[Group]]) -> Iterator[Piece[Decoded]]:
         where = f"data {self.data}: {chunk.url}"
         first_row = chunk.first_row
         uids = [NOTHING.uid_N]
-        wanted = range(chunk.start, chunk.stop)
-        encoded = rows.features.encoded
-        groups = read_groups(self.locate(chunk.url), chunk.file_id, wanted, rows.columns, encoded=encoded)
-        for group in prefetched(groups):
+        for begun in groups:
+            group = begun.result()
             for part in group.parts:
                 piece = rows.decode(part, where=where, first_row=first_row, uid_base=first_uid(chunk.file_id))
                 if rows.key is not None:
@@ -279,7 +283,8 @@ class RowGroupSource(Source):
             if group.damage:
                 yield Piece(0, NOTHING, unreadable=(Unreadable(group.rows, first_row, group.damage),))
                 first_row += group.rows
-        _refuse_repeated(np.concatenate(uids), where, rows.key)
+        if rows.key is not None:
+            _refuse_repeated(np.concatenate(uids), where, rows.key)
 
 
 class FileSource(RowGroupSource):
@@ -332,7 +337,7 @@ _EXPECTED = {
 }
 
 
-def _refuse_repeated(uid_N: np.ndarray, where: str, key: str | None) -> None:
+def _refuse_repeated(uid_N: np.ndarray, where: str, key: str) -> None:
     values, counts = np.unique(uid_N, return_counts=True)
     repeated = values[counts > 1]
     if len(repeated):

@@ -59,12 +59,13 @@ class Graph(FileSource):
         chunk = self._chunk(nodes, rows, 0, groups, 0, nodes.rows)
         return (replace(chunk, id=digest([READ_VERSION, chunk.id, self._edge_identity])),)
 
-    def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any]:
+    def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any, Any]:
         """One batch, whatever `batch_rows`. DataError at a node that cannot be read or an edge that leads to none."""
         return Reading(
             where=f"data {self.data}: {chunk.url}",
             rows=chunk.rows,
-            pieces=lambda: self._graph(chunk),
+            fetch=lambda: self._graph(chunk),
+            pieces=iter,
             join=_only,
             batch_rows=max(1, chunk.rows),
         )

@@ -22,7 +22,7 @@ from pipeline.rows.decode import key_uids
 from pipeline.rows.features import Decoded
 from pipeline.rows.format import RowFormat
 from pipeline.rows.pictures import MODES, Pictures
-from pipeline.rows.reading import Piece, Reading, Unreadable, prefetched
+from pipeline.rows.reading import Piece, Reading, Unreadable
 from pipeline.sources.base import READ_VERSION, Chunk, Options, Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -64,13 +64,14 @@ class ImageFolder(Source):
             self._label(path)
         return tuple(self._chunk(rows, part, files) for part, files in self._parts(split).items())
 
-    def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any]:
+    def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any, Any]:
         """Decode a chunk's files, some at a time; one that is no image is unreadable."""
         rows = self._format(chunk.split)
         return Reading(
             where=f"data {self.data}: {chunk.url}",
             rows=chunk.rows,
-            pieces=lambda: prefetched(self._pieces(chunk, rows)),
+            fetch=lambda: self._pieces(chunk, rows),
+            pieces=iter,
             join=rows.join,
             batch_rows=batch_rows,
             max_unreadable=self.spec.max_unreadable,

@@ -44,10 +44,10 @@ def a_state_that_outlives_its_task(patch: pytest.MonkeyPatch) -> None:
             if not hasattr(self, "_sums"):
                 super().__post_init__()
 
-    def measured(task: Any, chunk: Any, cells: Any, *more: Any) -> Any:
+    def measured(task: Any, rows: Any, cells: Any, *more: Any) -> Any:
         nonlocal due
-        due = iter([(cell.model.id, chunk.id) for cell in cells])
-        return sound(task, chunk, cells, *more)
+        due = iter([(cell.model.id, rows.chunk.id) for cell in cells])
+        return sound(task, rows, cells, *more)
 
     patch.setattr(pipeline.measuring, "Running", Resident)
     patch.setattr(pipeline.measuring, "_measure_chunk", measured)
