@@ -31,7 +31,7 @@ struct Counts {
 template <int BY>
 static inline void count_raw(Counts *counts, const float *at) {
     uint64_t pair[LANES / 2];
-    memcpy(pair, at, sizeof pair);
+    for (int half = 0; half < LANES / 2; half++) memcpy(pair + half, again(at + 2 * half), sizeof *pair);
     for (int half = 0; half < LANES / 2; half++) {
         counts[2 * half].raw[(uint32_t)pair[half] >> RAW_SHIFT] += BY;
         counts[2 * half + 1].raw[pair[half] >> (32 + RAW_SHIFT)] += BY;
@@ -70,6 +70,22 @@ static inline bool are_zero(const uint32_t *counts) {
     return ((pair[0] | pair[1]) | (pair[2] | pair[3])) == 0;
 }
 
+// Add some counts to bins that rise, or fall, from the first.
+template <int STEP>
+static inline void add_counts(const uint32_t *count, int32_t *bin, int64_t n) {
+    if (n == LANES)
+        for (int i = 0; i < LANES; i++) bin[STEP * i] += count[i];
+    else
+        for (int64_t i = 0; i < n; i++) bin[STEP * i] += count[i];
+}
+
+// Add n raw counts of either sign to bins whose places begin at `place`; those below the window are its small ones.
+static inline void add_group(const uint32_t *above, const uint32_t *below, int64_t place, int64_t n, int32_t *bin) {
+    for (; n > 0 && place < 0; n--, place++, above++, below++) bin[ZERO + 1] += *above, bin[KEPT] += *below;
+    add_counts<1>(above, bin + ZERO + 1 + place, n);
+    add_counts<-1>(below, bin + KEPT - place, n);
+}
+
 // Add the raw counts to a unit's bins, if there are some, and clear them; returns how many positive ones there were.
 static int64_t fold(Counts *counts, int64_t *top, int32_t *bin) {
     int64_t last = bits_of(counts->largest) >> RAW_SHIFT, positive = 0;
@@ -83,12 +99,8 @@ static int64_t fold(Counts *counts, int64_t *top, int32_t *bin) {
         uint32_t *above = counts->raw + group, *below = above + RAW_SIDE;
         // most bins are empty: they and what has been counted before stay out of the nearest cache
         if (are_zero(above) && are_zero(below)) continue;
-        for (int i = 0; i < LANES; i++) {
-            int64_t place = group + i > bottom ? group + i - bottom : 0;
-            positive += above[i];
-            if (bin && above[i]) bin[ZERO + 1 + place] += above[i];
-            if (bin && below[i]) bin[KEPT - place] += below[i];
-        }
+        for (int i = 0; i < LANES; i++) positive += above[i];
+        if (bin) add_group(above, below, group - bottom, group + LANES > last ? last + 1 - group : LANES, bin);
         memset(above, 0, LANES * sizeof *above);
         memset(below, 0, LANES * sizeof *below);
     }

@@ -106,6 +106,16 @@ static void add_block_matches(const Block &block, const Task &task, Counts *coun
     add_forms<APART>(rows, x, pattern, block.active, state, counts, block.match, wanted, task.best_match);
 }
 
+// What is kept and summed by class of the block's units.
+static Last *last_of(const Block &block, const Task &task) {
+    return task.last_TC + block.unit / LANES * (OCTAVE + STRATA);
+}
+
+static ByClass by_class(const Block &block, const Task &task, int64_t way) {
+    int64_t at = (block.unit / LANES * task.ways + way) * task.classes * LANES;
+    return {task.class_n_TJCL + at, task.class_fired_TJCL + at, task.class_mean_TJCL + at, task.class_m2_TJCL + at};
+}
+
 // The greatest a of each row, where a has not been read.
 static void rectify_rows(const Block &block) {
     for (int64_t i = 0; i < LANES * block.rows; i++)
@@ -114,23 +124,40 @@ static void rectify_rows(const Block &block) {
 
 static void add_rows(const Block &block, const Task &task) {
     if (task.ways && task.a_is != GIVEN) rectify_rows(block);
-    for (int64_t way = 0; way < task.ways; way++) {
-        int64_t at = (block.unit / LANES * task.ways + way) * task.classes * LANES;
-        add_classes(block, task.label_JN + way * task.rows,
-                    {task.class_n_TJCL + at, task.class_fired_TJCL + at, task.class_mean_TJCL + at,
-                     task.class_m2_TJCL + at});
-    }
+    for (int64_t way = 0; way < task.ways; way++)
+        add_classes(block, task.label_JN + way * task.rows, by_class(block, task, way));
     if (!task.keeps) return;
     const double *bias = task.bias_U + block.unit, *mean = task.mean_U + block.unit,
                  *scale = task.scale_U[PEARSON] + block.unit;
 #define UNIT(lane)                                                                                                     \
     {block, task.keeping, lane, {bias[lane], mean[lane], scale[lane]},                                                 \
-     {task.last_TC + block.unit / LANES * (OCTAVE + STRATA), task.key_UK + (block.unit + lane) * task.places,          \
+     {last_of(block, task), task.key_UK + (block.unit + lane) * task.places,                                           \
       task.uid_UK + (block.unit + lane) * task.places, task.position_UK + (block.unit + lane) * task.places,           \
       task.value_UK3 + 3 * (block.unit + lane) * task.places}}
     const Unit units[LANES] = {UNIT(0), UNIT(1), UNIT(2), UNIT(3), UNIT(4), UNIT(5), UNIT(6), UNIT(7)};
 #undef UNIT
     keep_rows(block, task.keeping, units);
+}
+
+// Ask for what `add_rows` will read of the units, for it has left the caches since the batch before.
+static void ask_for_rows(const Block &block, const Task &task, const Extent &extent) {
+    if (task.keeps) {
+        const Last *last = last_of(block, task);
+        int64_t octave[LANES], highest = 0;
+        store(octave, octaves_of(extent.high));
+        for (int lane = 0; lane < LANES; lane++) highest = octave[lane] > highest ? octave[lane] : highest;
+        for (int64_t kind = 0; kind < OCTAVE; kind++) ask_for(last[kind].key), ask_for(last[kind].uid);
+        // most rows are in the highest octaves
+        for (int64_t at = OCTAVE + highest; at >= OCTAVE && at > OCTAVE + highest - 4; at--)
+            ask_for(last[at].key), ask_for(last[at].uid);
+    }
+    for (int64_t way = 0; way < task.ways; way++) {
+        const ByClass sums = by_class(block, task, way);
+        for (int64_t r = 0; r < block.rows; r++) {
+            int64_t of = LANES * task.label_JN[way * task.rows + block.row + r];
+            if (of >= 0) ask_for(sums.n + of), ask_for(sums.fired + of), ask_for(sums.mean + of), ask_for(sums.m2 + of);
+        }
+    }
 }
 
 static void add_counts(const Block &block, const Task &task, Counts *counts, const Extent &extent) {
@@ -157,13 +184,14 @@ static void add_block(const Block &block, const Task &task, Counts *counts, cons
     d8 before = widened(load<l8>(task.count_6U + N * task.lanes + block.unit));
     l8 known = before > d8{};
     Numbers of_z = {task.z_7U + block.unit, task.lanes}, of_a = {task.a_7U + block.unit, task.lanes};
-    d8 centre = select(known, of_z[MEAN], near_mean(block.z, block.n)), a_centre = {};
+    bool seen = lanes_of(known) == (1 << LANES) - 1;
+    d8 centre = seen ? of_z[MEAN] : select(known, of_z[MEAN], near_mean(block.z, block.n)), a_centre = {};
     Values z = {block.z, block.first, block.n, block.rows}, a = {block.a, block.first, block.n, block.rows};
     auto sweep_z = block.rectified ? sweep<true, true> : sweep<false, true>;
     Sums sums = sweep_z(z, centre, of_a[MEAN], block.greatest, block.smallest, counts, block.ahead[Z]);
     Sums a_sums = {};
     if (task.a_is == GIVEN) {
-        a_centre = select(known, of_a[MEAN], near_mean(block.a, block.n));
+        a_centre = seen ? of_a[MEAN] : select(known, of_a[MEAN], near_mean(block.a, block.n));
         a_sums = sweep<false, false>(a, a_centre, d8{}, block.output, work.least_output, 0, block.ahead[A]);
     }
     int active = lanes_of(block.active);
@@ -174,6 +202,7 @@ static void add_block(const Block &block, const Task &task, Counts *counts, cons
         return;
     }
     Extent extent = extent_of(block.greatest, block.smallest, block.rows);
+    ask_for_rows(block, task, extent);
     add_counts(block, task, counts, extent);
     if (task.moments) {
         add_z_moments(block, task, before, centre, sums, extent);

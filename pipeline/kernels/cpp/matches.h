@@ -233,15 +233,6 @@ static void add_forms(const Values &rows, const Inputs &x, const Pattern<d8> *pa
     if (wanted & COSINES) add_matches<APART, COSINES, 0>(rows, x, pattern, active, state, counts, best);
 }
 
-// Add some counts to bins that rise, or fall, from the first.
-template <int STEP>
-static inline void add_counts(const uint32_t *count, int32_t *bin, int64_t n) {
-    if (n == LANES)
-        for (int i = 0; i < LANES; i++) bin[STEP * i] += count[i];
-    else
-        for (int64_t i = 0; i < n; i++) bin[STEP * i] += count[i];
-}
-
 // Add a unit's counts of a batch to its bins (those of the silent, then of the firing) and clear them.
 static void fold_matches(uint32_t *count, int32_t *bin, int64_t *undefined) {
     for (int side = 0; side < 4; side++, count += MATCH_STEP) {
