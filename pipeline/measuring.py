@@ -314,5 +314,7 @@ def _cells(one: _Watched, seen: CellState) -> dict[str, CellState]:
 
 
 def _store_cells(task: MeasureTask, cell: Missing, cells: Mapping[str, CellState], store: Store) -> None:
-    for name, state in cells.items():
-        store.put_once(cell_key(cell.model.id, task.state_names[name], cell.chunk.id), encode_cell(state))
+    store.put_all(
+        (cell_key(cell.model.id, task.state_names[name], cell.chunk.id), encode_cell(state))
+        for name, state in cells.items()
+    )

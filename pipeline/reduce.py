@@ -6,7 +6,7 @@ Layer 3. Reads each cell once, hashes it as stored, and adds up the ledger. A mi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -95,7 +95,8 @@ def run_reduce(task: ReduceTask, store: Store) -> None:
             parts, coverage = _rows(task, store)
     else:
         parts = {"models": [_model_row(task, {"status": "failed", "reason": task.failure})]}
-    files = {name: _put(task, name, pa.concat_tables(tables), store) for name, tables in sorted(parts.items())}
+    files: dict[str, dict[str, int]] = {}
+    store.put_all(_encoded(task, parts, files))
     record = json.dumps({"files": files, "coverage": coverage, "failure": task.failure}, sort_keys=True)
     store.put_once(reduced_key(task.run, task.model.id, DONE), record.encode())
 
@@ -130,10 +131,15 @@ def _rows(task: ReduceTask, store: Store) -> tuple[dict[str, list[pa.Table]], di
     return parts, coverage
 
 
-def _put(task: ReduceTask, name: str, table: pa.Table, store: Store) -> dict[str, int]:
-    content = arrow_bytes(table)
-    store.put_once(rows_key(task.run, task.model.id, name), content)
-    return {"rows": table.num_rows, "bytes": len(content)}
+def _encoded(
+    task: ReduceTask, parts: Mapping[str, Sequence[pa.Table]], files: dict[str, dict[str, int]]
+) -> Iterator[tuple[str, bytes]]:
+    """The tables as they are stored, one at a time; what the record says of each is put into `files`."""
+    for name, tables in sorted(parts.items()):
+        table = pa.concat_tables(tables)
+        content = arrow_bytes(table)
+        files[name] = {"rows": table.num_rows, "bytes": len(content)}
+        yield rows_key(task.run, task.model.id, name), content
 
 
 def _split_tables(

@@ -17,10 +17,10 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -70,6 +70,11 @@ class Store(ABC):
         if self._persist("write", key, lambda: self._create(key, content)):
             return sha256(content)
         return sha256(self.get(key))
+
+    def put_all(self, contents: Iterable[tuple[str, bytes]]) -> None:
+        """Store objects by key, each as `put_once` does, in order; all of them are safe once it returns."""
+        for key, content in contents:
+            self.put_once(key, content)
 
     def get(self, key: str) -> bytes:
         """The whole object; MissingObject if there is none."""
@@ -153,12 +158,31 @@ class Store(ABC):
 class DirectoryStore(Store):
     """A directory of a file system with hard links; a name that begins with a dot is a write that never finished."""
 
+    def put_all(self, contents: Iterable[tuple[str, bytes]]) -> None:
+        """Store objects by key, each as `put_once` does, and make their names in each directory safe at once."""
+        changed: dict[Path, None] = {}
+        try:
+            for key, content in contents:
+                _check_key(key)
+                self._persist("write", key, partial(self._link, key, content, changed))
+        finally:
+            self._persist("write", "", partial(_sync, changed))
+
     def _create(self, key: str, content: bytes) -> bool:
+        changed: dict[Path, None] = {}
+        try:
+            return self._link(key, content, changed)
+        finally:
+            _sync(changed)
+
+    def _link(self, key: str, content: bytes, changed: dict[Path, None]) -> bool:
+        """Store a whole file by name, and note which directories have other names in them now."""
         target = Path(self.url, key)
         try:
-            _make_directories(target.parent)
+            _make_directories(target.parent, changed)
         except FileNotFoundError as error:
             raise StoreError(f"{self.url}: no directory can be made there ({error.strerror})") from error
+        changed[target.parent] = None
         draft = target.with_name(f".{uuid.uuid4().hex}")
         try:
             with open(draft, "xb") as file:
@@ -171,7 +195,6 @@ class DirectoryStore(Store):
             return False
         finally:
             draft.unlink(missing_ok=True)
-            _sync(target.parent)
 
     def _read(self, key: str) -> bytes:
         try:
@@ -333,19 +356,21 @@ def _unless_gone(error: OSError) -> None:
         raise StoreError(f"{error.filename}: cannot be listed: {reason(error)}") from error
 
 
-def _make_directories(path: Path) -> None:
+def _make_directories(path: Path, changed: dict[Path, None]) -> None:
     if not path.is_dir():
-        _make_directories(path.parent)
+        _make_directories(path.parent, changed)
         path.mkdir(exist_ok=True)
-        _sync(path.parent)
+        changed[path.parent] = None
 
 
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _sync(directories: Iterable[Path]) -> None:
+    """Make safe which names are in them."""
+    for directory in directories:
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _refusal(error: Exception, doing: str) -> StoreError | None:

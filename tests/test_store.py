@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
@@ -203,6 +204,66 @@ def test_killed_before_the_link_nothing_is_visible(tmp_path: Path):
     with pytest.raises(MissingObject):
         store.get("runs/x")
     assert store.put_once("runs/x", b"2") == sha256(b"2")
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is done to the disk, in order: "safe" for a file or directory, "named" for a file, each by its inode."""
+    done: list[tuple[str, int]] = []
+    fsync, link, mkdir = os.fsync, os.link, Path.mkdir
+
+    def synced(handle: int) -> None:
+        fsync(handle)
+        done.append(("safe", os.fstat(handle).st_ino))
+
+    def linked(draft: Path, target: Path) -> None:
+        link(draft, target)
+        done.append(("named", os.stat(target).st_ino))
+
+    def made(path: Path, **options: Any) -> None:
+        mkdir(path, **options)
+        done.append(("named", os.stat(path).st_ino))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", linked)
+    monkeypatch.setattr(Path, "mkdir", made)
+    return done
+
+
+def is_safe(path: Path, done: list[tuple[str, int]]) -> bool:
+    """Whether a file's content was safe before it was named, and its name, and those of its folders, are now."""
+    named = done.index(("named", path.stat().st_ino))
+    content = path.is_dir() or ("safe", path.stat().st_ino) in done[:named]
+    return content and ("safe", path.parent.stat().st_ino) in done[named:]
+
+
+def test_what_is_stored_is_safe(tmp_path: Path, disk: list[tuple[str, int]]):
+    store = open_store(str(tmp_path / "census"))
+    store.put_once("runs/a/x", b"1")
+    assert all(is_safe(path, disk) for path in tmp_path.rglob("*"))
+    before = len(disk)
+    store.put_all([("states/m/r/0", b"1"), ("states/m/t/0", b"2"), ("runs/a/y", b"3"), ("runs/a/x", b"4")])
+    assert len(list(tmp_path.rglob("*"))) == 11
+    assert all(is_safe(path, disk) for path in tmp_path.rglob("*"))
+    # two folders of one object each, the two that these are in, the root, and one of two objects: each once
+    folders = [one for one in disk[before:] if one[0] == "safe"]
+    assert len(folders) == 4 + 6
+    assert [store.get(f"runs/a/{name}") for name in "xy"] == [b"1", b"3"]
+
+
+def test_what_was_stored_before_a_failure_is_safe(tmp_path: Path, disk: list[tuple[str, int]]):
+    store = open_store(str(tmp_path))
+    with pytest.raises(ValueError, match="is no key"):
+        store.put_all([("a/x", b"1"), ("a/../y", b"2")])
+    assert is_safe(tmp_path / "a" / "x", disk)
+    assert is_safe(tmp_path / "a", disk)
+
+
+def test_several_are_stored_as_one_is(store: Store):
+    store.put_once("b/1", b"theirs")
+    store.put_all((f"{name}/{number}", b"mine") for name in "ab" for number in range(3))
+    assert store.keys() == ["a/0", "a/1", "a/2", "b/0", "b/1", "b/2"]
+    assert (store.get("a/2"), store.get("b/1")) == (b"mine", b"theirs")
 
 
 def test_a_failed_write_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
