@@ -120,6 +120,25 @@ def test_presentations_at_which_a_alone_is_not_finite_are_left_out(library: ctyp
         assert_same(mine, yours, primitive)
 
 
+def test_classes_that_come_later_leave_the_sums_of_those_before(library: ctypes.CDLL) -> None:
+    shown = draw(Recipe(8, rows=24, positions=3, units=19))
+    pieces = [
+        replace(shown, uid_N=shown.uid_N + 1000 * classes, label_N=torch.arange(24) % classes, classes=classes)
+        for classes in (2, 5, 5)
+    ]
+    for primitive, mine, yours in both(pieces, library):
+        assert_same(mine, yours, primitive)
+
+
+def test_of_rows_with_equal_keys_smaller_uids_are_kept_whenever_they_come(library: ctypes.CDLL) -> None:
+    shown = draw(Recipe(9, rows=24, positions=3, units=11, gate="identity"))
+    pieces = [replace(shown, uid_N=torch.arange(24) + offset) for offset in (5000, 9000, 1000)]
+    for primitive, mine, yours in both(pieces, library):
+        assert_same(mine, yours, primitive)
+        if isinstance(primitive, Ranked) and primitive.kind == "greatest":
+            assert mine["uid"][:, 0].lt(5000).all()
+
+
 def test_one_value_more_often_than_sixteen_bits_count(library: ctypes.CDLL) -> None:
     site = make_site([[1.0, 2.0, -1.0], [-1.0, -2.0, 1.0]])
     shown = make_presentations(site, torch.tensor([1.0, 2.0, 0.5]).expand(70, 1001, 1, 3))
