@@ -21,6 +21,9 @@ from pipeline.names import Names
 from pipeline.rows.decode import column_features, list_features
 from pipeline.rows.reading import Piece
 
+# rows decoded at a time: enough to hide Python, little beside a row group
+PART_ROWS = 8192
+
 
 class Role(NamedTuple):
     """A column that is needed, the type it must have in words, and as a test."""
@@ -128,6 +131,11 @@ class FeatureFormat(ABC):
     def encoded(self) -> tuple[str, ...]:
         """Columns of text of which the numbers in the file's own dictionary are enough."""
         return ()
+
+    @property
+    def part_rows(self) -> int:
+        """How many rows are decoded at a time."""
+        return PART_ROWS
 
     @property
     def keeps_rows(self) -> bool:

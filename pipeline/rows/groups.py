@@ -20,10 +20,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import DataError
 from pipeline.inputs import WatchedInput, input_errors, input_file, open_input
 from pipeline.rows import arrow_files
+from pipeline.rows.features import PART_ROWS
 from pipeline.rows.footers import Footer, read_footer
 
-# rows handed on at a time: enough to hide Python, little beside a row group
-PART_ROWS = 8192
 # row groups that are read at the same time
 AT_ONCE = 2
 
@@ -38,17 +37,30 @@ class Group:
 
 
 def read_groups(
-    url: str, file_id: str, groups: Sequence[int], columns: Sequence[str], *, encoded: Sequence[str] = ()
+    url: str,
+    file_id: str,
+    groups: Sequence[int],
+    columns: Sequence[str],
+    *,
+    encoded: Sequence[str] = (),
+    part_rows: int = PART_ROWS,
 ) -> Iterator[Group]:
     """Read row groups in order. DataError if the file is not the one of `file_id`, before or after reading.
 
     Text in columns of `encoded` stays as the file has it: numbers of the values of a dictionary.
     """
-    return (group.result() for group in begin_groups(url, file_id, groups, columns, encoded=encoded))
+    begun = begin_groups(url, file_id, groups, columns, encoded=encoded, part_rows=part_rows)
+    return (group.result() for group in begun)
 
 
 def begin_groups(
-    url: str, file_id: str, groups: Sequence[int], columns: Sequence[str], *, encoded: Sequence[str] = ()
+    url: str,
+    file_id: str,
+    groups: Sequence[int],
+    columns: Sequence[str],
+    *,
+    encoded: Sequence[str] = (),
+    part_rows: int = PART_ROWS,
 ) -> Iterator[Future[Group]]:
     """The same, each row group handed out when another thread begins to read it; never more than two at once."""
     file = input_file(url)
@@ -67,8 +79,13 @@ def begin_groups(
             for number, group in enumerate(groups):
                 if number >= AT_ONCE:
                     wait([begun[0]])
-                read = partial(_read, readers[number % AT_ONCE], watched, group, footer.group_rows[group], url)
+                rows = footer.group_rows[group]
+                read = partial(_read, readers[number % AT_ONCE], watched, group, rows, url, part_rows)
                 begun.append(_threads(os.getpid()).submit(read))
+                # the last one is read meanwhile: to wake a thread takes as long as to read a part
+                if number:
+                    yield begun[0]
+            if begun:
                 yield begun[-1]
         finally:
             wait(begun)
@@ -103,7 +120,7 @@ def _arrow(footer: Footer, source: Any, columns: Sequence[str], _: Sequence[str]
     return lambda group: arrow_files.read_batch(batches, group).select(list(columns))
 
 
-def _read(reader: _Reader, watched: WatchedInput, group: int, rows: int, url: str) -> Group:
+def _read(reader: _Reader, watched: WatchedInput, group: int, rows: int, url: str, part_rows: int) -> Group:
     try:
         table = reader(group)
     except Exception as error:  # what storage drivers raise shares no base class
@@ -115,7 +132,7 @@ def _read(reader: _Reader, watched: WatchedInput, group: int, rows: int, url: st
         if not isinstance(error, pa.ArrowException | OSError | EOFError):
             raise
         return Group(rows, (), f"row group {group} is corrupt: {' '.join(str(error).split())}")
-    return Group(rows, _takeable(table).to_batches(max_chunksize=PART_ROWS))
+    return Group(rows, _takeable(table).to_batches(max_chunksize=part_rows))
 
 
 def _takeable(table: pa.Table) -> pa.Table:

@@ -39,6 +39,7 @@ NOT_UTF8 = "its text is not UTF-8"
 # numbers of words that no vocabulary holds: unknown, and the end of a document
 RESERVED = 2
 WINDOW_SEED = 0x70CE
+BYTES_PART_ROWS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Tokens(FeatureFormat):
     def parts(self) -> tuple[Part, ...]:
         """Tokens, and which of them are real."""
         # no document ends within a row of bytes
-        values = ENDS["bytes"] if self.tokenizer == "bytes" and not self.packed else self.size
+        values = ENDS["bytes"] if self._stays else self.size
         return (Part(self.shape, narrowest(values)), Part(self.shape, torch.bool))
 
     @property
@@ -101,7 +102,7 @@ class Tokens(FeatureFormat):
         A null, or a row without a token, is not usable. RowError at a number that is no token.
         """
         column = rows[self.column]
-        if self.tokenizer == "bytes" and not self.packed:
+        if self._stays:
             return _with_bytes(texts(column))
         given = {"ids": self._given, "bytes": _bytes, "words": self._words}[self.tokenizer](column)
         found = of_lengths(given, 1, 2**62)
@@ -136,6 +137,15 @@ class Tokens(FeatureFormat):
     def batch(self, tensors: tuple[torch.Tensor, ...], uid_N: torch.Tensor, label_N: torch.Tensor | None) -> Batch:
         """Tokens, in as few bytes as they need, and their mask."""
         return masked(tensors, uid_N, label_N, narrow=True)
+
+    @property
+    def part_rows(self) -> int:
+        """More where a text stays what the file has, and decoding it is to find where it begins."""
+        return BYTES_PART_ROWS if self._stays else super().part_rows
+
+    @property
+    def _stays(self) -> bool:
+        return self.tokenizer == "bytes" and not self.packed
 
     @property
     def keeps_rows(self) -> bool:

@@ -265,8 +265,14 @@ class RowGroupSource(Source):
 
     def _groups(self, chunk: Chunk, rows: RowFormat) -> Iterator[Future[Group]]:
         wanted = range(chunk.start, chunk.stop)
-        encoded = rows.features.encoded
-        return begin_groups(self.locate(chunk.url), chunk.file_id, wanted, rows.columns, encoded=encoded)
+        return begin_groups(
+            self.locate(chunk.url),
+            chunk.file_id,
+            wanted,
+            rows.columns,
+            encoded=rows.features.encoded,
+            part_rows=rows.features.part_rows,
+        )
 
     def _pieces(self, chunk: Chunk, rows: RowFormat, groups: Iterator[Future[Group]]) -> Iterator[Piece[Decoded]]:
         where = f"data {self.data}: {chunk.url}"
