@@ -1,9 +1,10 @@
 """How fast sources make batches, beside what pyarrow alone reads of the same files: `python -m benchmarks.sources`.
 
 Goal: 0.8 or more. pyarrow reads and decodes the same columns of the same row groups on one thread and makes nothing of
-them; the next group, and the first of the next chunk, is read beside that, so the goal needs a second core that is
-idle. Of what both take of the processor there is a column too, which a busy machine changes less; and one with the move
-to the model, which makes numbers of eight bytes of tokens and categories. The three take turns; the best counts.
+them; here the next groups, two at a time and over the ends of chunks, are read beside the thread that makes batches, so
+the goal needs a second core that is idle. Of what both take of the processor there is a column too, which a busy
+machine changes less; and one with the move to the model, which makes numbers of eight bytes of tokens and categories.
+The three take turns; the best counts.
 """
 
 from __future__ import annotations
