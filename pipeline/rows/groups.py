@@ -36,21 +36,9 @@ class Group:
     damage: str = ""
 
 
-def read_groups(
-    url: str,
-    file_id: str,
-    groups: Sequence[int],
-    columns: Sequence[str],
-    *,
-    encoded: Sequence[str] = (),
-    part_rows: int = PART_ROWS,
-) -> Iterator[Group]:
-    """Read row groups in order. DataError if the file is not the one of `file_id`, before or after reading.
-
-    Text in columns of `encoded` stays as the file has it: numbers of the values of a dictionary.
-    """
-    begun = begin_groups(url, file_id, groups, columns, encoded=encoded, part_rows=part_rows)
-    return (group.result() for group in begun)
+def read_groups(url: str, file_id: str, groups: Sequence[int], columns: Sequence[str]) -> Iterator[Group]:
+    """Read row groups in order. DataError if the file is not the one of `file_id`, before or after reading."""
+    return (group.result() for group in begin_groups(url, file_id, groups, columns))
 
 
 def begin_groups(
@@ -62,7 +50,11 @@ def begin_groups(
     encoded: Sequence[str] = (),
     part_rows: int = PART_ROWS,
 ) -> Iterator[Future[Group]]:
-    """The same, each row group handed out when another thread begins to read it; never more than two at once."""
+    """The same, each row group handed out while another thread reads it, and the next one; no more than two at once.
+
+    Text in columns of `encoded` stays as the file has it: numbers of the values of a dictionary. A group comes in parts
+    of up to `part_rows` rows.
+    """
     file = input_file(url)
     footer = read_footer(url, file)
     if footer.file_id != file_id:
