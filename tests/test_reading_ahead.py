@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import threading
 import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,8 +20,8 @@ import pipeline.rows.groups
 from pipeline.errors import DataError
 from pipeline.inputs import input_file
 from pipeline.rows.footers import read_footer
-from pipeline.rows.groups import AT_ONCE, Group, begin_groups, read_groups
-from pipeline.rows.reading import in_turn
+from pipeline.rows.groups import AHEAD, Group, read_groups
+from pipeline.rows.reading import in_turn, prefetched
 
 # of an iterator: how many items it has, whether it fails behind them, and how many of them are used
 turns = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 5)), max_size=6)
@@ -32,17 +33,41 @@ def made(turn: int, items: int, fails: bool) -> Iterator[tuple[int, int]]:
         raise DataError(f"turn {turn} is bad")
 
 
-@given(turns)
-def test_each_iterator_gives_its_own_items_and_its_own_error(turns: list[tuple[int, bool, int]]) -> None:
+@given(turns, st.integers(1, 4))
+def test_each_iterator_gives_its_own_items_and_its_own_error(turns: list[tuple[int, bool, int]], ahead: int) -> None:
     starts = [partial(made, turn, items, fails) for turn, (items, fails, _) in enumerate(turns)]
-    for turn, ((items, fails, used), ahead) in enumerate(zip(turns, in_turn(starts), strict=True)):
+    for turn, ((items, fails, used), some) in enumerate(zip(turns, in_turn(starts, ahead=ahead), strict=True)):
         for item in range(min(items, used)):
-            assert next(ahead) == (turn, item)
+            assert next(some) == (turn, item)
         if used > items and fails:
             with pytest.raises(DataError, match=f"turn {turn} is bad"):
-                next(ahead)
+                next(some)
         elif used > items:
-            assert list(ahead) == []
+            assert list(some) == []
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3])
+def test_so_many_steps_are_made_ahead_over_the_ends_of_iterators(ahead: int) -> None:
+    begun, late = threading.Semaphore(0), threading.Event()
+    count = itertools.count()
+
+    def items(sizes: int) -> Iterator[int]:
+        for _ in range(sizes):
+            begun.release()
+            late.set()
+            yield next(count)
+
+    used = 0
+    for some in in_turn([partial(items, size) for size in (2, 1, 0, 3, 1)], ahead=ahead):
+        for item in some:
+            assert item == used
+            used += 1
+            # what may be begun is, while nobody asks for more
+            for _ in range(1 + ahead if used == 1 else used + ahead <= 7):
+                assert begun.acquire(timeout=60)
+            late.clear()
+            assert not late.wait(timeout=0.01)
+    assert used == 7
 
 
 def test_an_iterator_that_cannot_be_begun_concerns_no_other_one() -> None:
@@ -97,35 +122,11 @@ def file(tmp_path: Path) -> tuple[str, str]:
     return str(path), read_footer(str(path), input_file(str(path))).file_id
 
 
-def test_no_more_than_two_row_groups_are_read_at_once_and_each_by_a_reader_of_its_own(
-    file: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, together = pipeline.rows.groups._read, threading.Barrier(AT_ONCE)
-    reading: list[Any] = []
-    most: list[int] = []
-
-    def watched(reader: Any, *more: Any) -> Group:
-        assert reader not in reading
-        reading.append(reader)
-        most.append(len(reading))
-        together.wait(timeout=60)
-        found = read(reader, *more)
-        reading.remove(reader)
-        return found
-
-    monkeypatch.setattr(pipeline.rows.groups, "_read", watched)
-    # nobody waits for what has begun: the next one has to
-    begun = list(begin_groups(*file, range(8), ["x"]))
-    rows = [row for group in begun for part in group.result().parts for row in part["x"].to_pylist()]
-    assert rows == list(range(80))
-    assert max(most) == AT_ONCE
-
-
 def test_row_groups_that_were_used_are_not_kept(file: tuple[str, str]) -> None:
     seen: list[weakref.ref[Group]] = []
-    for group in read_groups(*file, range(9), ["x"]):
+    for group in prefetched(read_groups(*file, range(9), ["x"]), ahead=AHEAD):
         seen.append(weakref.ref(group))
-        assert sum(one() is not None for one in seen) <= AT_ONCE + 1
+        assert sum(one() is not None for one in seen) <= 2
     del group
     assert not any(one() for one in seen)
 
@@ -139,12 +140,64 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused_behind_its_last_gro
         list(groups)
 
 
-def test_a_file_is_closed_when_it_is_left(file: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[Any] = []
-    open_input = pipeline.rows.groups.open_input
-    monkeypatch.setattr(pipeline.rows.groups, "open_input", lambda url: opened.append(open_input(url)) or opened[-1])
-    groups = begin_groups(*file, range(9), ["x"])
+def is_open(path: str) -> bool:
+    return path in map(os.path.realpath, Path("/proc/self/fd").iterdir())
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not say which files are open")
+
+
+@linux
+def test_a_file_is_closed_when_it_is_left(file: tuple[str, str]) -> None:
+    groups = read_groups(*file, range(9), ["x"])
     for _ in range(3):
         next(groups)
+    assert is_open(file[0])
     groups.close()  # type: ignore[attr-defined]
-    assert [stream.closed for stream in opened] == [True]
+    assert not is_open(file[0])
+
+
+@linux
+def test_a_file_stays_open_for_the_next_chunk_and_no_longer_than_its_thread(
+    file: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    open_input = pipeline.rows.groups.open_input
+    monkeypatch.setattr(pipeline.rows.groups, "open_input", lambda url: opened.append(url) or open_input(url))
+    starts = [partial(read_groups, *file, range(first, first + 3), ["x"]) for first in (0, 3, 6)]
+    found: list[int] = []
+    for chunk in in_turn(starts, ahead=AHEAD):
+        found += [row for group in chunk for part in group.parts for row in part["x"].to_pylist()]
+        assert opened == [file[0]]
+        assert is_open(file[0])
+    assert found == list(range(90))
+    assert not is_open(file[0])
+
+
+def test_two_that_read_a_file_in_one_thread_have_it_open_each(file: tuple[str, str]) -> None:
+    list(read_groups(*file, range(1), ["x"]))
+    both = [read_groups(*file, range(9), ["x"]) for _ in range(2)]
+    for number, pair in enumerate(zip(*both, strict=True)):
+        for group in pair:
+            assert group.parts[0]["x"].to_pylist() == list(range(10 * number, 10 * number + 10))
+
+
+def test_a_file_that_is_replaced_between_two_chunks_is_not_read_on(file: tuple[str, str]) -> None:
+    list(read_groups(*file, range(2), ["x"]))
+    pq.write_table(pa.table({"x": range(100, 190)}), f"{file[0]}.new", row_group_size=10)
+    Path(f"{file[0]}.new").replace(file[0])
+    with pytest.raises(DataError, match="has changed since the run was planned"):
+        next(read_groups(*file, range(2), ["x"]))
+    now = read_footer(file[0], input_file(file[0])).file_id
+    assert next(read_groups(file[0], now, range(2), ["x"])).parts[0]["x"].to_pylist() == list(range(100, 110))
+
+
+def test_a_file_whose_reading_failed_is_opened_anew(file: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    open_input = pipeline.rows.groups.open_input
+    monkeypatch.setattr(pipeline.rows.groups, "open_input", lambda url: opened.append(url) or open_input(url))
+    with pytest.raises(IndexError):
+        list(read_groups(*file, [0, 99], ["x"]))
+    list(read_groups(*file, [0], ["x"]))
+    list(read_groups(*file, [1], ["x"]))
+    assert opened == [file[0]] * 2

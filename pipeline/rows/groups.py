@@ -6,13 +6,11 @@ Layer 1.
 from __future__ import annotations
 
 import io
-import os
-from collections import deque
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,8 +21,8 @@ from pipeline.rows import arrow_files
 from pipeline.rows.features import PART_ROWS
 from pipeline.rows.footers import Footer, read_footer
 
-# row groups that are read at the same time
-AT_ONCE = 2
+# row groups that are read before one is used: while one is decoded, and while the thread that does is late
+AHEAD = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +34,7 @@ class Group:
     damage: str = ""
 
 
-def read_groups(url: str, file_id: str, groups: Sequence[int], columns: Sequence[str]) -> Iterator[Group]:
-    """Read row groups in order. DataError if the file is not the one of `file_id`, before or after reading."""
-    return (group.result() for group in begin_groups(url, file_id, groups, columns))
-
-
-def begin_groups(
+def read_groups(
     url: str,
     file_id: str,
     groups: Sequence[int],
@@ -49,8 +42,8 @@ def begin_groups(
     *,
     encoded: Sequence[str] = (),
     part_rows: int = PART_ROWS,
-) -> Iterator[Future[Group]]:
-    """The same, each row group handed out while another thread reads it, and the next one; no more than two at once.
+) -> Iterator[Group]:
+    """Read row groups in order. DataError if the file is not the one of `file_id`, before or after reading.
 
     Text in columns of `encoded` stays as the file has it: numbers of the values of a dictionary. A group comes in parts
     of up to `part_rows` rows.
@@ -59,51 +52,63 @@ def begin_groups(
     footer = read_footer(url, file)
     if footer.file_id != file_id:
         raise DataError(f"{url}: the file has changed since the run was planned; run again")
-    begun: deque[Future[Group]] = deque(maxlen=AT_ONCE)
-    with open_input(url) as stream:
-        watched = WatchedInput(stream)
-        # Arrow reads a local file without Python, which else waits for what the other threads do with rows
-        source = pa.OSFile(stream.name) if isinstance(stream, io.BufferedReader) else watched
-        reader = _arrow if footer.metadata is None else _parquet
-        # each reads one group at a time
-        readers = [reader(footer, source, columns, encoded) for _ in groups[:AT_ONCE]]
-        try:
-            for number, group in enumerate(groups):
-                if number >= AT_ONCE:
-                    wait([begun[0]])
-                rows = footer.group_rows[group]
-                read = partial(_read, readers[number % AT_ONCE], watched, group, rows, url, part_rows)
-                begun.append(_threads(os.getpid()).submit(read))
-                # the last one is read meanwhile: to wake a thread takes as long as to read a part
-                if number:
-                    yield begun[0]
-            if begun:
-                yield begun[-1]
-        finally:
-            wait(begun)
+    with _opened(footer, tuple(columns), tuple(encoded)) as opened:
+        for group in groups:
+            yield _read(opened, group, footer.group_rows[group], url, part_rows)
     if input_file(url).etag != file.etag:
         raise DataError(f"{url}: the file was replaced while it was read; run again")
-
-
-@cache
-def _threads(process: int) -> ThreadPoolExecutor:
-    """Kept for every file: a thread that is new has neither memory nor caches of its own. A fork has none of them."""
-    return ThreadPoolExecutor(AT_ONCE, thread_name_prefix="row-groups")
 
 
 # reads a row group by its number
 _Reader = Callable[[int], pa.Table]
 
 
+class _Opened(NamedTuple):
+    """Some columns of a file that is open, and what Arrow reads it through: None where that needs no Python."""
+
+    reader: _Reader
+    watched: WatchedInput | None
+
+
+class _Last(threading.local):
+    """The local file that a thread has read a chunk of, open for its next chunk, and closed with the thread."""
+
+    def __init__(self) -> None:
+        self.opened: dict[Any, _Opened] = {}
+
+
+_last = _Last()
+
+
+@contextmanager
+def _opened(footer: Footer, columns: tuple[str, ...], encoded: tuple[str, ...]) -> Iterator[_Opened]:
+    what = footer.file, columns, encoded
+    # taken away: a reader reads one group at a time
+    known, _last.opened = _last.opened, {}
+    if what in known:
+        yield known[what]
+        _last.opened = known
+        return
+    with open_input(footer.file.url) as stream:
+        watched = None if isinstance(stream, io.BufferedReader) else WatchedInput(stream)
+        # Arrow reads a local file without Python, which else waits for what the other thread does with rows
+        source = watched or pa.OSFile(stream.name)
+        opened = _Opened((_arrow if footer.metadata is None else _parquet)(footer, source, columns, encoded), watched)
+        yield opened
+    if watched is None:
+        _last.opened = {what: opened}
+
+
 def _parquet(footer: Footer, source: Any, columns: Sequence[str], encoded: Sequence[str]) -> _Reader:
     parquet = pq.ParquetFile(
         source,
         metadata=footer.metadata,
-        pre_buffer=True,
+        # ranges of a bucket are asked for together
+        pre_buffer=not isinstance(source, pa.OSFile),
         page_checksum_verification=True,
         read_dictionary=list(encoded),
     )
-    # one thread of Arrow's: a worker has the cores that its job gave it, and the next group is read by another of ours
+    # one thread: a worker has the cores that its job gave it, and the next group is read beside the model's work
     return lambda group: parquet.read_row_group(group, columns=list(columns), use_threads=False)
 
 
@@ -112,13 +117,13 @@ def _arrow(footer: Footer, source: Any, columns: Sequence[str], _: Sequence[str]
     return lambda group: arrow_files.read_batch(batches, group).select(list(columns))
 
 
-def _read(reader: _Reader, watched: WatchedInput, group: int, rows: int, url: str, part_rows: int) -> Group:
+def _read(opened: _Opened, group: int, rows: int, url: str, part_rows: int) -> Group:
     try:
-        table = reader(group)
+        table = opened.reader(group)
     except Exception as error:  # what storage drivers raise shares no base class
         # what the system or a server says has a number or is seen by `watched`; what Arrow finds wrong has neither
-        failure = error if isinstance(error, OSError) and error.errno else watched.failure
-        if failure is not None:
+        failure = error if isinstance(error, OSError) and error.errno else opened.watched and opened.watched.failure
+        if failure:
             with input_errors(url):
                 raise failure from None
         if not isinstance(error, pa.ArrowException | OSError | EOFError):

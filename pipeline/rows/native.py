@@ -23,8 +23,8 @@ def library() -> ctypes.CDLL | None:
     except (CompilerError, OSError):
         return None
     address, number = ctypes.c_void_p, ctypes.c_int64
-    loaded.pad.argtypes, loaded.pad.restype = [*[address] * 3, number, number, address], None
-    loaded.first_positions.argtypes, loaded.first_positions.restype = [address, number, number, address], None
+    loaded.pad.argtypes, loaded.pad.restype = [*[address] * 3, *[number] * 3, address], None
+    loaded.first_positions.argtypes, loaded.first_positions.restype = [address, *[number] * 3, address], None
     return loaded
 
 

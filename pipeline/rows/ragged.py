@@ -29,8 +29,9 @@ class Mask(Unwritten):
     """bool (N, T), True at as many of T positions as each row has values."""
 
     def __init__(self, length_N: np.ndarray) -> None:
-        self.length_N = np.ascontiguousarray(length_N, dtype=np.int64)
-        self._place = address(self.length_N)
+        wide = length_N.dtype != np.int32
+        self.length_N = np.ascontiguousarray(length_N, dtype=np.int64 if wide else np.int32)
+        self._place, self._bytes = address(self.length_N), self.length_N.itemsize
 
     def __getitem__(self, usable_N: np.ndarray) -> Mask:
         """The mask of the rows where that is True."""
@@ -42,7 +43,8 @@ class Mask(Unwritten):
         if (native := library()) is None:
             first_positions(self.length_N[start:stop], positions, out=into.numpy()[at : at + rows])
         else:
-            native.first_positions(self._place + 8 * start, rows, positions, into.data_ptr() + at * positions)
+            place = into.data_ptr() + at * positions
+            native.first_positions(self._place + self._bytes * start, self._bytes, rows, positions, place)
 
 
 def padded(found: Sequences, positions: int) -> np.ndarray:

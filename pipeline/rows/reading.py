@@ -5,10 +5,10 @@ Layer 1: knows no files and no tensors; whoever makes the pieces joins stretches
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pipeline.batch import Batch
@@ -54,8 +54,8 @@ class Reading(Generic[G, T]):
     """One pass over the batches of a chunk; once it has ended, read + unreadable + excluded = rows of the chunk.
 
     `where` names the data set and file in messages; `fetch` starts a pass over what storage has of the chunk, which
-    another thread takes, `pieces` decodes that, and `join` makes a batch of its own memory from stretches of pieces;
-    `max_unreadable` is a share of `rows`.
+    another thread takes up to `ahead` steps before it is used, `pieces` decodes that, and `join` makes a batch of its
+    own memory from stretches of pieces; `max_unreadable` is a share of `rows`.
     """
 
     where: str
@@ -65,6 +65,7 @@ class Reading(Generic[G, T]):
     join: Callable[[Sequence[Stretch[T]]], Batch]
     batch_rows: int
     max_unreadable: float = 0.0
+    ahead: int = 1
     read: int = 0
     excluded: int = 0
     damage: list[Unreadable] = field(default_factory=list)
@@ -76,7 +77,7 @@ class Reading(Generic[G, T]):
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rows in order, `batch_rows` at a time. DataError where more are unreadable than may be."""
-        return self.batches(prefetched(self.fetch()))
+        return self.batches(prefetched(self.fetch(), ahead=self.ahead))
 
     def batches(self, fetched: Iterator[G]) -> Iterator[Batch]:
         """The same of what `fetch` gave."""
@@ -107,7 +108,8 @@ class Reading(Generic[G, T]):
 
 def batches_in_turn(readings: Sequence[Reading[Any, Any]]) -> Generator[Iterator[Batch]]:
     """The batches of each reading; the first rows of one are fetched while the last of the one before are decoded."""
-    for reading, fetched in zip(readings, in_turn([reading.fetch for reading in readings]), strict=True):
+    ahead = max((reading.ahead for reading in readings), default=1)
+    for reading, fetched in zip(readings, in_turn([one.fetch for one in readings], ahead=ahead), strict=True):
         yield reading.batches(fetched)
 
 
@@ -129,70 +131,87 @@ def batched(pieces: Iterable[Piece[T]], batch_rows: int) -> Iterator[list[Stretc
         yield held
 
 
-def prefetched(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made by another thread while the one before it is used."""
-    for same in in_turn([lambda: items]):
+def prefetched(items: Iterator[T], *, ahead: int = 1) -> Iterator[T]:
+    """The same items, each made by another thread while the `ahead` before it are used."""
+    for same in in_turn([lambda: items], ahead=ahead):
         yield from same
 
 
-def in_turn(starts: Sequence[Callable[[], Iterator[T]]]) -> Generator[Iterator[T]]:
-    """What each of `starts` begins, one behind the other, made by one other thread a step ahead of who uses it.
+def in_turn(starts: Sequence[Callable[[], Iterator[T]]], *, ahead: int = 1) -> Generator[Iterator[T]]:
+    """What each of `starts` begins, one behind the other, made by one other thread `ahead` steps before it is used.
 
-    Each item is made while the one before it is used, the first of an iterator while the last of the one before is.
-    What making an item raises is raised where that is asked for, and concerns no other iterator. An iterator that is
-    not used up when the next one is asked for is left.
+    With one step each item is made while the one before it is used, the first of an iterator while the last of the one
+    before is. What making an item raises is raised where that is asked for, and concerns no other iterator. An iterator
+    that is not used up when the next one is asked for is left.
     """
     thread = ThreadPoolExecutor(max_workers=1)
     try:
-        yield from _Turns(thread, starts)
+        yield from _Turns(thread, starts, ahead)
     finally:
         thread.shutdown(cancel_futures=True)
 
 
-class _Turns(Generic[T]):
-    """What `in_turn` knows. Methods that begin with "make" run in its thread; nothing else touches the iterators."""
+class _Made(NamedTuple, Generic[T]):
+    """Of the iterator of a turn: its next item, or what it raised, or neither: it has ended."""
 
-    def __init__(self, thread: ThreadPoolExecutor, starts: Sequence[Callable[[], Iterator[T]]]) -> None:
+    turn: int
+    item: T | None = None
+    error: BaseException | None = None
+
+
+class _Turns(Generic[T]):
+    """What `in_turn` knows. `_make` runs in its thread, and nothing else touches the iterators."""
+
+    def __init__(self, thread: ThreadPoolExecutor, starts: Sequence[Callable[[], Iterator[T]]], ahead: int) -> None:
         self._thread = thread
-        self._starts = iter(starts)
-        self._turns = len(starts)
-        self._ended = -1
-        self._items: Iterator[T] = iter(())
-        # of the turns that nobody has asked for: one that ends at once lets the next one begin
-        self._firsts: deque[Future[T | None]] = deque()
-        thread.submit(self._make_way, self._ended).result()
+        self._starts = starts
+        self._made: SimpleQueue[_Made[T]] = SimpleQueue()
+        # the turn that is used, and the one that is made
+        self._used = self._making = 0
+        self._items: Iterator[T] | None = None
+        for _ in range(ahead):
+            thread.submit(self._make)
 
     def __iter__(self) -> Iterator[Iterator[T]]:
-        for turn in range(self._turns):
-            yield self._used(self._firsts.popleft())
-            if self._ended == turn:
-                self._thread.submit(self._make_way, turn).result()
+        for turn in range(len(self._starts)):
+            self._used = turn
+            yield self._items_of(turn)
 
-    def _used(self, made: Future[T | None]) -> Iterator[T]:
-        while (item := made.result()) is not None:
-            made = self._thread.submit(self._make_next)
+    def _items_of(self, turn: int) -> Iterator[T]:
+        while True:
+            made = self._made.get()
+            if made.item is not None:
+                # one more for each that is taken or left
+                self._thread.submit(self._make)
+            if made.turn < turn:
+                continue
+            if made.error is not None:
+                raise made.error
+            if made.item is None:
+                return
+            item = made.item
+            del made
             yield item
+            # what has been used is not kept while the next one is waited for
+            del item
 
-    def _make_first(self) -> T | None:
+    def _make(self) -> None:
+        """Make one item, and say of each iterator that ends before there is one that it has."""
+        while self._making < len(self._starts):
+            if self._making < self._used:
+                made: _Made[T] = _Made(self._making)
+            else:
+                made = self._next()
+            if made.item is None:
+                self._items, self._making = None, self._making + 1
+            self._made.put(made)
+            if made.item is not None:
+                return
+
+    def _next(self) -> _Made[T]:
         try:
-            self._items = next(self._starts)()
-        except BaseException:
-            self._make_way(self._ended)
-            raise
-        return self._make_next()
-
-    def _make_next(self) -> T | None:
-        item = None
-        try:
-            item = next(self._items, None)
-        finally:
-            if item is None:
-                self._make_way(self._ended)
-        return item
-
-    def _make_way(self, turn: int) -> None:
-        """End a turn, unless it has ended meanwhile."""
-        if self._ended == turn:
-            if turn + 1 < self._turns:
-                self._firsts.append(self._thread.submit(self._make_first))
-            self._ended += 1
+            if self._items is None:
+                self._items = self._starts[self._making]()
+            return _Made(self._making, next(self._items, None))
+        except BaseException as error:  # noqa: BLE001 - raised where the item is waited for
+            return _Made(self._making, error=error)

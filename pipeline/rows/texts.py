@@ -16,26 +16,28 @@ from pipeline.rows.tally import as_text
 
 
 class Texts(Unwritten):
-    """N rows of bytes: `length_N` of each from `start_N` of `content`, in Arrow's own memory; int64, int64, uint8."""
+    """N rows of bytes, each from `start_N` up to `stop_N` of `content`, where Arrow has them; int32 or int64, uint8."""
 
-    def __init__(self, content: np.ndarray, start_N: np.ndarray, length_N: np.ndarray) -> None:
-        self.content = content
-        self.start_N, self.length_N = (np.ascontiguousarray(one_N, dtype=np.int64) for one_N in (start_N, length_N))
-        self._places = address(self.content), address(self.start_N), address(self.length_N)
+    def __init__(self, content: np.ndarray, start_N: np.ndarray, stop_N: np.ndarray) -> None:
+        self.content, self.start_N, self.stop_N = content, start_N, stop_N
+        self.length_N = stop_N - start_N
+        self._places = address(content), address(start_N), address(stop_N)
+        self._bytes = start_N.itemsize
 
     def __getitem__(self, usable_N: np.ndarray) -> Texts:
         """The rows where that is True."""
-        return Texts(self.content, self.start_N[usable_N], self.length_N[usable_N])
+        return Texts(self.content, self.start_N[usable_N], self.stop_N[usable_N])
 
     def write(self, into: torch.Tensor, *, at: int, start: int, stop: int) -> None:
         """The first T bytes of rows `start` to `stop` as uint8 (N, T), zeros where a shorter one ends."""
         rows, positions = stop - start, into.shape[1]
         if (native := library()) is None:
-            _write(into.numpy()[at : at + rows], self.content, self.start_N[start:stop], self.length_N[start:stop])
+            found = self.start_N[start:stop], self.length_N[start:stop]
+            _write(into.numpy()[at : at + rows], self.content, *found)
         else:
-            content, starts, lengths = self._places
-            place = into.data_ptr() + at * positions
-            native.pad(content, starts + 8 * start, lengths + 8 * start, rows, positions, place)
+            content, starts, stops = self._places
+            skipped, place = self._bytes * start, into.data_ptr() + at * positions
+            native.pad(content, starts + skipped, stops + skipped, self._bytes, rows, positions, place)
 
 
 def _write(into: np.ndarray, content: np.ndarray, start_N: np.ndarray, length_N: np.ndarray) -> None:
@@ -52,12 +54,12 @@ def texts(column: pa.Array) -> Texts:
     known = column if pa.types.is_string(kind) or pa.types.is_large_string(kind) else as_text(column)
     rows = len(known)
     _, offsets, content = known.buffers()
-    if not rows or content is None:
-        return Texts(np.zeros(0, dtype=np.uint8), np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64))
     width = np.int64 if pa.types.is_large_string(known.type) else np.int32
+    if not rows or content is None:
+        none_N = np.zeros(rows, dtype=width)
+        return Texts(np.zeros(0, dtype=np.uint8), none_N, none_N)
     place = np.frombuffer(offsets, dtype=width, offset=known.offset * np.dtype(width).itemsize, count=rows + 1)
-    place_N = place.astype(np.int64)
-    length_N = place_N[1:] - place_N[:-1]
+    start_N, stop_N = place[:-1], place[1:]
     if known.null_count:
-        length_N[known.is_null().to_numpy(zero_copy_only=False)] = 0
-    return Texts(np.frombuffer(content, dtype=np.uint8), place_N[:-1], length_N)
+        stop_N = np.where(known.is_null().to_numpy(zero_copy_only=False), start_N, stop_N)
+    return Texts(np.frombuffer(content, dtype=np.uint8), start_N, stop_N)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from pipeline.names import Names
 from pipeline.rows.features import NOTHING, Decoded, FeatureFormat, Numbers
 from pipeline.rows.footers import Footer, first_uid, read_footer
 from pipeline.rows.format import RowFormat, check_columns
-from pipeline.rows.groups import Group, begin_groups, read_groups
+from pipeline.rows.groups import AHEAD, Group, read_groups
 from pipeline.rows.reading import Piece, Reading, Unreadable, prefetched
 from pipeline.store import Store
 
@@ -196,6 +196,7 @@ class RowGroupSource(Source):
             join=rows.join,
             batch_rows=batch_rows,
             max_unreadable=self.spec.max_unreadable,
+            ahead=AHEAD,
         )
 
     def _format(self, split: str) -> RowFormat:
@@ -263,9 +264,9 @@ class RowGroupSource(Source):
             uid_base=footer.uid_base if rows.numbers_rows else None,
         )
 
-    def _groups(self, chunk: Chunk, rows: RowFormat) -> Iterator[Future[Group]]:
+    def _groups(self, chunk: Chunk, rows: RowFormat) -> Iterator[Group]:
         wanted = range(chunk.start, chunk.stop)
-        return begin_groups(
+        return read_groups(
             self.locate(chunk.url),
             chunk.file_id,
             wanted,
@@ -274,12 +275,11 @@ class RowGroupSource(Source):
             part_rows=rows.features.part_rows,
         )
 
-    def _pieces(self, chunk: Chunk, rows: RowFormat, groups: Iterator[Future[Group]]) -> Iterator[Piece[Decoded]]:
+    def _pieces(self, chunk: Chunk, rows: RowFormat, groups: Iterator[Group]) -> Iterator[Piece[Decoded]]:
         where = f"data {self.data}: {chunk.url}"
         first_row = chunk.first_row
         uids = [NOTHING.uid_N]
-        for begun in groups:
-            group = begun.result()
+        for group in groups:
             for part in group.parts:
                 piece = rows.decode(part, where=where, first_row=first_row, uid_base=first_uid(chunk.file_id))
                 if rows.key is not None:
