@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.cases import CASES, DATA_ROWS, Case, batches, build, in_sample
 from benchmarks.peers import Products, hooked
-from benchmarks.timing import Ratio, Work, interleaved, ratio, settled
+from benchmarks.timing import Passes, Ratio, Work, interleaved, ratio, settled
 from pipeline.batch import Batch
 from pipeline.devices import CPU, device_named, moved
 from pipeline.flow.discover import Discovery, discover
@@ -27,6 +27,7 @@ FIRST = ("response", "labels", "exemplars")
 PRODUCTS = "forward + its products"
 # a row that is compared with the products alone: the template of every row, though a job takes a sample of rows
 TEMPLATE = "template, every row"
+WHOLE = "all rows in the sample"
 # by row: the greatest ratio that is allowed, and for which models
 LIMITS: dict[str, float] = {"ours: response + labels + exemplars": 1.20, "ours: + match": 1.35}
 LIMITED = ("resnet-18", "transformer-6x384")
@@ -74,27 +75,31 @@ def _statistics_rows(
     whole = [moved(batch, device) for batch in in_sample(several, shift, wanted=several[0].rows)]
     several = [moved(batch, device) for batch in in_sample(several, shift)]
     with_match = [known[name] for name in (*FIRST, "match")]
-    sampling = {
+    chosen = {
+        "ours: response + labels + exemplars": [known[name] for name in FIRST],
+        "ours: + match": with_match,
         f"ours: + template of 1 row in {1 << shift}": [*with_match, known["template"]],
         f"ours: everything, samples 1 in {1 << shift}": list(known.values()),
     }
-    works: dict[str, Work] = {
-        BARE: _bare(model, several),
-        PLAIN: _plain(model, several),
-        "ours: response + labels + exemplars": _ours(case, model, found, several, [known[name] for name in FIRST]),
-        "ours: + match": _ours(case, model, found, several, with_match),
-        **{row: _ours(case, model, found, several, chosen) for row, chosen in sampling.items()},
-    }
-    # rows of a sample wait until a batch is full of them
-    due = {row: f"{row}, all rows" for row in sampling} if found.apart else {}
-    works |= {due[row]: _ours(case, model, found, whole, sampling[row]) for row in due}
-    passes = interleaved(works, seconds=seconds, rounds=rounds)
-    for row, full in due.items():
-        passes[row] = passes[row].with_share(1 / (1 << shift), passes.pop(full))
-    for row, times in passes.items():
-        limit = LIMITS.get(row) if case.name in LIMITED else None
-        over = ratio(times, passes[BARE])
-        yield Line(case.name, case.rows, row, *_milliseconds(times), BARE, over, limit, _peak_mib(works[row]))
+    bare = _bare(model, several)
+    plain = _plain(model, several)
+    passes = interleaved({BARE: bare, PLAIN: plain}, seconds=seconds, rounds=rounds)
+    yield _line(case, BARE, passes[BARE], passes[BARE], _peak_mib(bare))
+    yield _line(case, PLAIN, passes[PLAIN], passes[BARE], _peak_mib(plain))
+    for row, ones in chosen.items():
+        # a job has one such work: by turns with the bare forward alone, for states of others would fill the caches
+        works = {BARE: bare, row: _ours(case, model, found, several, ones)}
+        if found.apart and any(one.sample_shift for one in ones):
+            # rows of a sample wait until a batch is full of them
+            works[WHOLE] = _ours(case, model, found, whole, ones)
+        passes = interleaved(works, seconds=seconds, rounds=rounds)
+        times = passes[row].with_share(1 / (1 << shift), passes[WHOLE]) if WHOLE in works else passes[row]
+        yield _line(case, row, times, passes[BARE], _peak_mib(works[row]))
+
+
+def _line(case: Case, row: str, times: Passes, bare: Passes, peak_mib: float | None) -> Line:
+    limit = LIMITS.get(row) if case.name in LIMITED else None
+    return Line(case.name, case.rows, row, *_milliseconds(times), BARE, ratio(times, bare), limit, peak_mib)
 
 
 def _template_row(
@@ -109,7 +114,7 @@ def _template_row(
         products.run()
 
     works: dict[str, Work] = {PRODUCTS: reference, TEMPLATE: _ours(case, model, found, several, [template])}
-    passes = interleaved(works, seconds=seconds / 2, rounds=rounds)
+    passes = interleaved(works, seconds=seconds, rounds=rounds)
     limit = TEMPLATE_LIMIT if case.name in LIMITED else None
     yield Line(
         case.name,
@@ -134,8 +139,8 @@ def _peak_mib(work: Work) -> float | None:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _milliseconds(passes: object) -> tuple[float, float]:
-    return median(passes.wall) * 1e3, median(passes.cpu) * 1e3  # type: ignore[attr-defined]
+def _milliseconds(passes: Passes) -> tuple[float, float]:
+    return median(passes.wall) * 1e3, median(passes.cpu) * 1e3
 
 
 def _bare(model: nn.Module, several: Sequence[Batch]) -> Work:
