@@ -20,7 +20,7 @@ from pipeline.allocator import freed_memory_kept
 from pipeline.batch import Batch
 from pipeline.devices import CPU, device_named
 from pipeline.flow.tap import quiet
-from pipeline.job import load_job
+from pipeline.job import Numerics, load_job
 from pipeline.loading import Loaded, load
 from pipeline.measure import Running
 from pipeline.measuring import MeasureTask
@@ -142,17 +142,19 @@ def world(
 
 def figures(*, seconds: float, rounds: int, threads: int) -> Iterator[Figure]:
     """The whole path of a model of realistic cost, and a group of small ones."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield from _share(Path(folder), seconds=seconds, rounds=rounds, threads=threads)
+    # as the table of overhead.py has them, and as a job has them unless it says otherwise
+    for batch_rows in (64, Numerics().batch_rows):
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _share(Path(folder), batch_rows, seconds=seconds, rounds=rounds, threads=threads)
     with tempfile.TemporaryDirectory() as folder:
         yield _group(Path(folder), seconds=seconds, rounds=rounds, threads=threads)
 
 
-def _share(folder: Path, *, seconds: float, rounds: int, threads: int) -> Iterator[Figure]:
+def _share(folder: Path, batch_rows: int, *, seconds: float, rounds: int, threads: int) -> Iterator[Figure]:
     # states of one chunk are stored while the next is measured
-    rows, chunks = 512, 2
+    rows, chunks = max(512, 4 * batch_rows), 2
     made = world(
-        folder, rows=rows, chunks=chunks, shape=(3, 32, 32), family="resnet", models=1, batch_rows=64, threads=threads,
+        folder, rows=rows, chunks=chunks, shape=(3, 32, 32), family="resnet", models=1, batch_rows=batch_rows, threads=threads,
         hyperparameters='{ depth = 18, widths = [64, 128, 256, 512], shortcut = "B" }', statistics=FIRST,
     )  # fmt: skip
     batches, (loaded,) = made.batches(), made.loaded()
@@ -179,7 +181,7 @@ def _share(folder: Path, *, seconds: float, rounds: int, threads: int) -> Iterat
     speed = chunks * rows / median(passes["path"].wall)
     for name, over in (("the bare forward's rows/s", "forward"), ("the same statistics' rows/s in memory", "memory")):
         yield Figure(
-            f"whole path of resnet-18 with {', '.join(FIRST)}: share of {name}",
+            f"whole path of resnet-18 in batches of {batch_rows}, with {', '.join(FIRST)}: share of {name}",
             ratio(passes[over], passes["path"]),
             speed,
             SHARE,
