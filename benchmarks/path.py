@@ -154,8 +154,9 @@ def _share(folder: Path, batch_rows: int, *, seconds: float, rounds: int, thread
     # states of one chunk are stored while the next is measured
     rows, chunks = max(512, 4 * batch_rows), 2
     made = world(
-        folder, rows=rows, chunks=chunks, shape=(3, 32, 32), family="resnet", models=1, batch_rows=batch_rows, threads=threads,
-        hyperparameters='{ depth = 18, widths = [64, 128, 256, 512], shortcut = "B" }', statistics=FIRST,
+        folder, rows=rows, chunks=chunks, shape=(3, 32, 32), family="resnet", models=1, batch_rows=batch_rows,
+        threads=threads, statistics=FIRST,
+        hyperparameters='{ depth = 18, widths = [64, 128, 256, 512], shortcut = "B" }',
     )  # fmt: skip
     batches, (loaded,) = made.batches(), made.loaded()
 
