@@ -20,7 +20,8 @@ from pipeline.batch import Batch
 from pipeline.flow.discover import discover
 from pipeline.flow.tap import tapped_forward
 from pipeline.measure import measure
-from tests.statistics.recompute import Raw, check
+from tests.statistics.recompute.check import check
+from tests.statistics.recompute.raw import Raw
 
 CLASSES = 3
 SIZES = [20, 1, 17, 1, 22]

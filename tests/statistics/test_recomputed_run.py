@@ -28,7 +28,7 @@ from pipeline.registry import statistics
 from pipeline.resolve import resolve
 from pipeline.run import run
 from pipeline.store import Store, open_store
-from tests.statistics.recompute import OF_UNITS, check
+from tests.statistics.recompute.check import OF_UNITS, check
 from tests.statistics.test_recomputed import folded, listen, raw_of, together, weights, windows
 
 BATCH_ROWS = 5

@@ -12,7 +12,7 @@ from pipeline.batch import Batch
 from pipeline.measure import measure
 from pipeline.registry import statistics
 from pipeline.resolve import sampled
-from tests.statistics.recompute import splitmix
+from tests.statistics.recompute.raw import splitmix
 
 SEED, ROWS, CLASSES = 0x5EED, 200, 3
 SAMPLED = sorted(name for name, one in statistics().items() if one.sample_rows is not None)
