@@ -20,7 +20,7 @@ from pipeline.run import run
 from pipeline.store import Store, open_store
 from pipeline.verify import verify_runs
 from tests.durability.schedules import tiny_job
-from tests.test_store import unreadable
+from tests.test_store_directory import unreadable
 
 LATER = datetime.now(UTC) + timedelta(days=30)
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
 
-from pipeline import store as store_module
-from pipeline.answers import is_taken, is_transient
 from pipeline.errors import DataError, StoreError
 from pipeline.hashing import sha256
 from pipeline.inputs import list_inputs, open_input
@@ -31,14 +26,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "s3":
         return open_store(request.getfixturevalue("s3_url"))
     return open_store(f"memory://{tmp_path.name}-{os.getpid()}/census")
-
-
-def http_error(status: int, code: str) -> OSError:
-    """An error as s3fs raises it: an OSError caused by botocore's."""
-    cause = ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
-    error = OSError(22, "an unhelpful number")
-    error.__cause__ = cause
-    return error
 
 
 def test_an_object_is_read_back(store: Store):
@@ -187,78 +174,6 @@ def test_credentials_in_a_url_are_refused_and_not_repeated():
     assert "environment" in str(caught.value)
 
 
-# --- a directory ------------------------------------------------------------------------------------------------------
-
-
-def test_killed_before_the_link_nothing_is_visible(tmp_path: Path):
-    code = (
-        "import os, signal, sys; from pipeline.store import open_store; "
-        "os.link = lambda *a: os.kill(os.getpid(), signal.SIGKILL); "
-        "open_store(sys.argv[1]).put_once('runs/x', b'1' * 100_000)"
-    )
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    store = open_store(str(tmp_path))
-    assert len(list((tmp_path / "runs").iterdir())) == 1, "the draft is there"
-    assert store.keys("") == []
-    with pytest.raises(MissingObject):
-        store.get("runs/x")
-    assert store.put_once("runs/x", b"2") == sha256(b"2")
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What is done to the disk, in order: "safe" for a file or directory, "named" for a file, each by its inode."""
-    done: list[tuple[str, int]] = []
-    fsync, link, mkdir = os.fsync, os.link, Path.mkdir
-
-    def synced(handle: int) -> None:
-        fsync(handle)
-        done.append(("safe", os.fstat(handle).st_ino))
-
-    def linked(draft: Path, target: Path) -> None:
-        link(draft, target)
-        done.append(("named", os.stat(target).st_ino))
-
-    def made(path: Path, **options: Any) -> None:
-        mkdir(path, **options)
-        done.append(("named", os.stat(path).st_ino))
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "link", linked)
-    monkeypatch.setattr(Path, "mkdir", made)
-    return done
-
-
-def is_safe(path: Path, done: list[tuple[str, int]]) -> bool:
-    """Whether a file's content was safe before it was named, and its name, and those of its folders, are now."""
-    named = done.index(("named", path.stat().st_ino))
-    content = path.is_dir() or ("safe", path.stat().st_ino) in done[:named]
-    return content and ("safe", path.parent.stat().st_ino) in done[named:]
-
-
-def test_what_is_stored_is_safe(tmp_path: Path, disk: list[tuple[str, int]]):
-    store = open_store(str(tmp_path / "census"))
-    store.put_once("runs/a/x", b"1")
-    assert all(is_safe(path, disk) for path in tmp_path.rglob("*"))
-    before = len(disk)
-    store.put_all([("states/m/r/0", b"1"), ("states/m/t/0", b"2"), ("runs/a/y", b"3"), ("runs/a/x", b"4")])
-    assert len(list(tmp_path.rglob("*"))) == 11
-    assert all(is_safe(path, disk) for path in tmp_path.rglob("*"))
-    # two folders of one object each, the two that these are in, the root, and one of two objects: each once
-    folders = [one for one in disk[before:] if one[0] == "safe"]
-    assert len(folders) == 4 + 6
-    assert [store.get(f"runs/a/{name}") for name in "xy"] == [b"1", b"3"]
-
-
-def test_what_was_stored_before_a_failure_is_safe(tmp_path: Path, disk: list[tuple[str, int]]):
-    store = open_store(str(tmp_path))
-    with pytest.raises(ValueError, match="is no key"):
-        store.put_all([("a/x", b"1"), ("a/../y", b"2")])
-    assert is_safe(tmp_path / "a" / "x", disk)
-    assert is_safe(tmp_path / "a", disk)
-
-
 def test_several_are_stored_as_one_is(store: Store):
     store.put_once("b/1", b"theirs")
     store.put_all((f"{name}/{number}", b"mine") for name in "ab" for number in range(3))
@@ -266,166 +181,24 @@ def test_several_are_stored_as_one_is(store: Store):
     assert (store.get("a/2"), store.get("b/1")) == (b"mine", b"theirs")
 
 
-def test_a_failed_write_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match=r"cannot write a/b: No space left on device: free space"):
-        open_store(str(tmp_path)).put_once("a/b", b"1")
-    monkeypatch.undo()
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-def test_a_file_system_without_hard_links_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def no_links(source: Path, target: Path) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", no_links)
-    with pytest.raises(StoreError, match="must support hard links"):
-        open_store(str(tmp_path)).probe()
-
-
-def unreadable(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let one folder be refused to this process, which may be root and read everything."""
-    real = os.scandir
-
-    def scandir(path):
-        if Path(path) == folder:
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-
-
-def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    store = open_store(str(tmp_path))
-    store.put_once("runs/a/claims", b"")
-    unreadable(monkeypatch, tmp_path / "runs/a")
-    for prefix in ("", "runs/", "runs/a/"):
-        with pytest.raises(StoreError, match=r"runs/a: cannot be listed: access denied \(PermissionError\)"):
-            store.keys(prefix)
-    with pytest.raises(StoreError, match="access denied"):
-        store.folders("runs/a/")
-    assert store.keys("models/") == store.keys("runs/b/") == []
-
-
-def test_a_directory_that_is_a_file_is_refused(tmp_path: Path):
-    (tmp_path / "taken").write_text("a file")
-    with pytest.raises(StoreError, match="taken"):
-        open_store(str(tmp_path / "taken")).probe()
-
-
-# --- answers of an S3 server ------------------------------------------------------------------------------------------
-
-
-def test_precondition_failed_means_taken_whatever_number_it_came_with():
-    assert is_taken(http_error(412, "PreconditionFailed"))
-    assert is_taken(FileExistsError())
-    assert not is_taken(http_error(403, "AccessDenied"))
-
-
-def test_conflicts_and_overload_are_repeated_and_refusals_are_not():
-    assert is_transient(http_error(409, "ConditionalRequestConflict"))
-    assert is_transient(http_error(503, "SlowDown"))
-    assert is_transient(http_error(500, "InternalError"))
-    assert not is_transient(http_error(403, "AccessDenied"))
-    assert not is_transient(http_error(412, "PreconditionFailed"))
-    assert not is_transient(OSError(28, "full"))
-
-
-class Answers:
-    """Put in place of an S3 file system's PUT: gives the answers of a list, and does the write where told to."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, url: str, answers: list[tuple[bool, OSError | None]]) -> None:
-        fs, _ = filesystem(url)
-        self.put, self.answers = fs.pipe_file, answers
-        monkeypatch.setattr(fs, "pipe_file", self)
-        monkeypatch.setattr(store_module, "FIRST_PAUSE_S", 0.0)
-
-    def __call__(self, *args: object, **kwargs: object) -> None:
-        writes, error = self.answers.pop(0)
-        if writes:
-            self.put(*args, **kwargs)
-        if error is not None:
-            raise error
-
-
-def test_overload_passes(s3_url: str, monkeypatch: pytest.MonkeyPatch):
-    answers = Answers(
-        monkeypatch,
-        s3_url,
-        [(False, http_error(503, "SlowDown")), (False, http_error(409, "ConditionalRequestConflict")), (True, None)],
-    )
-    assert open_store(s3_url).put_once("a", b"1") == sha256(b"1")
-    assert answers.answers == []
-
-
-def test_a_lost_acknowledgement_finds_its_own_bytes(s3_url: str, monkeypatch: pytest.MonkeyPatch):
-    Answers(monkeypatch, s3_url, [(True, http_error(500, "InternalError")), (True, None)])
-    store = open_store(s3_url)
-    assert store.put_once("a", b"1") == sha256(b"1")
-    assert store.get("a") == b"1"
-
-
-def test_overload_that_stays_is_an_error(s3_url: str, monkeypatch: pytest.MonkeyPatch):
-    Answers(monkeypatch, s3_url, [(False, http_error(503, "SlowDown"))] * store_module.ATTEMPTS)
-    with pytest.raises(StoreError, match=r"cannot write a: the server refuses \(SlowDown, HTTP 503\)"):
-        open_store(s3_url).put_once("a", b"1")
-
-
-def test_denied_access_says_who_must_do_what(s3_url: str, monkeypatch: pytest.MonkeyPatch):
-    error = PermissionError("Access Denied for AKIA…")
-    error.__cause__ = http_error(403, "AccessDenied").__cause__
-    Answers(monkeypatch, s3_url, [(False, error)])
-    with pytest.raises(
-        StoreError, match=r"access denied \(AccessDenied, HTTP 403\): its operator must allow"
-    ) as caught:
-        open_store(s3_url).put_once("a", b"1")
-    assert "AKIA" not in str(caught.value)
-
-
-def test_a_bucket_that_is_not_there(s3_server: str):
-    with pytest.raises(StoreError, match=r"the bucket does not exist .*: create it") as caught:
-        open_store("s3://no-such-bucket-here/x").probe()
-    assert not isinstance(caught.value, MissingObject)
-    with pytest.raises(StoreError, match="the bucket does not exist"):
-        open_store("s3://no-such-bucket-here/x").keys("")
-
-
-def test_a_server_that_is_not_there(s3_server: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store_module, "FIRST_PAUSE_S", 0.0)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(StoreError, match=r"does not answer .*: check AWS_ENDPOINT_URL"):
-        open_store("s3://bucket/x").probe()
-
-
-def test_no_credentials(s3_server: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    with pytest.raises(StoreError, match="no credentials found: set"):
-        open_store("s3://bucket/x").probe()
-
-
-def test_a_large_object_is_one_put(s3_url: str, monkeypatch: pytest.MonkeyPatch):
-    fs, _ = filesystem(s3_url)
-    methods: list[str] = []
-    call = fs._call_s3
-
-    async def counted(method: str, *args: object, **kwargs: object) -> object:
-        methods.append(method)
-        return await call(method, *args, **kwargs)
-
-    monkeypatch.setattr(fs, "_call_s3", counted)
-    content = bytes(101 << 20)
-    open_store(s3_url).put_once("large", content)
-    assert methods == ["put_object"]
-    methods.clear()
-    assert open_store(s3_url).get("large") == content
-    assert methods == ["get_object"]
+def test_what_is_withheld_is_there_for_whoever_withholds_it_alone(store: Store):
+    below = store
+    below.put_once("data/old", b"old")
+    withheld = Withheld(below)
+    assert withheld.put_once("data/new", b"new") == sha256(b"new")
+    assert withheld.put_once("data/new", b"other") == sha256(b"new")
+    assert withheld.put_once("data/old", b"other") == sha256(b"old")
+    withheld.remove("data/old")
+    assert withheld.keys("data/") == ["data/new"]
+    assert withheld.get("data/new") == b"new"
+    with pytest.raises(MissingObject):
+        withheld.get("data/old")
+    assert below.keys() == ["data/old"]
+    withheld.release()
+    assert (below.keys(), below.get("data/new")) == (["data/new"], b"new")
+    below.remove("data/new")
+    withheld.release()
+    assert below.keys() == []
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -467,23 +240,3 @@ def test_a_changed_input_has_another_etag(tmp_path: Path):
     os.utime(path, ns=(1, 1))
     (after,) = list_inputs(str(path))
     assert before.etag != after.etag
-
-
-def test_what_is_withheld_is_there_for_whoever_withholds_it_alone(store: Store):
-    below = store
-    below.put_once("data/old", b"old")
-    withheld = Withheld(below)
-    assert withheld.put_once("data/new", b"new") == sha256(b"new")
-    assert withheld.put_once("data/new", b"other") == sha256(b"new")
-    assert withheld.put_once("data/old", b"other") == sha256(b"old")
-    withheld.remove("data/old")
-    assert withheld.keys("data/") == ["data/new"]
-    assert withheld.get("data/new") == b"new"
-    with pytest.raises(MissingObject):
-        withheld.get("data/old")
-    assert below.keys() == ["data/old"]
-    withheld.release()
-    assert (below.keys(), below.get("data/new")) == (["data/new"], b"new")
-    below.remove("data/new")
-    withheld.release()
-    assert below.keys() == []
