@@ -226,7 +226,7 @@ def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
         raise misfit(job, f"{entry.where}.family", entry.family.name, f"a family that does without them: {problem}")
     chunks = source.chunks(job.data[data].train)
     if not chunks:
-        raise JobError(f"{job.place}: data.{data} has no rows of split {job.data[data].train!r} to train on")
+        raise misfit(job, f"data.{data}.train", job.data[data].train, "a split with rows to train on")
     # one tuple for all: a task of eight models carries it once
     trained_on = tuple(chunk.id for chunk in chunks)
     recipes = [

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.devices import device_asked
 from pipeline.entries import Model, entries_of, models_of, once, refuse_duplicates
-from pipeline.errors import DataError, JobError
+from pipeline.errors import DataError
 from pipeline.hashing import digest
 from pipeline.job import DataSpec, Job, Numerics, job_identity, misfit, unknown
 from pipeline.kernels import choose
@@ -190,7 +190,8 @@ def _refuse_unfit(job: Job, statistics: Sequence[Statistic], data: str, classes:
 def _split(job: Job, data: str, name: str, source: Source) -> Split:
     chunks = source.chunks(name)
     if not chunks:
-        raise JobError(f"{job.place}: data.{data} has no rows of split {name!r} to measure")
+        expected = f"splits with rows to measure, and there is none of {name!r}"
+        raise misfit(job, f"data.{data}.measure", list(job.data[data].measure), expected)
     return Split(data, name, chunks)
 
 

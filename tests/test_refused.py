@@ -81,6 +81,25 @@ def test_what_only_the_plan_shows(command: list[str], mistake: str, tmp_path: Pa
     assert not store.exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ('train = "tran"', 'job.toml:6: [data.table] train = "tran": expected a split with rows to train on'),
+        (
+            'measure = ["train", "valid"]',
+            'job.toml:6: [data.table] measure = ["train", "valid"]: expected splits with rows to measure, and there is '
+            "none of 'valid'",
+        ),
+    ],
+)
+def test_a_split_without_rows(given: str, said: str, tmp_path: Path) -> None:
+    job = Path(write_job(tmp_path))
+    job.write_text(job.read_text().replace("classes = 2\n", f"{given}\nclasses = 2\n"))
+    # numbers alone: what the training rows hold is counted before
+    job.write_text(job.read_text().replace('options = { categories = ["colour"] }\n', ""))
+    refused(call("plan", str(job), "--store", str(tmp_path / "store")), said)
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.real
 def test_what_only_the_plan_shows_is_not_submitted(mistake: str, ray_head: RayNode, tmp_path: Path) -> None:
