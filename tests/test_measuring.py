@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import pipeline.measuring
 import pipeline.task
 from pipeline.errors import ModelError, StoreError
 from pipeline.manifest import read_manifest
+from pipeline.measuring import run_measure
+from pipeline.plan import all_measure_tasks
+from pipeline.resolve import resolve
 from pipeline.sources.base import RowGroupSource
 from pipeline.verify import verify_runs
 from tests.census import published, run_inline, small_job
@@ -71,6 +75,33 @@ def test_no_chunk_is_read_for_models_none_of_which_loads(tmp_path: Path, monkeyp
     # the first batch of a chunk is made while models are loaded
     assert max(len(one) for one in made) == 1
     assert all(report.problems == () for report in verify_runs(store, deep=True))
+
+
+def test_a_chunk_is_measured_on_its_own_rows_where_those_before_it_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(tmp_path, seeds="0, 1")
+    _, store = run_inline(job, str(tmp_path / "store"))
+    tasks = [one for one in all_measure_tasks(resolve(job, store)) if one.cells[0].chunk.split == "train"]
+    task = replace(tasks[0], cells=tuple(cell for one in tasks for cell in one.cells))
+    bad, good = task.models[:2]
+    chunks = [chunk.id for chunk, _ in task.by_chunk()]
+    assert len(chunks) > 2
+    some = [cell for cell in task.cells if cell.model.id == (good if cell.chunk.id == chunks[-1] else bad)]
+    states = {path: path.read_bytes() for path in (tmp_path / "store" / "states" / good).rglob(f"{chunks[-1]}.*")}
+    assert states
+    for path in states:
+        path.unlink()
+
+    def loads(model: Any, *others: Any) -> Any:
+        if model.id == bad:
+            raise ModelError("it does not load")
+        return load(model, *others)
+
+    load = pipeline.measuring.load
+    monkeypatch.setattr(pipeline.measuring, "load", loads)
+    assert set(run_measure(replace(task, cells=tuple(some)), store).failed) == {bad}
+    assert {path: path.read_bytes() for path in states} == states
 
 
 def test_states_are_stored_while_the_next_chunk_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

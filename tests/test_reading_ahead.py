@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -103,6 +105,47 @@ def test_one_thread_makes_the_first_item_of_an_iterator_while_the_last_of_the_on
     assert threading.get_ident() not in threads
 
 
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_each_is_begun_once_in_order_where_those_before_it_are_left(ahead: int) -> None:
+    each = iter([iter([turn]) for turn in range(5)])
+    for turn, some in enumerate(in_turn([partial(next, each)] * 5, ahead=ahead)):
+        if turn in (3, 4):
+            assert list(some) == [turn]
+
+
+def test_an_iterator_that_was_left_gives_nothing_of_the_next_one() -> None:
+    turns = in_turn([partial(made, turn, 3, False) for turn in range(2)])
+    first = next(turns)
+    assert next(first) == (0, 0)
+    assert next(next(turns)) == (1, 0)
+    with pytest.raises(RuntimeError, match="turn 0 was left for that of turn 1"):
+        next(first)
+
+
+def test_an_error_keeps_nothing_that_was_made_ahead() -> None:
+    class Item:
+        pass
+
+    seen: list[weakref.ref[Item]] = []
+
+    def items() -> Iterator[Item]:
+        seen.append(weakref.ref(item := Item()))
+        yield item
+
+    gc.collect()
+    gc.disable()
+    try:
+        for turn, some in enumerate(in_turn([partial(made, 0, 0, True), items, items], ahead=2)):
+            if turn == 0:
+                with pytest.raises(DataError):
+                    next(some)
+        del some
+        assert seen
+        assert not any(one() for one in seen)
+    finally:
+        gc.enable()
+
+
 def test_whoever_leaves_lets_the_thread_end() -> None:
     before = threading.active_count()
     each = in_turn([partial(made, turn, 3, False) for turn in range(3)])
@@ -190,6 +233,21 @@ def test_a_file_that_is_replaced_between_two_chunks_is_not_read_on(file: tuple[s
         next(read_groups(*file, range(2), ["x"]))
     now = read_footer(file[0], input_file(file[0])).file_id
     assert next(read_groups(file[0], now, range(2), ["x"])).parts[0]["x"].to_pylist() == list(range(100, 110))
+
+
+def test_a_file_that_is_written_anew_within_a_tick_of_the_clock_is_not_read_by_its_old_footer(tmp_path: Path) -> None:
+    path, found = tmp_path / "a.parquet", []
+    x, y = np.arange(9), np.arange(9) + 100
+    for table in (pa.table({"x": x, "y": y}), pa.table({"y": y, "x": x})):
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content, compression="none", use_dictionary=False, write_statistics=False)
+        path.write_bytes(content.getvalue())
+        if found:
+            os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+        before = path.stat()
+        (group,) = read_groups(str(path), read_footer(str(path), input_file(str(path))).file_id, range(1), ["x"])
+        found.append((before.st_size, group.parts[0]["x"].to_pylist()))
+    assert found[0] == found[1]
 
 
 def test_a_file_whose_reading_failed_is_opened_anew(file: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

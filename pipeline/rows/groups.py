@@ -82,7 +82,7 @@ _last = _Last()
 
 @contextmanager
 def _opened(footer: Footer, columns: tuple[str, ...], encoded: tuple[str, ...]) -> Iterator[_Opened]:
-    what = footer.file, columns, encoded
+    what = footer.file, footer.file_id, columns, encoded
     # taken away: a reader reads one group at a time
     known, _last.opened = _last.opened, {}
     if what in known:

@@ -179,6 +179,8 @@ class _Turns(Generic[T]):
 
     def _items_of(self, turn: int) -> Iterator[T]:
         while True:
+            if turn != self._used:
+                raise RuntimeError(f"the iterator of turn {turn} was left for that of turn {self._used}")
             made = self._made.get()
             if made.item is not None:
                 # one more for each that is taken or left
@@ -186,7 +188,11 @@ class _Turns(Generic[T]):
             if made.turn < turn:
                 continue
             if made.error is not None:
-                raise made.error
+                try:
+                    raise made.error
+                finally:
+                    # which knows this frame, and by it all that waits
+                    del made
             if made.item is None:
                 return
             item = made.item
@@ -197,21 +203,22 @@ class _Turns(Generic[T]):
 
     def _make(self) -> None:
         """Make one item, and say of each iterator that ends before there is one that it has."""
-        while self._making < len(self._starts):
-            if self._making < self._used:
-                made: _Made[T] = _Made(self._making)
-            else:
-                made = self._next()
-            if made.item is None:
+        is_end = True
+        while is_end and self._making < len(self._starts):
+            made = self._next()
+            is_end = made.item is None
+            if is_end:
                 self._items, self._making = None, self._making + 1
             self._made.put(made)
-            if made.item is not None:
-                return
+            # an error knows this frame
+            del made
 
     def _next(self) -> _Made[T]:
         try:
             if self._items is None:
+                # of one that is left, too: to begin may be to take the next of something
                 self._items = self._starts[self._making]()
-            return _Made(self._making, next(self._items, None))
+            is_left = self._making < self._used
+            return _Made(self._making, None if is_left else next(self._items, None))
         except BaseException as error:  # noqa: BLE001 - raised where the item is waited for
             return _Made(self._making, error=error)
