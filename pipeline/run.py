@@ -81,7 +81,10 @@ def carry_out(resolved: Resolved, store: Store, executor: Executor, progress: Pr
     do = partial(_stage, store=store, executor=executor, progress=show, log=log)
     done = do("train", plan.train, total=plan.trainings)
     done = done.then(do("load", plan.load, total=plan.loads))
-    done = done.then(do("measure", _without(plan.measure, done), total=plan.cells))
+    measurable = _without(plan.measure, done)
+    # cells of models that are not there are neither stored nor to do
+    given_up = plan.missing_cells - sum(task.units for task in measurable)
+    done = done.then(do("measure", measurable, total=plan.cells - given_up))
     stored = store.keys(f"runs/{resolved.run}/reduced/")
     done = done.then(do("reduce", reduce_tasks(resolved, stored, done.failed, open=done.open)))
     if done.open:

@@ -158,6 +158,8 @@ def test_the_command_line_says_what_failed_and_exits_with_1(mixed: Path) -> None
     )
     assert found.exit_code == 1
     assert "0 models trained, 3 loaded" in found.output
+    # what models that failed will never have is neither stored nor to do
+    assert "measure: 6 to do" in found.output
     assert "failed: wide: wide.safetensors does not fit the model: 3 of another shape: hidden0.weight" in found.output
     planned = CliRunner().invoke(cli, ["plan", str(job_of(mixed)), "--store", str(mixed / "store")])
     assert planned.exit_code == 0
