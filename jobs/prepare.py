@@ -7,10 +7,10 @@ with internet, are `standard.py`.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import io
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -200,6 +200,14 @@ MAKERS: dict[str, Callable[[], None]] = {
     "minilm": minilm,
 }
 
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
+
+def main() -> None:
+    """Make the data sets that are named."""
+    arguments = argparse.ArgumentParser(prog="python -m jobs.prepare", description=(__doc__ or "").splitlines()[0])
+    arguments.add_argument("names", nargs="+", choices=sorted(MAKERS), metavar="NAME", help=", ".join(sorted(MAKERS)))
+    for name in arguments.parse_args().names:
         MAKERS[name]()
+
+
+if __name__ == "__main__":
+    main()

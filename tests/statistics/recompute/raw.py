@@ -80,12 +80,8 @@ class Unit:
     """One unit's presentations that count, and its row of `neurons`."""
 
     def __init__(self, raw: Raw, unit: int, row: Row) -> None:
-        self.raw, self.unit, self.row, self.left = (
-            raw,
-            unit,
-            row,
-            {name for name in row if name not in KEYS and not name.endswith("_se")},
-        )
+        self.raw, self.unit, self.row = raw, unit, row
+        self.left = {name for name in row if name not in KEYS and not name.endswith("_se")}
         shown = np.ones(raw.z.shape[:2], bool) if raw.mask is None else raw.mask
         self.valid = shown & np.isfinite(raw.z[..., unit]) & np.isfinite(raw.a[..., unit])
         self.shown = int(shown.sum())
