@@ -6,14 +6,15 @@ job names is checked here, and nothing is written: what was found out at some ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from pipeline.devices import device_asked
-from pipeline.entries import Model, entries_of, models_of, once, refuse_duplicates
-from pipeline.errors import DataError
+from pipeline.entries import LoadEntry, Model, TrainEntry, entries_of, models_of, once, refuse_duplicates
+from pipeline.errors import DataError, JobError
 from pipeline.hashing import digest
 from pipeline.job import DataSpec, Job, Numerics, job_identity, misfit, unknown
 from pipeline.kernels import choose
@@ -146,12 +147,8 @@ def sampled(statistic: Statistic, rows: int) -> Statistic:
 def resolve(job: Job, store: Store) -> Resolved:
     """Look up everything that a job names, and write nothing. JobError, DataError or ModelError where it is missing."""
     findings = Withheld(store)
-    statistics = _statistics(job)
-    entries = [one for index in range(len(job.models)) for one in entries_of(job, index)]
-    for name, spec in job.data.items():
-        if spec.source not in sources():
-            raise unknown(job, f"data.{name}.source", spec.source, sources())
     # names are checked before a source is asked: one may have to read all rows
+    statistics, entries = _named(job)
     found: dict[str, Source] = {name: sources()[spec.source](name, spec, findings) for name, spec in job.data.items()}
     for name in sorted({one.spec.data for one in entries}):
         _look_into(job, name, found[name])
@@ -169,6 +166,31 @@ def resolve(job: Job, store: Store) -> Resolved:
         kernel=choose.name(device_asked(job.resources)),
         findings=findings,
     )
+
+
+def _named(job: Job) -> tuple[tuple[Statistic, ...], list[TrainEntry | LoadEntry]]:
+    """The statistics and entries of a job. One JobError with the first mistake of each part that names what is not."""
+    mistakes: list[str] = []
+    for name, spec in job.data.items():
+        if spec.source not in sources():
+            mistakes.append(str(unknown(job, f"data.{name}.source", spec.source, sources())))
+    entries: list[TrainEntry | LoadEntry] = []
+    for index in range(len(job.models)):
+        with _noted(mistakes):
+            entries += entries_of(job, index)
+    with _noted(mistakes):
+        statistics = _statistics(job)
+    if mistakes:
+        raise JobError("\n".join(mistakes))
+    return statistics, entries
+
+
+@contextmanager
+def _noted(mistakes: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except JobError as error:
+        mistakes.append(str(error))
 
 
 def _look_into(job: Job, data: str, source: Source) -> None:

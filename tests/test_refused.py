@@ -81,6 +81,21 @@ def test_what_only_the_plan_shows(command: list[str], mistake: str, tmp_path: Pa
     assert not store.exists()
 
 
+def test_every_part_of_a_job_that_names_what_is_not_is_said_at_once(tmp_path: Path) -> None:
+    job = Path(write_job(tmp_path, models='[[models]]\nfamily = "mpl"\ndata = "table"'))
+    text = job.read_text().replace('source = "tabular"', 'source = "tabula"')
+    job.write_text(text.replace("steps = 2", "step = 2").replace("statistics.response", "statistics.respons"))
+    done = call("plan", str(job), "--store", str(tmp_path / "store"))
+    for said in (
+        "job.toml:4: [data.table] source",
+        "job.toml:10: [models[0]] family",
+        "job.toml:15: [models[1].training] step",
+        "[statistics]",
+    ):
+        refused(done, said)
+    assert len(done.output.splitlines()) == 4
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
