@@ -69,6 +69,13 @@ def test_what_lies_behind_a_null_is_no_text():
 
 
 @pytest.mark.usefixtures("compiled")
+def test_lengths_that_four_bytes_do_not_hold_fill_their_mask():
+    mask_NT = torch.zeros(3, 4, dtype=torch.bool)
+    Mask(np.array([2**32 + 1, 2**31, 2])).write(mask_NT, at=0, start=0, stop=3)
+    assert mask_NT.sum(1).tolist() == [4, 4, 2]
+
+
+@pytest.mark.usefixtures("compiled")
 def test_bytes_that_are_no_utf8_stay_what_they_are(tmp_path: Path):
     content = [b"\xff\xfe", b"a\x80", b"\xc3"]
     path = tmp_path / "data" / "a.parquet"
