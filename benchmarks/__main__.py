@@ -1,6 +1,6 @@
 """`make bench`: what the statistics cost over the bare forward pass, and the whole path from files to states.
 
-    python -m benchmarks                 everything, twenty minutes on two quiet cores
+    python -m benchmarks                 everything, half an hour on two quiet cores
     python -m benchmarks --quick         a tenth of the rounds: to see that it works
     python -m benchmarks --check         exit 1 where a figure is beyond its limit
     python -m benchmarks --only resnet-18
