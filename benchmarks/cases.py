@@ -11,9 +11,9 @@ from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.hashing import row_hash
-from pipeline.measure import SAMPLE_SEED
 from pipeline.models.base import Task
 from pipeline.registry import families
+from pipeline.samples import SAMPLE_SEED
 
 BATCHES = 4
 # a data set of this many rows decides the samples that some statistics are computed on

@@ -18,8 +18,8 @@ from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.flow.discover import discover
-from pipeline.measure import Running
 from pipeline.registry import statistics
+from pipeline.running import Running
 
 BATCH_ROWS, CLASSES = 64, 10
 # rows of the two measurements: the first is enough for every buffer to have its size

@@ -17,9 +17,9 @@ from pipeline.devices import CPU, device_named, moved
 from pipeline.flow.discover import Discovery, discover
 from pipeline.flow.tap import quiet
 from pipeline.kernels import choose
-from pipeline.measure import Running
 from pipeline.registry import statistics
 from pipeline.resolve import sampled
+from pipeline.running import Running
 from pipeline.statistics.base import Statistic
 
 BARE, PLAIN = "bare forward", "hooks, plain torch moments"

@@ -22,12 +22,12 @@ from pipeline.devices import CPU, device_named
 from pipeline.flow.tap import quiet
 from pipeline.job import Numerics, load_job
 from pipeline.loading import Loaded, load
-from pipeline.measure import Running
 from pipeline.measuring import MeasureTask
 from pipeline.numerics import in_force
 from pipeline.plan import make_plan
 from pipeline.registry import sources
 from pipeline.resolve import resolve
+from pipeline.running import Running
 from pipeline.store import Store, open_store
 from pipeline.task import run_task
 

@@ -17,7 +17,7 @@ from pipeline.batch import Batch
 from pipeline.flow.discover import Discovery
 from pipeline.flow.state import unchanged
 from pipeline.flow.tap import quiet
-from pipeline.measure import Running
+from pipeline.running import Running
 from pipeline.statistics.base import Statistic
 
 # pairs of passes: few enough not to be felt in a run, and their median forgives an interruption

@@ -23,15 +23,16 @@ from pipeline.errors import DataError
 from pipeline.flow.discover import Discovery, discover
 from pipeline.kernels.base import State
 from pipeline.loading import Probe
-from pipeline.measure import Running, States, arrow_tables, controls_of
 from pipeline.numerics import in_force
 from pipeline.origins import Origin, made, shape_of, shown
 from pipeline.parquet import parquet_bytes
 from pipeline.plan import Plan, probe_of
 from pipeline.registry import sources
 from pipeline.resolve import Resolved
+from pipeline.running import Running, States
 from pipeline.statistics.base import Statistic
 from pipeline.store import Store
+from pipeline.unit_tables import arrow_tables, controls_of
 
 # seconds of reading that a rate is taken from, at most
 READ_S = 2.0

@@ -25,11 +25,11 @@ from pipeline.entries import Model
 from pipeline.errors import DataError, ModelError
 from pipeline.job import Numerics, SiteSelection
 from pipeline.loading import Loaded, Probe, keep_only, load
-from pipeline.measure import Running
 from pipeline.numerics import in_force
 from pipeline.origins import shape_of
 from pipeline.registry import sources
 from pipeline.rows.reading import Reading, batches_in_turn, in_turn
+from pipeline.running import Running
 from pipeline.scores import Sums, added, score
 from pipeline.sources.base import Chunk
 from pipeline.statistics.base import Statistic

@@ -26,18 +26,19 @@ from pipeline.jackknife import Block, block_of, standard_errors
 from pipeline.job import Numerics, SiteSelection
 from pipeline.kernels.base import State
 from pipeline.loading import Loaded, Probe, keep_only, load
-from pipeline.measure import arrow_tables, controls_of, site_table
 from pipeline.models.base import checkpoint_key
 from pipeline.numerics import in_force
 from pipeline.origins import columns_of
 from pipeline.resolve import Split
 from pipeline.rows.decode import UID_MASK
 from pipeline.scores import Sums, added, means
+from pipeline.site_table import site_table
 from pipeline.sites import Site
 from pipeline.sources.base import Chunk
 from pipeline.statistics.base import Statistic
 from pipeline.store import Store
 from pipeline.tables import arrow_table
+from pipeline.unit_tables import arrow_tables, controls_of
 
 
 @dataclass(frozen=True)

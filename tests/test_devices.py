@@ -21,11 +21,11 @@ from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
 from pipeline.job import Resources
 from pipeline.kernels import choose, native_build, triton_build
-from pipeline.measure import Running
 from pipeline.measuring import Measured, MeasureTask
 from pipeline.models.base import Checkpoint, decode_checkpoint, encode_checkpoint
 from pipeline.registry import families, statistics
 from pipeline.resolve import resolve
+from pipeline.running import Running
 from pipeline.store import Store, open_store
 from pipeline.training import TrainTask
 from tests.census import published, run_inline, small_job, write_job

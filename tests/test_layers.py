@@ -48,7 +48,23 @@ LAYERS: dict[str, int] = {
         ],
         1,
     ),
-    **dict.fromkeys(["cost", "fit", "foreign", "measure", "scores", "statistics", "models", "sources"], 2),
+    **dict.fromkeys(
+        [
+            "cost",
+            "fit",
+            "foreign",
+            "measure",
+            "running",
+            "samples",
+            "scores",
+            "site_table",
+            "statistics",
+            "unit_tables",
+            "models",
+            "sources",
+        ],
+        2,
+    ),
     **dict.fromkeys(
         [
             "resolve",

@@ -15,8 +15,9 @@ from pipeline.errors import DataError, ModelError
 from pipeline.hashing import row_hash
 from pipeline.job import SiteSelection
 from pipeline.loading import find_sites
-from pipeline.measure import SAMPLE_SEED, measure
+from pipeline.measure import measure
 from pipeline.registry import statistics
+from pipeline.samples import SAMPLE_SEED
 
 CLASSES = 4
 

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.memory import BATCH_ROWS, CLASSES, VECTORS, bytes_per_unit, network, peaks, rows_of
 from pipeline.flow.discover import discover
-from pipeline.measure import Running
 from pipeline.registry import statistics
+from pipeline.running import Running
 from tests.laws.drawn import make_site
 
 # of all statistics together

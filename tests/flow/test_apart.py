@@ -13,8 +13,10 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.flow.apart import Held, cut
 from pipeline.flow.discover import discover
-from pipeline.measure import Running, _in_sample, measure
+from pipeline.measure import measure
 from pipeline.registry import statistics
+from pipeline.running import Running
+from pipeline.samples import in_sample
 from pipeline.statistics.response import STATISTIC as RESPONSE
 
 CLASSES = 3
@@ -155,7 +157,7 @@ def test_rows_of_one_batch_where_they_must_stay_there() -> None:
     statistic = replace(RESPONSE, sample_shift=1)
     chosen = Running(discover(model, Batch((x,), torch.arange(90))), [statistic])
     found = measure(model, [x[:50], x[50:]], statistics=[statistic])["neurons"].to_pandas()
-    keep = _in_sample(torch.arange(90), 1)
+    keep = in_sample(torch.arange(90), 1)
     z = torch.cat([model[0](part - part.mean(0)) for part in (x[:50], x[50:])])[keep].detach().numpy()
     assert not chosen.discovery.apart
     found = found[found.site == "0"].sort_values("unit")
@@ -181,4 +183,4 @@ def test_batches_of_other_lengths_and_a_last_one_of_one_row() -> None:
     found = measure(model, batches, statistics=[statistic])["neurons"].to_pandas()
     rows = 16 * 5 + 1
     per_row = np.repeat(lengths, [len(batch) for batch in batches])
-    assert (found["template_n"] == per_row[_in_sample(torch.arange(rows), 1).numpy()].sum()).all()
+    assert (found["template_n"] == per_row[in_sample(torch.arange(rows), 1).numpy()].sum()).all()

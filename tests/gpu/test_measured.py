@@ -16,9 +16,9 @@ from pipeline.flow.discover import discover
 from pipeline.job import Numerics
 from pipeline.kernels import choose, triton_build
 from pipeline.kernels.base import State
-from pipeline.measure import Running, States
 from pipeline.numerics import in_force
 from pipeline.registry import families, statistics
+from pipeline.running import Running, States
 from tests.kernels.fused import FUSED
 from tests.models.build import EXAMPLES, build, disturbed, forward_inputs
 

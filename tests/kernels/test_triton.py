@@ -24,11 +24,12 @@ from torch import nn
 from pipeline.devices import GPU
 from pipeline.errors import JobError
 from pipeline.flow.discover import discover
+from pipeline.forms import numbered
 from pipeline.kernels import choose, triton_build
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.ranked import STRATA
-from pipeline.measure import Running, numbered
 from pipeline.registry import statistics
+from pipeline.running import Running
 from pipeline.sites import InputSums, Presentations
 from tests.elsewhere import ELSEWHERE, elsewhere
 from tests.kernels.fused import FUSED, INFINITE, LAYOUTS, assert_same, grown_by_both, laid_out, primitives_of, recipes

@@ -11,7 +11,7 @@ from pipeline.batch import Batch
 from pipeline.flow.discover import discover
 from pipeline.flow.tap import tapped_forward
 from pipeline.kernels.thin import thinned
-from pipeline.measure import Running
+from pipeline.running import Running
 from pipeline.sites import Presentations
 from pipeline.statistics.base import Controls, Statistic
 from pipeline.statistics.composition import STATISTIC as COMPOSITION
