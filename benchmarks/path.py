@@ -22,7 +22,7 @@ from pipeline.devices import CPU, device_named
 from pipeline.flow.tap import quiet
 from pipeline.job import Numerics, load_job
 from pipeline.loading import Loaded, load
-from pipeline.measuring import MeasureTask
+from pipeline.measuring.task import MeasureTask
 from pipeline.numerics import in_force
 from pipeline.plan import make_plan
 from pipeline.registry import sources

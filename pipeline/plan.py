@@ -20,7 +20,7 @@ from pipeline.flow.discover import discover
 from pipeline.grouping import groups
 from pipeline.job import misfit
 from pipeline.loading import PROBE_ROWS, Probe
-from pipeline.measuring import MeasureTask, Missing
+from pipeline.measuring.task import MeasureTask, Missing
 from pipeline.models.base import checkpoint_key
 from pipeline.origins import made, made_up, shape_of
 from pipeline.reduce import DONE, Measured, ReduceTask, reduced_key

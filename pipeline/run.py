@@ -21,7 +21,7 @@ from pipeline.job import Job, job_identity
 from pipeline.kernels import choose
 from pipeline.loading import forget
 from pipeline.manifest import Coverage, Failed, Manifest, encode, manifest_key, read_manifest, versions
-from pipeline.measuring import MeasureTask
+from pipeline.measuring.task import MeasureTask
 from pipeline.pack import pack_tasks
 from pipeline.plan import Plan, make_plan, reduce_tasks, refuse_unfit, trained
 from pipeline.progress import Progress, Silent

@@ -15,7 +15,8 @@ from pipeline.cost import ModelCost
 from pipeline.devices import CPU
 from pipeline.errors import DataError, ModelError, SpoiltObject
 from pipeline.manifest import File
-from pipeline.measuring import MeasureTask, run_measure
+from pipeline.measuring.run import run_measure
+from pipeline.measuring.task import MeasureTask
 from pipeline.pack import PackTask, run_pack
 from pipeline.reduce import ReduceTask, run_reduce
 from pipeline.staging import LoadTask, run_load

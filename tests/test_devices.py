@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipeline import cost, devices, loading, measuring, task, training
+from pipeline import cost, devices, loading, task, training
 from pipeline.batch import Batch
 from pipeline.cli import cli
 from pipeline.devices import CPU, GPU, device_asked, device_named, expect_gpus, moved
@@ -21,7 +21,9 @@ from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
 from pipeline.job import Resources
 from pipeline.kernels import choose, native_build, triton_build
-from pipeline.measuring import Measured, MeasureTask
+from pipeline.measuring import run as measuring
+from pipeline.measuring.run import Measured
+from pipeline.measuring.task import MeasureTask
 from pipeline.models.base import Checkpoint, decode_checkpoint, encode_checkpoint
 from pipeline.registry import families, statistics
 from pipeline.resolve import resolve

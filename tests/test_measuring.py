@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-import pipeline.measuring
+import pipeline.measuring.chunk
+import pipeline.measuring.run
+import pipeline.measuring.storing
 import pipeline.task
 from pipeline.errors import ModelError, StoreError
 from pipeline.manifest import read_manifest
-from pipeline.measuring import run_measure
+from pipeline.measuring.run import run_measure
 from pipeline.plan import all_measure_tasks
 from pipeline.resolve import resolve
 from pipeline.sources.base import RowGroupSource
@@ -26,7 +28,7 @@ def test_the_next_chunk_is_read_while_one_is_stored(tmp_path: Path, monkeypatch:
     expected, plain = run_inline(small_job(tmp_path), str(tmp_path / "plain"))
     order: list[tuple[str, str]] = []
     opened: dict[str, threading.Event] = {}
-    fetched, store_cells = RowGroupSource._groups, pipeline.measuring._store_cells
+    fetched, store_cells = RowGroupSource._groups, pipeline.measuring.storing._store_cells
 
     def begun(source: Any, chunk: Any, rows: Any) -> Any:
         order.append(("opened", chunk.id))
@@ -41,7 +43,7 @@ def test_the_next_chunk_is_read_while_one_is_stored(tmp_path: Path, monkeypatch:
         store_cells(task, cell, cells, store)
 
     monkeypatch.setattr(RowGroupSource, "_groups", begun)
-    monkeypatch.setattr(pipeline.measuring, "_store_cells", stored)
+    monkeypatch.setattr(pipeline.measuring.storing, "_store_cells", stored)
     outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "watched"))
     chunks = [chunk for what, chunk in order if what == "opened"]
     assert len(set(chunks)) == 5
@@ -51,7 +53,7 @@ def test_the_next_chunk_is_read_while_one_is_stored(tmp_path: Path, monkeypatch:
 
 def test_no_chunk_is_read_for_models_none_of_which_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[list[Any]] = []
-    read_in_turn = pipeline.measuring.batches_in_turn
+    read_in_turn = pipeline.measuring.run.batches_in_turn
 
     def counted(readings: Any) -> Any:
         for batches in read_in_turn(readings):
@@ -66,8 +68,8 @@ def test_no_chunk_is_read_for_models_none_of_which_loads(tmp_path: Path, monkeyp
     def loads(model: Any, *_: Any) -> Any:
         raise ModelError(f"model {model.name} does not load")
 
-    monkeypatch.setattr(pipeline.measuring, "load", loads)
-    monkeypatch.setattr(pipeline.measuring, "batches_in_turn", counted)
+    monkeypatch.setattr(pipeline.measuring.chunk, "load", loads)
+    monkeypatch.setattr(pipeline.measuring.run, "batches_in_turn", counted)
     outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "store"))
     manifest = read_manifest(store, outcome.run)
     assert {one.model for one in manifest.failed} == set(manifest.models)
@@ -98,15 +100,15 @@ def test_a_chunk_is_measured_on_its_own_rows_where_those_before_it_are_left(
             raise ModelError("it does not load")
         return load(model, *others)
 
-    load = pipeline.measuring.load
-    monkeypatch.setattr(pipeline.measuring, "load", loads)
+    load = pipeline.measuring.chunk.load
+    monkeypatch.setattr(pipeline.measuring.chunk, "load", loads)
     assert set(run_measure(replace(task, cells=tuple(some)), store).failed) == {bad}
     assert {path: path.read_bytes() for path in states} == states
 
 
 def test_states_are_stored_while_the_next_chunk_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, plain = run_inline(small_job(tmp_path), str(tmp_path / "plain"))
-    store_cells, begin = pipeline.measuring._store_cells, pipeline.measuring._measure_chunk
+    store_cells, begin = pipeline.measuring.storing._store_cells, pipeline.measuring.run.measure_chunk
     measured: dict[str, threading.Event] = {}
 
     def started(task: Any, rows: Any, *more: Any) -> Any:
@@ -119,14 +121,14 @@ def test_states_are_stored_while_the_next_chunk_is_measured(tmp_path: Path, monk
             assert measured.setdefault(following, threading.Event()).wait(timeout=60)
         store_cells(task, cell, cells, store)
 
-    monkeypatch.setattr(pipeline.measuring, "_measure_chunk", started)
-    monkeypatch.setattr(pipeline.measuring, "_store_cells", stored)
+    monkeypatch.setattr(pipeline.measuring.run, "measure_chunk", started)
+    monkeypatch.setattr(pipeline.measuring.storing, "_store_cells", stored)
     outcome, store = run_inline(small_job(tmp_path), str(tmp_path / "watched"))
     assert published(store, outcome.run) == published(plain, expected.run)
 
 
 def test_a_task_ends_no_sooner_than_its_cells_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_measure, store_cells = pipeline.measuring.run_measure, pipeline.measuring._store_cells
+    run_measure, store_cells = pipeline.measuring.run.run_measure, pipeline.measuring.storing._store_cells
     done: list[tuple[str, str]] = []
 
     def slow(task: Any, cell: Any, cells: Any, store: Any) -> None:
@@ -139,7 +141,7 @@ def test_a_task_ends_no_sooner_than_its_cells_are_stored(tmp_path: Path, monkeyp
         assert {(cell.model.id, cell.chunk.id) for cell in task.cells} <= set(done)
         return found
 
-    monkeypatch.setattr(pipeline.measuring, "_store_cells", slow)
+    monkeypatch.setattr(pipeline.measuring.storing, "_store_cells", slow)
     monkeypatch.setattr(pipeline.task, "run_measure", all_there)
     run_inline(small_job(tmp_path), str(tmp_path / "store"))
     assert done
@@ -149,13 +151,13 @@ def test_a_task_ends_no_sooner_than_its_cells_are_stored(tmp_path: Path, monkeyp
 def test_a_store_that_refuses_a_state_stops_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
-    store_cells = pipeline.measuring._store_cells
+    store_cells = pipeline.measuring.storing._store_cells
 
     def refused(task: Any, cell: Any, cells: Any, store: Any) -> None:
         if cell.chunk.id == [chunk.id for chunk, _ in task.by_chunk()][broken]:
             raise StoreError("the disk is full")
         store_cells(task, cell, cells, store)
 
-    monkeypatch.setattr(pipeline.measuring, "_store_cells", refused)
+    monkeypatch.setattr(pipeline.measuring.storing, "_store_cells", refused)
     with pytest.raises(StoreError, match="the disk is full"):
         run_inline(small_job(tmp_path), str(tmp_path / "store"))

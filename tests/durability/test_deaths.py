@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import DataError, Unfinished
 from pipeline.executor import InlineExecutor, Lost
-from pipeline.measuring import MeasureTask
+from pipeline.measuring.task import MeasureTask
 from pipeline.run import run
 from tests.durability.schedules import Finished, calm, check, tiny_job, undisturbed
 from tests.durability.world import Crash, FaultyStore, Weather, World

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-import pipeline.measuring
+import pipeline.measuring.chunk
+import pipeline.measuring.run
+import pipeline.measuring.storing
 import pipeline.run
 from pipeline.store import Store
 from tests.durability.schedules import tiny_job, undisturbed
@@ -33,10 +35,10 @@ def a_manifest_that_tells_drivers_apart(patch: pytest.MonkeyPatch) -> None:
 
 def a_state_that_outlives_its_task(patch: pytest.MonkeyPatch) -> None:
     """As an actor that accumulates across calls: what is repeated after a death is counted twice."""
-    sound, kept = pipeline.measuring._measure_chunk, dict[tuple[str, str], Any]()
+    sound, kept = pipeline.measuring.run.measure_chunk, dict[tuple[str, str], Any]()
     due = iter(list[tuple[str, str]]())
 
-    class Resident(pipeline.measuring.Running):
+    class Resident(pipeline.measuring.chunk.Running):
         def __new__(cls, *_: Any) -> Any:
             return kept.setdefault(next(due), super().__new__(cls))
 
@@ -49,8 +51,8 @@ def a_state_that_outlives_its_task(patch: pytest.MonkeyPatch) -> None:
         due = iter([(cell.model.id, rows.chunk.id) for cell in cells])
         return sound(task, rows, cells, *more)
 
-    patch.setattr(pipeline.measuring, "Running", Resident)
-    patch.setattr(pipeline.measuring, "_measure_chunk", measured)
+    patch.setattr(pipeline.measuring.chunk, "Running", Resident)
+    patch.setattr(pipeline.measuring.run, "measure_chunk", measured)
 
 
 def half_an_object_where_a_writer_died(patch: pytest.MonkeyPatch) -> None:
@@ -92,13 +94,13 @@ def a_taken_key_that_is_an_error(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_cell_that_is_skipped(patch: pytest.MonkeyPatch) -> None:
-    sound = pipeline.measuring._store_cells
+    sound = pipeline.measuring.storing._store_cells
 
     def store_cells(task: Any, cell: Any, *more: Any) -> None:
         if cell.chunk.start != 2:
             sound(task, cell, *more)
 
-    patch.setattr(pipeline.measuring, "_store_cells", store_cells)
+    patch.setattr(pipeline.measuring.storing, "_store_cells", store_cells)
 
 
 MISTAKES = (
