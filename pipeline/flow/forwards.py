@@ -7,14 +7,14 @@ once only.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.errors import CensusError
+from pipeline.errors import CensusError, ModelError
 from pipeline.flow.plan import Discovery
 from pipeline.flow.recording import Recording
 from pipeline.flow.replay import Replay
@@ -22,7 +22,7 @@ from pipeline.flow.script import Script
 from pipeline.flow.signature import Signature, signature_of
 from pipeline.flow.tap import Observe, forward_under, quiet, tapped_forward
 from pipeline.flow.trace import mark_state
-from pipeline.sites import Presentations
+from pipeline.sites import Presentations, Site
 
 # batches of more lengths than this come in no order that would pay
 MOST = 16
@@ -102,15 +102,19 @@ class Forwards:
 
 
 class _Rest:
-    """Observes all but the first presentations, which were observed before."""
+    """Observes all but the first presentations, which were observed before: those of the sites `shown`."""
 
-    def __init__(self, observe: Observe, shown: int) -> None:
+    def __init__(self, observe: Observe, shown: Sequence[Site]) -> None:
         self._observe = observe
-        self._shown = shown
+        self._before = iter(shown)
 
     def __call__(self, presentations: Presentations) -> None:
-        """Observe the next one."""
-        if self._shown:
-            self._shown -= 1
-        else:
+        """Observe the next one; ModelError if it is of another site than it was the first time."""
+        site, before = presentations.site, next(self._before, None)
+        if before is None:
             self._observe(presentations)
+        elif before is not site:
+            raise ModelError(
+                f"site {site.name}: came where {before.name} had come in a first forward of the same batch; what is "
+                "measured must follow from the batch alone, not from what the model counts or draws by itself"
+            )

@@ -20,7 +20,7 @@ from pipeline.flow.prepared import Prepared, Stage
 from pipeline.flow.script import Result, Script, Step
 from pipeline.flow.trace import leave
 from pipeline.flow.values import tensors_in
-from pipeline.sites import Presentations
+from pipeline.sites import Presentations, Site
 
 
 class DepartedError(Exception):
@@ -30,7 +30,7 @@ class DepartedError(Exception):
 class Replay(TorchDispatchMode):
     """Follows the script through one forward of a batch.
 
-    shown   how many presentations were observed
+    shown   the sites whose presentations were observed, in order
     defect  what an observer raised
     """
 
@@ -42,7 +42,7 @@ class Replay(TorchDispatchMode):
         observe: Callable[[Presentations], None],
     ) -> None:
         super().__init__()
-        self.shown = 0
+        self.shown: list[Site] = []
         self.defect: Exception | None = None
         self._departed = False
         self._steps = script.steps
@@ -124,7 +124,7 @@ class Replay(TorchDispatchMode):
                 self._collected.setdefault(plan, Collected()).add(presentations)
             else:
                 self._observe(presentations)
-                self.shown += 1
+                self.shown.append(plan.site)
         except Exception as error:
             self.defect = error
             raise

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -180,6 +183,10 @@ class Unfollowed(nn.Module):
         self.mean = torch.zeros(6)
         self.calls = 0
         self.cache: list[torch.Tensor] = []
+        self.counts = {"calls": [0]}
+        self.object = SimpleNamespace(calls=0)
+        self.random = np.random.RandomState(0)
+        self.turns = itertools.count()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.first(x))
@@ -193,13 +200,36 @@ class Unfollowed(nn.Module):
             self.calls += 1
         elif self.form == "keeps":
             self.cache = [y]
+        elif self.form == "counts in a list":
+            self.counts["calls"][0] += 1
+        elif self.form == "counts in an object":
+            self.object.calls += 1
+        elif self.form == "takes turns":
+            next(self.turns)
+        elif self.form == "draws by NumPy":
+            np.random.random()
+        elif self.form == "draws by a generator of its own":
+            self.random.random()
         elif self.form == "chooses rows":
             y = y[torch.argsort(y[:, 0])]
         return self.second(y)
 
 
 @pytest.mark.parametrize(
-    "form", ["draws", "writes to a tensor of its own", "writes to its input", "counts", "keeps", "chooses rows"]
+    "form",
+    [
+        "draws",
+        "writes to a tensor of its own",
+        "writes to its input",
+        "counts",
+        "keeps",
+        "chooses rows",
+        "counts in a list",
+        "counts in an object",
+        "takes turns",
+        "draws by NumPy",
+        "draws by a generator of its own",
+    ],
 )
 def test_what_a_script_cannot_follow_has_none(form: str) -> None:
     torch.manual_seed(0)
@@ -211,6 +241,32 @@ def test_what_a_script_cannot_follow_has_none(form: str) -> None:
         torch.testing.assert_close(seen[0].z_LSU[:, 0], model.first(_numbers(5, 6, seed=seed)).detach())
     assert forwards.scripts == 0
     assert not forwards.may_script
+
+
+class Hidden(nn.Module):
+    """Goes ways that a function alone knows: whether through the second layer, and times what."""
+
+    def __init__(self, way: Callable[[], tuple[bool, float]]) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.way = way
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.relu(self.first(x))
+        through, times = self.way()
+        return self.third(functional.relu(self.second(y)) * times if through else y)
+
+
+def test_another_site_in_a_second_forward_of_a_batch_is_an_error() -> None:
+    ways = list[tuple[bool, float]]()
+    model, batch = Hidden(lambda: ways.pop(0) if ways else (True, 1.0)).eval(), batch_of(_numbers(4, 6))
+    forwards = Forwards(discover(model, batch))
+    for _ in range(2):
+        forwards.run(model, batch, lambda _: None)
+    assert forwards.scripts == 1
+    ways += [(True, 2.0), (False, 1.0)]
+    with pytest.raises(ModelError, match="site third: came where second had come in a first forward of the same batch"):
+        forwards.run(model, batch, lambda _: None)
 
 
 class Branching(nn.Module):
