@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from pipeline.devices import machine_bytes
-from pipeline.errors import DataError, JobError, ModelError
+from pipeline.errors import DataError, JobError, ModelError, nearest
 from pipeline.fit.recipe import Recipe
 from pipeline.fit.settings import Training
 from pipeline.foreign.entry import Place, loaded_models, twins
@@ -224,9 +224,12 @@ def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
         label = job.data[data].columns.label
         problem = f"it learns the class of a row, and column {label!r} of data.{data} has one for each position"
         raise misfit(job, f"{entry.where}.family", entry.family.name, f"a family that does without them: {problem}")
-    chunks = source.chunks(job.data[data].train)
+    train = job.data[data].train
+    chunks = source.chunks(train)
     if not chunks:
-        raise misfit(job, f"data.{data}.train", job.data[data].train, "a split with rows to train on")
+        raise misfit(
+            job, f"data.{data}.train", train, f"a split with rows to train on; {nearest(train, source.splits())}"
+        )
     # one tuple for all: a task of eight models carries it once
     trained_on = tuple(chunk.id for chunk in chunks)
     recipes = [

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.devices import device_asked
 from pipeline.entries import LoadEntry, Model, TrainEntry, entries_of, models_of, once, refuse_duplicates
-from pipeline.errors import DataError, JobError
+from pipeline.errors import DataError, JobError, nearest
 from pipeline.hashing import digest
 from pipeline.job import DataSpec, Job, Numerics, job_identity, misfit, unknown
 from pipeline.kernels import choose
@@ -212,7 +212,7 @@ def _refuse_unfit(job: Job, statistics: Sequence[Statistic], data: str, classes:
 def _split(job: Job, data: str, name: str, source: Source) -> Split:
     chunks = source.chunks(name)
     if not chunks:
-        expected = f"splits with rows to measure, and there is none of {name!r}"
+        expected = f"splits with rows to measure, and there is none of {name!r}; {nearest(name, source.splits())}"
         raise misfit(job, f"data.{data}.measure", list(job.data[data].measure), expected)
     return Split(data, name, chunks)
 

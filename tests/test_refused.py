@@ -99,20 +99,37 @@ def test_every_part_of_a_job_that_names_what_is_not_is_said_at_once(tmp_path: Pa
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ('train = "tran"', 'job.toml:6: [data.table] train = "tran": expected a split with rows to train on'),
+        (
+            'train = "tran"',
+            'job.toml:6: [data.table] train = "tran": expected a split with rows to train on; did you mean '
+            "'train'? known: test, train\n",
+        ),
         (
             'measure = ["train", "valid"]',
             'job.toml:6: [data.table] measure = ["train", "valid"]: expected splits with rows to measure, and there is '
-            "none of 'valid'",
+            "none of 'valid'; known: test, train\n",
+        ),
+        # between the two that there are, of which the only row group has both
+        (
+            'measure = ["testing"]',
+            'job.toml:6: [data.table] measure = ["testing"]: expected splits with rows to measure, and there is '
+            "none of 'testing'; did you mean 'test'? known: test, train\n",
+        ),
+        (
+            'train = "traim"',
+            'job.toml:6: [data.table] train = "traim": expected a split with rows to train on; did you mean '
+            "'train'? known: test, train\n",
         ),
     ],
 )
-def test_a_split_without_rows(given: str, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["plan"], ["run", "--ray", "none"]])
+def test_a_split_without_rows(command: list[str], given: str, said: str, tmp_path: Path) -> None:
     job = Path(write_job(tmp_path))
     job.write_text(job.read_text().replace("classes = 2\n", f"{given}\nclasses = 2\n"))
     # numbers alone: what the training rows hold is counted before
     job.write_text(job.read_text().replace('options = { categories = ["colour"] }\n', ""))
-    refused(call("plan", str(job), "--store", str(tmp_path / "store")), said)
+    refused(call(*command, str(job), "--store", str(tmp_path / "store")), said)
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

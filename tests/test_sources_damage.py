@@ -60,10 +60,11 @@ def test_a_file_without_rows_gives_no_chunk(tmp_path: Path):
 
 
 def test_a_chunk_without_rows_of_its_split_is_read_as_empty(tmp_path: Path):
-    source = parquet(write(tmp_path / "a.parquet", rows_table(20), write_statistics=False))
-    batches, (reading,) = read_all(source, "none")
-    assert batches == []
-    assert (reading.read, reading.excluded, reading.unreadable) == (0, 20, 0)
+    write(tmp_path / "a.parquet", rows_table(20), group_rows=20, write_statistics=False)
+    write(tmp_path / "b.parquet", rows_table(5, seed=1, splits=("few",)))
+    batches, readings = read_all(parquet(tmp_path), "few")
+    assert [batch.rows for batch in batches] == [5]
+    assert [(one.read, one.excluded, one.unreadable) for one in readings] == [(0, 20, 0), (5, 0, 0)]
 
 
 def test_a_file_that_changed_since_the_plan_is_refused(tmp_path: Path):

@@ -33,6 +33,7 @@ from pipeline.rows.features import (
 )
 from pipeline.rows.footers import Footer
 from pipeline.rows.reading import Piece, Stretch, Unreadable
+from pipeline.rows.splits import as_named
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,11 @@ class RowFormat:
         bounds = footer.bounds(group, self.split_column) if self.split_column is not None else None
         if bounds is None:
             return True
-        least, greatest = (bound.decode() if isinstance(bound, bytes) else bound for bound in bounds)
-        if not isinstance(least, str):
-            return least != greatest or str(least) == self.split
-        return bool(least <= self.split <= greatest)
+        least, greatest = (as_named(bound) for bound in bounds)
+        if not isinstance(bounds[0], str | bytes):
+            # numbers are in another order than their names
+            return least != greatest or least == self.split
+        return least <= self.split <= greatest
 
     def decode(self, rows: pa.RecordBatch, *, where: str, first_row: int, uid_base: int | None) -> Piece[Decoded]:
         """Decode rows of which the first is row `first_row` of the file.

@@ -6,6 +6,7 @@ below, never a sibling, and storage only through `inputs` and `store`.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from pipeline.rows.footers import Footer, first_uid, read_footer
 from pipeline.rows.format import RowFormat, check_columns
 from pipeline.rows.groups import AHEAD, Group, read_groups
 from pipeline.rows.reading import Piece, Reading, Unreadable, prefetched
+from pipeline.rows.splits import SplitColumn
 from pipeline.store import Store
 
 # raised whenever the same row groups would give other batches
@@ -129,7 +131,11 @@ class Source(ABC):
 
     @abstractmethod
     def chunks(self, split: str) -> tuple[Chunk, ...]:
-        """The chunks that can hold rows of a split, in plan order, from the footers of files alone."""
+        """The chunks that can hold rows of a split, in plan order; none where no row is of it."""
+
+    @abstractmethod
+    def splits(self) -> Sequence[str]:
+        """Every split that a row is of, for whoever has named another."""
 
     @abstractmethod
     def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any, Any]:
@@ -183,7 +189,29 @@ class RowGroupSource(Source):
 
     def chunks(self, split: str) -> tuple[Chunk, ...]:
         """Row groups that can hold the split, in runs of up to `chunk_rows` rows (or one group that is larger)."""
-        return tuple(chunk for footer in self._checked for chunk in self._cut(footer, self._format(split)))
+        cut = tuple(chunk for footer in self._checked for chunk in self._cut(footer, self._format(split)))
+        return cut if cut and self.holds(split) else ()
+
+    def splits(self) -> Sequence[str]:
+        """The values of the column that says it."""
+        return self._splits.known() if self._splits else ("all",)
+
+    def holds(self, split: str) -> bool:
+        """Whether any row is of a split, by the footers or, where they leave it open, by the column itself.
+
+        That a column was read and holds it is stored: a rare one is not looked for anew by whoever plans again.
+        """
+        column = self._splits
+        if column is None or split in self._held or column.told(split):
+            return True
+        made_of = [column.name, split, sorted(footer.file_id for footer in self.listed)]
+        key = f"data/splits/{digest(made_of)}.json"
+        if not self.store.keys(key):
+            if not column.found(split, self._format(split).may_hold_split):
+                return False
+            self.store.put_once(key, json.dumps(made_of[:2]).encode())
+        self._held.add(split)
+        return True
 
     def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any, Any]:
         """Read a chunk row group by row group, the next one while the last is used."""
@@ -222,6 +250,16 @@ class RowGroupSource(Source):
     def listed(self) -> Sequence[Footer]:
         """The footers, asked for once."""
         return self.footers()
+
+    @cached_property
+    def _splits(self) -> SplitColumn | None:
+        column = self.spec.columns.split
+        return None if column is None else SplitColumn(column, self.listed, self.locate)
+
+    @cached_property
+    def _held(self) -> set[str]:
+        """Splits that are known to have rows."""
+        return set()
 
     @cached_property
     def _checked(self) -> Sequence[Footer]:

@@ -53,10 +53,9 @@ class Graph(FileSource):
         rows.check_labels(nodes)
         for footer in self._edges:
             check_columns(footer, self._ends)
-        groups = len(nodes.group_rows)
-        if not any(rows.may_hold_split(nodes, group) for group in range(groups)):
+        if not (any(rows.may_hold_split(nodes, group) for group in nodes.groups) and self.holds(split)):
             return ()
-        chunk = self._chunk(nodes, rows, 0, groups, 0, nodes.rows)
+        chunk = self._chunk(nodes, rows, 0, len(nodes.groups), 0, nodes.rows)
         return (replace(chunk, id=digest([READ_VERSION, chunk.id, self._edge_identity])),)
 
     def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any, Any]:

@@ -64,6 +64,10 @@ class ImageFolder(Source):
             self._label(path)
         return tuple(self._chunk(rows, part, files) for part, files in self._parts(split).items())
 
+    def splits(self) -> Sequence[str]:
+        """The folders right below `url`, where the job names splits."""
+        return ("all",) if self._is_whole else sorted({path.split("/")[0] for path in self._files})
+
     def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any, Any]:
         """Decode a chunk's files, some at a time; one that is no image is unreadable."""
         rows = self._format(chunk.split)
