@@ -24,6 +24,7 @@ from pipeline.job import DataSpec, SiteSelection
 from pipeline.models.base import Checkpoint, checkpoint_key, decode_checkpoint
 from pipeline.origins import Origin, module_of, objective_of, shown
 from pipeline.registry import sources
+from pipeline.rows.tally import forget_parsed
 from pipeline.sources.base import Chunk
 from pipeline.store import Store
 
@@ -87,9 +88,10 @@ def keep_only(models: Collection[str]) -> None:
 
 
 def forget() -> None:
-    """Let go of every model, and of what they are shown."""
+    """Let go of every model, of what they are shown and of what its values are numbered by."""
     _KEPT.clear()
     _FIRST.clear()
+    forget_parsed()
 
 
 def weight_bytes(module: nn.Module) -> int:

@@ -18,7 +18,7 @@ from pipeline.errors import DataError, JobError
 from pipeline.executor import InlineExecutor
 from pipeline.job import Columns, DataSpec, load_job
 from pipeline.manifest import read_manifest
-from pipeline.rows.tally import Moments, Numbering, tallied
+from pipeline.rows.tally import UNSEEN, Moments, Numbering, Vocabulary, forget_parsed, tallied
 from pipeline.run import run
 from pipeline.sources.tabular import Tabular
 from pipeline.store import open_store
@@ -91,6 +91,7 @@ def test_it_is_counted_once_and_decides_the_chunks(tmp_path: Path, monkeypatch: 
     store = str(tmp_path / "store")
     source = tabular(tmp_path, store=store)
     before = source.chunks("test")
+    forget_parsed()
     monkeypatch.setattr(Tabular, "training_rows", lambda self, features: pytest.fail("counted again"))
     assert tabular(tmp_path, store=store).chunks("test") == before
     monkeypatch.undo()
@@ -98,6 +99,21 @@ def test_it_is_counted_once_and_decides_the_chunks(tmp_path: Path, monkeypatch: 
     assert set(before) < set(tabular(tmp_path, store=store).chunks("test")), "test rows decide no value"
     pq.write_table(people(40, seed=6, split="train"), tmp_path / "c.parquet")
     assert not set(before) & set(tabular(tmp_path, store=store).chunks("test"))
+
+
+def test_a_process_reads_and_parses_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pq.write_table(people(60), tmp_path / "a.parquet")
+    parsed: list[str] = []
+    of = Vocabulary.of
+    monkeypatch.setattr(Vocabulary, "of", lambda found: parsed.append("once") or of(found))
+    names = [tabular(tmp_path, store=str(tmp_path / "store")).names for _ in range(3)]
+    assert names[1:] == names[:1] * 2
+    assert set(names[0].values[0]) == {UNSEEN, "private", "state", "none"}
+    assert parsed == ["once"]
+    few = {"categories": CATEGORIES, "max_values": 1}
+    assert tabular(tmp_path, store=str(tmp_path / "store"), options=few).categories == (2, 2)
+    assert tabular(tmp_path, store=str(tmp_path / "other")).names == names[0]
+    assert len(parsed) == 3, "of other options, or in another store, it is another one"
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

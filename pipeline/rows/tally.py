@@ -6,7 +6,7 @@ Layer 1: pure but for `stored`. One pass: a tally of all rows is the merged tall
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,15 +144,37 @@ UNSEEN = "(unseen)"
 TALLY_VERSION = 2
 
 
+# a million values take a second to read and parse, which every task of every model would wait for
+KEPT_VOCABULARIES = 4
+# by store and key, which is the digest of all that a vocabulary is made of
+_PARSED: OrderedDict[tuple[str, str], Vocabulary] = OrderedDict()
+
+
 def stored(store: Store, made_of: Any, make: Callable[[], Vocabulary]) -> Vocabulary:
-    """The vocabulary that the store holds for these JSON values; made and stored now if it holds none."""
+    """The vocabulary that the store holds for these JSON values; made and stored now if it holds none.
+
+    A process reads and parses each once, and keeps the last few.
+    """
     key = f"data/vocabularies/{digest([TALLY_VERSION, made_of])}.json"
+    found = _PARSED.pop((store.url, key), None) or _read(store, key, make)
+    _PARSED[store.url, key] = found
+    while len(_PARSED) > KEPT_VOCABULARIES:
+        _PARSED.popitem(last=False)
+    return found
+
+
+def forget_parsed() -> None:
+    """Let go of every vocabulary."""
+    _PARSED.clear()
+
+
+def _read(store: Store, key: str, make: Callable[[], Vocabulary]) -> Vocabulary:
     try:
-        found = store.get(key)
+        content = store.get(key)
     except MissingObject:
-        found = json.dumps(make().as_json(), sort_keys=True).encode()
-        store.put_once(key, found)
-    return Vocabulary.of(json.loads(found))
+        content = json.dumps(make().as_json(), sort_keys=True).encode()
+        store.put_once(key, content)
+    return Vocabulary.of(json.loads(content))
 
 
 # known values for each one that is looked up, above which Python's look-up is the faster: Arrow's makes a table of all
