@@ -165,7 +165,8 @@ class Labelled(Accumulator):
         if presentations.label_LS is None:
             self._whole.add(presentations)
             return
-        self._whole.add(replace(presentations, label_LS=None))
+        # by its row's label a position would be counted a second time
+        self._whole.add(replace(presentations, label_N=None, label_LS=None))
         if self._by_position is None:
             self._by_position = self._classed()
         self._by_position.add(by_position(presentations))

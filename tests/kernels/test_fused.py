@@ -25,6 +25,7 @@ from pipeline.kernels import choose, native_build
 from pipeline.kernels.accumulate import Reference
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.bins import Bins
+from pipeline.kernels.classsums import ClassSums
 from pipeline.kernels.moments import Moments
 from pipeline.kernels.native import VERSION, Native, fused
 from pipeline.kernels.ranked import Ranked
@@ -213,6 +214,18 @@ def test_labels_of_positions_give_the_states_of_the_reference(recipe: Recipe, la
     kernel = choose.accumulator(choose.NATIVE, shown.site, needed)
     for primitive, mine, yours in grown_by_both(kernel, needed, pieces):
         assert_same(mine, yours, primitive)
+
+
+@pytest.mark.parametrize("name", [choose.REFERENCE, choose.NATIVE])
+def test_where_positions_have_labels_those_of_rows_count_no_more(name: str) -> None:
+    shown = draw(BY_POSITION[0])
+    both = replace(shown, label_N=torch.arange(shown.rows) % 3)
+    classed = [one for one in primitives_of(shown.site) if isinstance(one, ClassSums)]
+    kernel, expected = (choose.accumulator(name, shown.site, classed) for _ in range(2))
+    kernel.add(both)
+    expected.add(shown)
+    for primitive, state in kernel.states().items():
+        assert_same(state, expected.states()[primitive], primitive)
 
 
 def test_what_it_does_not_read_goes_to_the_reference_and_a_remark_says_so() -> None:
