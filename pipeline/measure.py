@@ -69,16 +69,11 @@ def measure(
     """
     refuse_patterns(include, exclude, rows)
     chosen = list(known_statistics().values()) if statistics is None else list(statistics)
-    stream = numbered(batches, by_position=classes > 0)
-    if classes > 0:
-        stream = of_classes(stream, classes)
-    first = next(stream, None)
-    if first is None:
-        raise ValueError("measure() needs at least one batch")
+    stream = _batches(batches, classes)
     device = _device_of(model)
     find = partial(discover, model, include=include, exclude=exclude, rows=rows)
     with _mode_kept(model, twin), freed_memory_kept():
-        found, probe, seen = _probed(find, first, stream, device)
+        found, probe, seen = _probed(find, stream, device)
         refuse_no_choice(found, include, exclude)
         _refuse_nothing(found)
         running = Running(found, chosen, classes, choose.name(device.type))
@@ -94,12 +89,23 @@ def measure(
     return {**tables, "sites": site_table(running.discovery, run="", model=name, data=data)}
 
 
+def _batches(batches: Iterable[Any], classes: int) -> Iterator[Batch]:
+    stream = numbered(batches, by_position=classes > 0)
+    if classes > 0:
+        stream = of_classes(stream, classes)
+    first = next(stream, None)
+    if first is None:
+        raise ValueError("measure() needs at least one batch")
+    return chain([first], stream)
+
+
 def _probed(
-    find: Callable[[Batch], Discovery], first: Batch, stream: Iterator[Batch], device: torch.device
+    find: Callable[[Batch], Discovery], stream: Iterator[Batch], device: torch.device
 ) -> tuple[Discovery, Batch, list[Batch]]:
     """The sites as the batch shows them in which most acts (a detector may find nothing at first), and those seen."""
-    probe, seen = first, [first]
-    found = find(moved(first, device))
+    probe = next(stream)
+    seen = [probe]
+    found = find(moved(probe, device))
     while found.idle and len(seen) < PROBES and (batch := next(stream, None)) is not None:
         seen.append(batch)
         other = find(moved(batch, device))

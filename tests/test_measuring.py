@@ -111,9 +111,9 @@ def test_states_are_stored_while_the_next_chunk_is_measured(tmp_path: Path, monk
     store_cells, begin = pipeline.measuring.storing._store_cells, pipeline.measuring.run.measure_chunk
     measured: dict[str, threading.Event] = {}
 
-    def started(task: Any, rows: Any, *more: Any) -> Any:
+    def started(setup: Any, rows: Any, *more: Any) -> Any:
         measured.setdefault(rows.chunk.id, threading.Event()).set()
-        return begin(task, rows, *more)
+        return begin(setup, rows, *more)
 
     def stored(task: Any, cell: Any, cells: Any, store: Any) -> None:
         ids = [chunk.id for chunk, _ in task.by_chunk()]

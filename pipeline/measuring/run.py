@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,13 +18,12 @@ from pipeline.cost import ModelCost
 from pipeline.devices import device_named
 from pipeline.errors import DataError
 from pipeline.loading import keep_only
-from pipeline.measuring.chunk import ChunkRows, measure_chunk
+from pipeline.measuring.chunk import ChunkRows, Setup, measure_chunk
 from pipeline.measuring.storing import Storing
-from pipeline.measuring.task import MeasureTask
+from pipeline.measuring.task import MeasureTask, Missing
 from pipeline.numerics import in_force
 from pipeline.registry import sources
 from pipeline.rows.reading import Reading, batches_in_turn, in_turn
-from pipeline.sources.base import Chunk
 from pipeline.stopwatch import Stopwatch
 from pipeline.store import Store
 
@@ -43,19 +43,37 @@ class Measured(NamedTuple):
     spent: Mapping[str, float] = MappingProxyType({})
 
 
+@dataclass
+class _Tally:
+    """What the chunks so far have come to."""
+
+    units: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, None] = field(default_factory=dict)
+    costs: list[ModelCost] = field(default_factory=list)
+
+    def add(self, setup: Setup, rows: ChunkRows, cells: Sequence[Missing]) -> None:
+        """Measure the cells of a chunk, but for models that have failed; one that cannot be read costs no other one."""
+        left = [cell for cell in cells if cell.model.id not in self.failed]
+        try:
+            if left:
+                done = measure_chunk(setup, rows, left)
+                self.failed |= done.failed
+                self.remarks |= dict.fromkeys(done.remarks)
+                self.costs += done.costs
+            self.units += sum(len(cell.statistics) for cell in cells)
+        except DataError as error:
+            self.unread = {**{cell.model.id: str(error) for cell in left}, **self.unread}
+
+
 def run_measure(task: MeasureTask, store: Store) -> Measured:
-    """Store the states of the task's cells; a chunk that cannot be read costs no other one."""
+    """Store the states of the task's cells."""
     device = device_named(task.device)
     keep_only(task.models)
-    units = 0
-    failed: dict[str, str] = {}
-    unread: dict[str, str] = {}
-    remarks: dict[str, None] = {}
-    costs: list[ModelCost] = []
-    watch = Stopwatch()
-    chunks = list(task.by_chunk())
+    watch, tally = Stopwatch(), _Tally()
     try:
-        readings = _readings(task, [chunk for chunk, _ in chunks], store)
+        readings = _readings(task, store)
     except DataError as error:
         return Measured(0, {}, dict.fromkeys(task.models, str(error)), ())
     with (
@@ -64,25 +82,16 @@ def run_measure(task: MeasureTask, store: Store) -> Measured:
         _read_ahead(readings) as ahead,
         Storing(task, store, watch) as storing,
     ):
-        for (chunk, cells), reading, batches in zip(chunks, readings, ahead, strict=True):
-            left = [cell for cell in cells if cell.model.id not in failed]
-            try:
-                if left:
-                    rows = ChunkRows(chunk, reading, batches)
-                    done = measure_chunk(task, rows, left, store, device, watch, storing)
-                    failed |= done.failed
-                    remarks |= dict.fromkeys(done.remarks)
-                    costs += done.costs
-                units += sum(len(cell.statistics) for cell in cells)
-            except DataError as error:
-                unread = {**{cell.model.id: str(error) for cell in left}, **unread}
+        setup = Setup(task, store, device, watch, storing)
+        for (chunk, cells), reading, batches in zip(task.by_chunk(), readings, ahead, strict=True):
+            tally.add(setup, ChunkRows(chunk, reading, batches), cells)
         storing.wait()
-    return Measured(units, failed, unread, tuple(remarks), tuple(costs), watch.spent)
+    return Measured(tally.units, tally.failed, tally.unread, tuple(tally.remarks), tuple(tally.costs), watch.spent)
 
 
-def _readings(task: MeasureTask, chunks: Sequence[Chunk], store: Store) -> list[Reading[Any, Any]]:
+def _readings(task: MeasureTask, store: Store) -> list[Reading[Any, Any]]:
     source = sources()[task.probe.spec.source](task.probe.data, task.probe.spec, store)
-    return [source.read(chunk, task.numerics.batch_rows) for chunk in chunks]
+    return [source.read(chunk, task.numerics.batch_rows) for chunk, _ in task.by_chunk()]
 
 
 @contextmanager

@@ -46,10 +46,10 @@ def a_state_that_outlives_its_task(patch: pytest.MonkeyPatch) -> None:
             if not hasattr(self, "_sums"):
                 super().__post_init__()
 
-    def measured(task: Any, rows: Any, cells: Any, *more: Any) -> Any:
+    def measured(setup: Any, rows: Any, cells: Any) -> Any:
         nonlocal due
         due = iter([(cell.model.id, rows.chunk.id) for cell in cells])
-        return sound(task, rows, cells, *more)
+        return sound(setup, rows, cells)
 
     patch.setattr(pipeline.measuring.chunk, "Running", Resident)
     patch.setattr(pipeline.measuring.run, "measure_chunk", measured)

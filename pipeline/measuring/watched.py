@@ -1,0 +1,63 @@
+"""One model on one chunk: it is shown batches, and what becomes of its statistics and scores is kept.
+
+Layer 3. A model that fails by itself is shown nothing more, and keeps the others from nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from pipeline.batch import Batch
+from pipeline.cells import CellState
+from pipeline.cost import Cost, clock, cost_beside
+from pipeline.errors import ModelError
+from pipeline.loading import Loaded
+from pipeline.measuring.task import Missing
+from pipeline.running import Running
+from pipeline.scores import Sums, added, score
+
+
+@dataclass(eq=False)
+class Watched:
+    """A model and its running states. `seconds` of each batch are for the log; `failure` says why it failed, if so."""
+
+    cell: Missing
+    loaded: Loaded
+    running: Running
+    scores: list[Sums] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    failure: str | None = None
+
+    def show(self, batch: Batch, *, timed: bool) -> None:
+        """Run the model on a batch, unless it has failed."""
+        if self.failure is not None:
+            return
+        start = clock(batch) if timed else 0.0
+        try:
+            output = self.running.add(self.loaded.module, self.loaded.shown(batch))
+            self.scores.append(score(output, batch, self.loaded.objective))
+        except ModelError as error:
+            self.failure = str(error)
+        if timed:
+            self.seconds.append(clock(batch) - start)
+
+    def finish(self, timed: Batch | None) -> None:
+        """Show the model the rows that are held back still; if timed, their seconds belong to the last batch."""
+        if self.failure is not None:
+            return
+        start = clock(timed) if timed else 0.0
+        try:
+            self.running.finish(self.loaded.module)
+        except ModelError as error:
+            self.failure = str(error)
+        if timed and self.seconds:
+            self.seconds[-1] += clock(timed) - start
+
+    def cells(self, seen: CellState) -> dict[str, CellState]:
+        """The cells by statistic, of a chunk of which `seen` says what was read."""
+        seen = replace(seen, scores=added(self.scores), checkpoint=self.loaded.sha256)
+        return {name: replace(seen, states=states) for name, states in self.running.states().items()}
+
+    def cost(self, batch: Batch) -> Cost:
+        """What the statistics cost, on a batch that has been measured."""
+        return cost_beside(self.loaded.module, self.loaded.shown(batch), self.seconds)
