@@ -168,7 +168,7 @@ def _work(cpu_s: float) -> float:
 
 def on_ray(*, workers: int, tasks: int, task_s: float) -> float:
     """Seconds that pass from the first task to the last receipt, with the workers up."""
-    from pipeline.cluster import ray_executor
+    from pipeline.cluster.executor import ray_executor
 
     with ray_executor("local", Resources(workers=workers)) as executor:
         list(executor.map(_work, [0.0] * workers * 2))

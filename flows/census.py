@@ -27,7 +27,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.settings import PREFECT_API_URL
 
-from pipeline.cluster import executor_at
+from pipeline.cluster.executor import executor_at
 from pipeline.errors import CensusError
 from pipeline.job import load_job
 from pipeline.progress import Progress, Silent

@@ -108,7 +108,7 @@ def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
     else:
         # the run looks at the store once the cluster is there: if it is not, nothing is left behind
         knock(ray)
-    from pipeline.cluster import executor_at  # imports ray, which only this needs
+    from pipeline.cluster.executor import executor_at  # imports ray, which only this needs
 
     with executor_at(ray, asked.allotted) as executor:
         return carry_out(resolved or resolve(asked, store), store, executor, progress)

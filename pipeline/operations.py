@@ -62,7 +62,7 @@ def submit(job: str, url: str, address: str, follow: bool) -> None:
 
 def _followed(address: str, run: str) -> int:
     """Print a run's job to its end; 0 if it succeeded."""
-    from pipeline.cluster import JobServer
+    from pipeline.cluster.jobs import JobServer
     from pipeline.submission import latest
 
     for piece in JobServer(address).log(latest(address, run).id, follow=True):
@@ -106,7 +106,7 @@ def logs(run: str, address: str, follow: bool) -> None:
     \b
       neuron-census logs 3f2a --ray http://HOST:8265 --follow
     """
-    from pipeline.cluster import JobServer
+    from pipeline.cluster.jobs import JobServer
     from pipeline.submission import latest
 
     if follow:

@@ -11,10 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
-from pipeline import cluster, schedule
-from pipeline.cluster import RayExecutor, ray_executor
+from pipeline import schedule
+from pipeline.cluster import pool
+from pipeline.cluster.executor import RayExecutor, ray_executor
+from pipeline.cluster.workers import room_of
 from pipeline.errors import DataError, JobError, StoreError
 from pipeline.executor import Lost
 from pipeline.job import Resources
@@ -151,7 +154,7 @@ def test_the_handler_of_sigterm_stays(ray_cluster: str) -> None:
 
 
 def test_more_than_the_cluster_has_is_refused(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "START_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(pool, "START_TIMEOUT_S", 2.0)
     with (
         pytest.raises(StoreError, match=r"no worker started within 2 s: the cluster has 2 CPUs, 1 GPUs"),
         ray_executor(ray_cluster, Resources(workers=1, gpus_per_worker=2)) as executor,
@@ -177,7 +180,7 @@ def test_workers_share_a_gpu_by_their_fractions(ray_cluster: str) -> None:
     assert {gpus for _, gpus in seen} == {"0"}
     with ray_executor(ray_cluster, Resources(workers=2, gpus_per_worker=0.25)) as executor:
         both_workers(executor)
-        wait_until(lambda: cluster.ray.available_resources().get("GPU") == 0.5, timeout_s=30)
+        wait_until(lambda: ray.available_resources().get("GPU") == 0.5, timeout_s=30)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +200,7 @@ def test_workers_share_a_gpu_by_their_fractions(ray_cluster: str) -> None:
 )
 def test_as_many_workers_as_a_node_has_room_for(resources: dict[str, float], workers: int) -> None:
     there = {"CPU": 16.0, "GPU": 2.0, "memory": 32.0 * 2**30}
-    assert cluster._room(there, Resources(**resources)) == workers
+    assert room_of(there, Resources(**resources)) == workers
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

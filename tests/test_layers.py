@@ -94,7 +94,7 @@ LAYERS: dict[str, int] = {
 # a sibling of these imports only its `base` among them
 FAMILIES = ("statistics", "models", "sources")
 DOORS = {
-    "ray": {"pipeline/cluster.py"},
+    "ray": {"pipeline/cluster/"},
     "prefect": {"flows/"},
     "fsspec": {"pipeline/store.py", "pipeline/published.py"},
     "s3fs": {"pipeline/store.py"},

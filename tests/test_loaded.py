@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from pipeline.cli import cli
-from pipeline.cluster import ray_executor
+from pipeline.cluster.executor import ray_executor
 from pipeline.errors import CensusError, DataError, JobError
 from pipeline.estimate import estimate
 from pipeline.executor import InlineExecutor

@@ -14,7 +14,7 @@ import safetensors.torch
 from click.testing import CliRunner, Result
 
 from pipeline.cli import cli
-from pipeline.cluster import JobServer
+from pipeline.cluster.jobs import JobServer
 from pipeline.executor import InlineExecutor
 from pipeline.job import load_job
 from pipeline.models.base import Task
@@ -175,6 +175,6 @@ def test_a_run_counts_once(ray: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     counted = Tabular.training_rows
     monkeypatch.setattr(Tabular, "training_rows", lambda *given: passes.append(1) or counted(*given))
     # Ray takes seconds to start, and has no part in it
-    monkeypatch.setattr("pipeline.cluster.ray_executor", lambda *_: nullcontext(InlineExecutor()))
+    monkeypatch.setattr("pipeline.cluster.executor.ray_executor", lambda *_: nullcontext(InlineExecutor()))
     done = call("run", write_job(tmp_path), "--ray", ray, "--store", str(tmp_path / "store"))
     assert (done.exit_code, passes) == (0, [1]), done.output

@@ -211,7 +211,7 @@ def _table(store: Store, run_id: str, name: str) -> pd.DataFrame:
 
 @pytest.mark.real
 def test_the_executor_changes_no_byte(undisturbed, tmp_path: Path) -> None:
-    from pipeline.cluster import executor_at
+    from pipeline.cluster.executor import executor_at
 
     _, run_id, expected = undisturbed
     job = small_job(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import cli
-from pipeline.cluster import JobServer
+from pipeline.cluster.jobs import JobServer
 from pipeline.errors import JobError, StoreError
 from pipeline.executor import InlineExecutor
 from pipeline.job import load_job

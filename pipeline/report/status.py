@@ -17,7 +17,7 @@ from pipeline.report.printing import fitted, size
 from pipeline.store import Store
 
 if TYPE_CHECKING:
-    from pipeline.cluster import Submission
+    from pipeline.cluster.jobs import Submission
 
 
 def print_status(store: Store, console: Console, run: str | None = None) -> None:

@@ -20,7 +20,7 @@ from random import Random
 
 import pytest
 
-from pipeline.cluster import ray_executor
+from pipeline.cluster.executor import ray_executor
 from pipeline.executor import InlineExecutor
 from pipeline.job import Resources, load_job
 from pipeline.manifest import decode, manifest_key

@@ -1,0 +1,55 @@
+"""How a driver comes to a cluster, or starts one on this machine.
+
+Layer 5.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from pipeline.address import LOCAL, knock, unanswered
+from pipeline.cluster.reason import last_line
+from pipeline.job import Resources
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Put back the SIGTERM handler that was there: Ray's would take the place of the one that cancels a flow."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def connect(address: str, resources: Resources) -> None:
+    """Come to the cluster at an address, or start one here if it is `local`. StoreError without an answer."""
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    knock(address)
+    try:
+        if address == LOCAL:
+            # Ray's ports are open to the network: it asks for a token, and this one nobody else has
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            cpus = max(resources.workers * resources.cpus_per_worker, os.cpu_count() or 1)
+            ray.init(address=LOCAL, num_cpus=cpus, include_dashboard=False, _temp_dir=_temporary(), **quiet)
+            return
+        # how often, not how many seconds: Ray would take a quarter of an hour to give up a wrong port
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        raise unanswered(address, last_line(error)) from error
+
+
+def _temporary() -> str:
+    # a socket's path has at most 107 characters, of which Ray needs 70: TMPDIR may be too long
+    return os.environ.get("RAY_TMPDIR") or f"/tmp/neuron-census-{os.getuid()}"

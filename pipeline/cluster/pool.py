@@ -1,0 +1,89 @@
+"""The pool of resident workers: those that died are replaced.
+
+Layer 5.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+
+from pipeline.cluster.reason import last_line
+from pipeline.errors import StoreError
+
+# a cluster that scales up takes minutes to give the first worker
+START_TIMEOUT_S = 600.0
+
+
+class Pool:
+    """As many workers as were asked for: those that died are replaced, and a new one counts once it has answered."""
+
+    def __init__(self, start: Callable[[], Any], *, size: int, retries: int) -> None:
+        self.size = size
+        self.idle: list[Any] = []
+        self._start = start
+        self._retries = retries
+        self._failures = 0
+        self._starting: dict[Future[Any], Any] = {}
+        self._busy: set[Any] = set()
+        self._alone_since = time.monotonic()
+
+    def fill(self) -> None:
+        """Start workers in place of those that are gone."""
+        for _ in range(self.size - len(self.idle) - len(self._busy) - len(self._starting)):
+            worker = self._start()
+            self._starting[worker.ready.remote().future()] = worker
+
+    @property
+    def starting(self) -> list[Future[Any]]:
+        """What is done as soon as one of the new workers is ready, or cannot be."""
+        return list(self._starting)
+
+    def admit(self) -> None:
+        """Count in the new workers that have answered. StoreError if none comes to life."""
+        for future in [future for future in self._starting if future.done()]:
+            worker = self._starting.pop(future)
+            error = future.exception()
+            if error is None:
+                self.idle.append(worker)
+                self._failures = 0
+                continue
+            self._failures += 1
+            if self._failures > self._retries:
+                raise StoreError(f"Ray cannot start a worker: {last_line(error)}") from error
+        if self.idle or self._busy:
+            self._alone_since = time.monotonic()
+        elif time.monotonic() - self._alone_since > START_TIMEOUT_S:
+            raise StoreError(
+                f"no worker started within {START_TIMEOUT_S:.0f} s: the cluster has {_shown(ray.cluster_resources())}, "
+                f"of which {_shown(ray.available_resources())} are free; ask for less under [resources], or wait"
+            )
+
+    def take(self) -> Any:
+        """An idle worker, busy from now on."""
+        worker = self.idle.pop()
+        self._busy.add(worker)
+        return worker
+
+    def give_back(self, worker: Any) -> None:
+        """The worker has answered."""
+        self._busy.remove(worker)
+        self.idle.append(worker)
+
+    def drop(self, worker: Any) -> None:
+        """The worker is dead, or is to be."""
+        self._busy.discard(worker)
+        ray.kill(worker)
+
+    def close(self) -> None:
+        """Kill every worker, whatever it is at."""
+        for worker in [*self.idle, *self._busy, *self._starting.values()]:
+            ray.kill(worker)
+
+
+def _shown(resources: dict[str, float]) -> str:
+    return ", ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
