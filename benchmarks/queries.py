@@ -22,8 +22,9 @@ import click
 
 from benchmarks.stores import DATA, SPLIT, Made, model_id, write_store
 from pipeline.catalogue import write_catalogue
+from pipeline.filesystems import filesystem
 from pipeline.query import Connection, ask, connect
-from pipeline.store import Store, filesystem, open_store
+from pipeline.store import Store, open_store
 
 TABLES = ("models", "neurons")
 TEN = "unit, z_mean, z_std, fire_rate, template_cos, template_cos_se, weight_norm, bias, best_class, dead"

@@ -1,6 +1,6 @@
 """The files of a data set, on any URL that fsspec reads.
 
-Layer 1: storage is reached through `store.filesystem` alone.
+Layer 1: storage is reached through `filesystems.py` alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from pipeline.answers import is_taken, reason
 from pipeline.errors import CensusError, DataError, StoreError
-from pipeline.store import filesystem
+from pipeline.filesystems import filesystem
 
 
 @dataclass(frozen=True)

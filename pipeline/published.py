@@ -1,6 +1,6 @@
 """The files of committed runs as DuckDB sees them: read-only, of known size, and safe to read from several threads.
 
-Layer 1: beside store.py the only file that imports fsspec, because DuckDB takes a file system of no other kind. DuckDB
+Layer 1: beside filesystems.py the only file that imports fsspec, as DuckDB takes a file system of no other kind. DuckDB
 shares one open file between threads and calls `seek` and then `read` on it; with fsspec's own files two threads that
 interleave read each other's bytes, so the position here is each thread's own. Objects never change and the manifests
 say how long they are: nothing is asked of the store but the bytes, and of a bucket no bytes twice while they fit in
@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from pipeline.store import Store, filesystem
+from pipeline.filesystems import filesystem
+from pipeline.store import Store
 
 PROTOCOL = "census"
 # of a bucket: a column of 10 million rows takes 80 MB; of a directory, which the system keeps: footers

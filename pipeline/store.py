@@ -1,11 +1,7 @@
 """The only door to storage: objects written once and whole, in a directory or a bucket.
 
-Layer 1: the only file that imports fsspec or s3fs. An object is never rewritten: of any number of writers of one key,
-alive, half dead or repeated, the first whole object stays, and each is told the SHA-256 of what is stored.
-
-S3 takes endpoint, credentials, region and certificates from where every AWS tool takes them (AWS_ENDPOINT_URL,
-AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, AWS_REGION, AWS_CA_BUNDLE, config files,
-roles), and AWS_S3_ADDRESSING_STYLE = path | virtual | auto. None of it is pickled, stored or printed.
+Layer 1. An object is never rewritten: of any number of writers of one key, alive, half dead or repeated, the first
+whole object stays, and each is told the SHA-256 of what is stored.
 """
 
 from __future__ import annotations
@@ -20,15 +16,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
-from functools import cache, lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import fsspec
+from typing import NamedTuple, TypeVar
 
 from pipeline.answers import is_taken, is_transient, reason, server_answer
-from pipeline.errors import DataError, StoreError, nearest
+from pipeline.errors import StoreError, nearest
+from pipeline.filesystems import filesystem
 from pipeline.hashing import sha256
+from pipeline.whole_files import DRAFT, make_directories, sync, write_whole
 
 T = TypeVar("T")
 
@@ -37,7 +33,6 @@ ATTEMPTS = 6
 FIRST_PAUSE_S = 0.1  # before the second attempt; doubled for each further one, times a random ½ to 1
 # fsspec splits a larger object into parts: one whole-object PUT is the unit of the commit protocol (S3 allows 5 GiB)
 ONE_PUT_BYTES = 2 << 30
-DRAFT = r"\.[0-9a-f]{32}"
 
 
 class MissingObject(StoreError):  # noqa: N818
@@ -166,35 +161,24 @@ class DirectoryStore(Store):
                 _check_key(key)
                 self._persist("write", key, partial(self._link, key, content, changed))
         finally:
-            self._persist("write", "", partial(_sync, changed))
+            self._persist("write", "", partial(sync, changed))
 
     def _create(self, key: str, content: bytes) -> bool:
         changed: dict[Path, None] = {}
         try:
             return self._link(key, content, changed)
         finally:
-            _sync(changed)
+            sync(changed)
 
     def _link(self, key: str, content: bytes, changed: dict[Path, None]) -> bool:
         """Store a whole file by name, and note which directories have other names in them now."""
         target = Path(self.url, key)
         try:
-            _make_directories(target.parent, changed)
+            make_directories(target.parent, changed)
         except FileNotFoundError as error:
             raise StoreError(f"{self.url}: no directory can be made there ({error.strerror})") from error
         changed[target.parent] = None
-        draft = target.with_name(f".{uuid.uuid4().hex}")
-        try:
-            with open(draft, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(draft, target)
-            return True
-        except FileExistsError:
-            return False
-        finally:
-            draft.unlink(missing_ok=True)
+        return write_whole(target, content)
 
     def _read(self, key: str) -> bytes:
         try:
@@ -298,47 +282,6 @@ def open_store(url: str) -> Store:
     return ObjectStore(f"{scheme}://{rest.strip('/')}")
 
 
-def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it; one instance per process, which never caches a listing."""
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        return _local(), str(Path(url).expanduser().absolute())
-    if scheme in ("s3", "s3a"):
-        environment = frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
-        fs = _s3(os.getpid(), environment)
-        return fs, fs._strip_protocol(url)
-    try:
-        return fsspec.core.url_to_fs(url, use_listings_cache=False)  # type: ignore[no-any-return]
-    except (ImportError, ValueError) as error:
-        raise DataError(f"{scheme}://: no installed package reads this scheme ({error})") from error
-
-
-@cache
-def _local() -> Any:
-    return fsspec.filesystem("file")
-
-
-@lru_cache(maxsize=4)
-def _s3(process: int, environment: frozenset[tuple[str, str]]) -> Any:
-    # the arguments are the cache's key: s3fs is not safe to use after a fork, and reads the environment only once
-    import s3fs  # 0.8 s, and only S3 needs it
-
-    known = dict(environment)
-    region = known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION")
-    style = known.get("AWS_S3_ADDRESSING_STYLE")
-    config: dict[str, Any] = {"s3": {"addressing_style": style}} if style else {}
-    if "AWS_MAX_ATTEMPTS" not in known:
-        # `_persist` repeats as well: botocore's own five, with long pauses, would take a minute to report a wrong URL
-        config["retries"] = {"mode": "standard", "total_max_attempts": 3}
-    return s3fs.S3FileSystem(
-        client_kwargs={"region_name": region} if region else {},
-        config_kwargs=config,
-        max_concurrency=1,  # a whole object is one GET, without a HEAD before it
-        use_listings_cache=False,
-        skip_instance_cache=True,
-    )
-
-
 def _stored(path: Path) -> Stored:
     seen = path.stat()
     return Stored(datetime.fromtimestamp(seen.st_mtime, UTC), seen.st_size)
@@ -354,23 +297,6 @@ def _unless_gone(error: OSError) -> None:
     # what is in a folder that cannot be read would be taken for missing, and what it needs for garbage
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise StoreError(f"{error.filename}: cannot be listed: {reason(error)}") from error
-
-
-def _make_directories(path: Path, changed: dict[Path, None]) -> None:
-    if not path.is_dir():
-        _make_directories(path.parent, changed)
-        path.mkdir(exist_ok=True)
-        changed[path.parent] = None
-
-
-def _sync(directories: Iterable[Path]) -> None:
-    """Make safe which names are in them."""
-    for directory in directories:
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _refusal(error: Exception, doing: str) -> StoreError | None:

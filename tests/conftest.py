@@ -41,7 +41,7 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3_url(s3_server: str) -> str:
     """The URL of a prefix in a new bucket."""
-    from pipeline.store import filesystem
+    from pipeline.filesystems import filesystem
 
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
     fs, _ = filesystem(f"s3://{bucket}")

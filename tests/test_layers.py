@@ -36,6 +36,7 @@ LAYERS: dict[str, int] = {
             "parquet",
             "published",
             "executor",
+            "filesystems",
             "job",
             "manifest",
             "misfits",
@@ -44,6 +45,7 @@ LAYERS: dict[str, int] = {
             "schedule",
             "store",
             "tables",
+            "whole_files",
             "withheld",
         ],
         1,
@@ -96,8 +98,8 @@ FAMILIES = ("statistics", "models", "sources")
 DOORS = {
     "ray": {"pipeline/cluster/"},
     "prefect": {"flows/"},
-    "fsspec": {"pipeline/store.py", "pipeline/published.py"},
-    "s3fs": {"pipeline/store.py"},
+    "fsspec": {"pipeline/filesystems.py", "pipeline/published.py"},
+    "s3fs": {"pipeline/filesystems.py"},
     "duckdb": {"pipeline/query.py"},
 }
 

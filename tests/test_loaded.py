@@ -21,6 +21,7 @@ from pipeline.cluster.executor import ray_executor
 from pipeline.errors import CensusError, DataError, JobError
 from pipeline.estimate import estimate
 from pipeline.executor import InlineExecutor
+from pipeline.filesystems import filesystem
 from pipeline.gc import find_garbage
 from pipeline.hashing import sha256
 from pipeline.job import Resources, load_job
@@ -30,7 +31,7 @@ from pipeline.plan import make_plan
 from pipeline.query import ask, connect
 from pipeline.resolve import resolve
 from pipeline.run import run
-from pipeline.store import Store, filesystem, open_store
+from pipeline.store import Store, open_store
 from pipeline.verify import verify_runs
 from tests.census import published
 from tests.models.build import build

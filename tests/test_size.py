@@ -15,7 +15,8 @@ from benchmarks.queries import Figure, Traffic, Watch, measure
 from benchmarks.stores import Made, model_id, write_store
 from pipeline.catalogue import write_catalogue
 from pipeline.columns import Column
-from pipeline.store import _s3, open_store
+from pipeline.filesystems import _s3
+from pipeline.store import open_store
 from tests.handmade import write_run
 from tests.servers import Seaweed
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError, StoreError
+from pipeline.filesystems import filesystem
 from pipeline.hashing import sha256
 from pipeline.inputs import list_inputs, open_input
-from pipeline.store import MissingObject, ObjectStore, Store, filesystem, open_store
+from pipeline.store import MissingObject, ObjectStore, Store, open_store
 from pipeline.withheld import Withheld
 
 

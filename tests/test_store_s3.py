@@ -8,8 +8,9 @@ from botocore.exceptions import ClientError
 from pipeline import store as store_module
 from pipeline.answers import is_taken, is_transient
 from pipeline.errors import StoreError
+from pipeline.filesystems import filesystem
 from pipeline.hashing import sha256
-from pipeline.store import MissingObject, filesystem, open_store
+from pipeline.store import MissingObject, open_store
 
 
 def http_error(status: int, code: str) -> OSError:

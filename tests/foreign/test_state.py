@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pipeline.errors import DataError, JobError, ModelError
+from pipeline.filesystems import filesystem
 from pipeline.foreign.architecture import MORE_PACKAGES
 from pipeline.foreign.files import digests_of, find_models, pin_of, read_model
 from pipeline.foreign.load import load_module
@@ -21,7 +22,6 @@ from pipeline.foreign.spec import LoadSpec
 from pipeline.foreign.state import read_state, superfluous
 from pipeline.hashing import sha256
 from pipeline.models.base import Checkpoint, Task, encode_checkpoint
-from pipeline.store import filesystem
 from tests.models.build import build
 
 TASK = Task((1, 4, 4), 3)

@@ -1,0 +1,59 @@
+"""The file system behind a URL: fsspec's door, and s3fs's.
+
+Layer 1: the only file that imports s3fs, and with `published.py`, which DuckDB reads through, the only one that imports
+fsspec. S3 takes endpoint, credentials, region and certificates from where every AWS tool takes them (AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, AWS_REGION, AWS_CA_BUNDLE, config files,
+roles), and AWS_S3_ADDRESSING_STYLE = path | virtual | auto. None of it is pickled, stored or printed.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from pipeline.errors import DataError
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it; one instance per process, which never caches a listing."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return _local(), str(Path(url).expanduser().absolute())
+    if scheme in ("s3", "s3a"):
+        environment = frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+        fs = _s3(os.getpid(), environment)
+        return fs, fs._strip_protocol(url)
+    try:
+        return fsspec.core.url_to_fs(url, use_listings_cache=False)  # type: ignore[no-any-return]
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{scheme}://: no installed package reads this scheme ({error})") from error
+
+
+@cache
+def _local() -> Any:
+    return fsspec.filesystem("file")
+
+
+@lru_cache(maxsize=4)
+def _s3(process: int, environment: frozenset[tuple[str, str]]) -> Any:
+    # the arguments are the cache's key: s3fs is not safe to use after a fork, and reads the environment only once
+    import s3fs  # 0.8 s, and only S3 needs it
+
+    known = dict(environment)
+    region = known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION")
+    style = known.get("AWS_S3_ADDRESSING_STYLE")
+    config: dict[str, Any] = {"s3": {"addressing_style": style}} if style else {}
+    if "AWS_MAX_ATTEMPTS" not in known:
+        # `_persist` repeats as well: botocore's own five, with long pauses, would take a minute to report a wrong URL
+        config["retries"] = {"mode": "standard", "total_max_attempts": 3}
+    return s3fs.S3FileSystem(
+        client_kwargs={"region_name": region} if region else {},
+        config_kwargs=config,
+        max_concurrency=1,  # a whole object is one GET, without a HEAD before it
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
