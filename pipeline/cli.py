@@ -94,12 +94,13 @@ def run(job: str, url: str, ray: str, prefect: bool) -> None:
 def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
     from pipeline.address import LOCAL, NONE, knock
     from pipeline.executor import InlineExecutor
-    from pipeline.job import load_job
+    from pipeline.named import checked_job
     from pipeline.resolve import resolve
     from pipeline.run import carry_out
     from pipeline.store import open_store
 
-    asked, store = load_job(job), open_store(url)
+    store = open_store(url)
+    asked = checked_job(job, store)
     if ray == NONE:
         return carry_out(_checked(asked, store, ray), store, InlineExecutor(), progress)
     resolved = None
@@ -115,10 +116,11 @@ def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
 
 
 def _run_in_flow(job: str, url: str, ray: str, progress: Progress) -> Outcome:
-    from pipeline.job import load_job
+    from pipeline.named import checked_job
     from pipeline.store import open_store
 
-    resolved = _checked(load_job(job), open_store(url), ray)
+    store = open_store(url)
+    resolved = _checked(checked_job(job, store), store, ray)
     from flows.census import take_census
 
     return take_census(job, store=url, ray=ray, progress=progress, resolved=resolved)
@@ -173,8 +175,8 @@ def plan(
       neuron-census plan jobs/demo.toml --models 1000 --rows 100_000_000 --gpus 64
     """
     from pipeline.estimate import estimate as estimated
-    from pipeline.job import load_job
     from pipeline.manifest import manifest_key
+    from pipeline.named import checked_job
     from pipeline.plan import make_plan
     from pipeline.projection import overheads, project, target_of
     from pipeline.report.plan import costs, planned, projected
@@ -183,7 +185,7 @@ def plan(
     from pipeline.store import open_store
 
     store = open_store(url)
-    resolved = resolve(load_job(job), store)
+    resolved = resolve(checked_job(job, store), store)
     key = manifest_key(resolved.run)
     made = make_plan(resolved, store, workers=workers)
     resolved.findings.release()

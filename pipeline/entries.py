@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.devices import machine_bytes
-from pipeline.errors import DataError, JobError, ModelError, nearest
+from pipeline.errors import DataError, JobError, Mistakes, ModelError, nearest
 from pipeline.fit.recipe import Recipe
 from pipeline.fit.settings import Training
 from pipeline.foreign.entry import Place, loaded_models, twins
@@ -83,28 +84,49 @@ class LoadEntry:
 def entries_of(job: Job, index: int) -> list[TrainEntry] | list[LoadEntry]:
     """What one entry asks for: a training for each point of its grid, or files to load. JobError if it is wrong."""
     spec, where = job.models[index], f"models[{index}]"
-    if spec.data not in job.data:
-        raise unknown(job, f"{where}.data", spec.data, job.data)
-    if spec.load is not None:
-        return [LoadEntry(where, spec, _load_spec(job, where, spec.load))]
+    mistakes = Mistakes()
+    entries: list[Any] = []
+    with mistakes.noted():
+        if spec.data not in job.data:
+            raise unknown(job, f"{where}.data", spec.data, job.data)
+    with mistakes.noted():
+        entries += _loads(job, where, spec, spec.load) if spec.load is not None else _trainings(job, where, spec)
+    mistakes.refuse()
+    return entries
+
+
+def _loads(job: Job, where: str, spec: ModelSpec, load: Mapping[str, Any]) -> list[LoadEntry]:
+    return [LoadEntry(where, spec, _load_spec(job, where, load))]
+
+
+def _trainings(job: Job, where: str, spec: ModelSpec) -> list[TrainEntry]:
     if spec.family not in families():
         raise unknown(job, f"{where}.family", spec.family or "", families())
-    _refuse_what_no_grid_can_set(job, where, spec)
-    _refuse_large_seeds(job, where, spec)
-    return [_entry(job, where, spec, point) for point in points(spec.grid)]
+    mistakes = Mistakes()
+    entries: list[TrainEntry] = []
+    with mistakes.noted():
+        _refuse_large_seeds(job, where, spec)
+    with mistakes.noted():
+        _refuse_what_no_grid_can_set(job, where, spec)
+        for point in points(spec.grid):
+            with mistakes.noted():
+                entries.append(_entry(job, where, spec, point))
+    mistakes.refuse()
+    return entries
 
 
 def _entry(job: Job, where: str, spec: ModelSpec, point: Point) -> TrainEntry:
     family: Family = families()[spec.family or ""]
     read = partial(_validated, job, where, point=point)
-    return TrainEntry(
-        where=where,
-        spec=spec,
-        family=family,
-        name="-".join(part for part in (spec.name or spec.family, label(point)) if part),
-        hyperparameters=read("hyperparameters", family.parameters, spec.hyperparameters),
-        training=read("training", Training, spec.training),
-    )
+    mistakes = Mistakes()
+    hyperparameters, training = {}, {}
+    with mistakes.noted():
+        hyperparameters = read("hyperparameters", family.parameters, spec.hyperparameters)
+    with mistakes.noted():
+        training = read("training", Training, spec.training)
+    mistakes.refuse()
+    name = "-".join(part for part in (spec.name or spec.family, label(point)) if part)
+    return TrainEntry(where, spec, family, name, hyperparameters, training)
 
 
 def _refuse_what_no_grid_can_set(job: Job, where: str, spec: ModelSpec) -> None:
@@ -307,19 +329,25 @@ T = TypeVar("T", bound=BaseModel)
 def _checked(
     job: Job, where: str, model: type[T], given: Mapping[str, Any], *, places: Mapping[str, str] = MappingProxyType({})
 ) -> T:
-    """What a table says, read; `places` are those of keys that stand in another table. JobError at the first misfit."""
+    """What a table says, read; `places` are those of keys that stand in another table. JobError with its mistakes."""
     try:
         return model(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = dotted(first["loc"])
-        path = f"{places.get(str(first['loc'][0]), where)}.{key}"
-        if first["type"] == "extra_forbidden":
-            raise unknown(job, path, key, model.model_fields) from None
-        if first["type"] == "missing":
-            meaning = model.model_fields[key].description
-            raise refusal(job, where, f"{key} is missing: expected {key} = … ({meaning})") from None
-        raise misfit(job, path, first["input"], first["msg"]) from None
+        # of a value that fits no branch of a union the first says enough
+        first = {one["loc"][0]: one for one in reversed(error.errors())}
+        said = [str(_mistake(job, where, model, one, places)) for one in reversed(first.values())]
+        raise JobError("\n".join(said)) from None
+
+
+def _mistake(job: Job, where: str, model: type[BaseModel], found: ErrorDetails, places: Mapping[str, str]) -> JobError:
+    key = dotted(found["loc"])
+    path = f"{places.get(str(found['loc'][0]), where)}.{key}"
+    if found["type"] == "extra_forbidden":
+        return unknown(job, path, key, model.model_fields)
+    if found["type"] == "missing":
+        meaning = model.model_fields[key].description
+        return refusal(job, where, f"{key} is missing: expected {key} = … ({meaning})")
+    return misfit(job, path, found["input"], found["msg"])
 
 
 def refuse_duplicates(job: Job, models: tuple[Model, ...]) -> None:

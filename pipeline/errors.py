@@ -6,7 +6,8 @@ Layer 0: imports nothing of the pipeline. Everything else that escapes a task is
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class CensusError(Exception):
@@ -39,6 +40,26 @@ class Unfinished(CensusError):  # noqa: N818
     """Tasks came to nothing though their input is not at fault: the run stays open, and the same run goes on there."""
 
     exit_code = 1
+
+
+class Mistakes:
+    """Mistakes in a job, noted one after the other so that all of them are said at once."""
+
+    def __init__(self, said: Iterable[str] = ()) -> None:
+        self._said = list(said)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note a JobError instead of raising it."""
+        try:
+            yield
+        except JobError as error:
+            self._said.append(str(error))
+
+    def refuse(self) -> None:
+        """Raise one JobError with all that was noted, each once, if anything was."""
+        if self._said:
+            raise JobError("\n".join(dict.fromkeys(self._said)))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -28,13 +28,16 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import JobError, nearest
-from pipeline.misfits import in_words, misfit_at, problems, section_of, shown
+from pipeline.legible import without, without_errors
+from pipeline.misfits import dotted, in_words, misfit_at, problems, section_of, shown
 from pipeline.places import Places, find_places
 from pipeline.selecting import refuse_patterns
 
 # the seed of a model is that of the job times the step, plus its own; the column holds a signed integer of 64 bits
 SEED_STEP = 1_000_003
 MAX_SEED = 2**63 - 1
+# how often what is wrong is left out until the rest is right
+MOST_ROUNDS = 5
 
 
 class _Section(BaseModel):
@@ -274,8 +277,27 @@ class Job(_Section):
         return self._places.file or "job"
 
 
+class Asked(NamedTuple):
+    """What a job file asks for: the job, without what is wrong, or None if too little is left; a line for each mistake.
+
+    lost  entries of models that are not what the file says: too little of them can be read
+    """
+
+    job: Job | None
+    mistakes: tuple[str, ...]
+    lost: frozenset[int]
+
+
 def load_job(path: str | Path) -> Job:
     """Read and check a job file; JobError with one line for everything that is wrong in it."""
+    asked = read_job(path)
+    if asked.job is None or asked.mistakes:
+        raise JobError("\n".join(asked.mistakes))
+    return asked.job
+
+
+def read_job(path: str | Path) -> Asked:
+    """Read a job file as far as it can be; JobError where it is no TOML."""
     file = str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -287,13 +309,32 @@ def load_job(path: str | Path) -> Job:
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{file}: not valid TOML: {error}") from None
     places = find_places(file, text)
-    try:
-        job = Job.model_validate(raw)
-    except ValidationError as error:
-        raise JobError("\n".join(problems(places, raw, error, _section_at))) from None
-    _refuse_what_json_cannot_hold(places, "", raw)
+    checked = _checked(raw, places)
+    return checked._replace(job=checked.job and _placed(checked.job, places, str(Path(path).absolute().parent)))
+
+
+def _checked(raw: Any, places: Places) -> Asked:
+    mistakes: list[str] = []
+    lost: frozenset[int] = frozenset()
+    for _ in range(MOST_ROUNDS):
+        try:
+            Job.model_validate(raw)
+        except ValidationError as error:
+            # what was left out may be missed now, which is no mistake of its own
+            mistakes = mistakes or problems(places, raw, error, _section_at)
+            raw, more = without_errors(raw, error.errors())
+            lost |= more
+            continue
+        for parts, value, expected in _what_json_cannot_hold([], raw):
+            mistakes.append(misfit_at(places, dotted(parts), value, expected))
+            raw = without(raw, parts)
+        return Asked(Job.model_validate(raw), tuple(mistakes), lost)
+    return Asked(None, tuple(mistakes), lost)
+
+
+def _placed(job: Job, places: Places, directory: str) -> Job:
+    """The job with what its messages and relative paths start from."""
     job._places = places
-    directory = str(Path(path).absolute().parent)
     for model in job.models:
         model._directory = directory
     for name, spec in job.data.items():
@@ -356,14 +397,12 @@ def _tuples(value: Any) -> Any:
     return value
 
 
-def _refuse_what_json_cannot_hold(places: Places, key: str, value: Any) -> None:
-    if isinstance(value, dict):
-        for name, one in value.items():
-            _refuse_what_json_cannot_hold(places, f"{key}.{name}" if key else name, one)
-    elif isinstance(value, tuple):
-        for index, one in enumerate(value):
-            _refuse_what_json_cannot_hold(places, f"{key}[{index}]", one)
+def _what_json_cannot_hold(parts: list[int | str], value: Any) -> Iterator[tuple[list[int | str], Any, str]]:
+    """Where a value is that no JSON has, and what was expected there."""
+    if isinstance(value, dict | tuple):
+        for part, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _what_json_cannot_hold([*parts, part], one)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise JobError(misfit_at(places, key, value, "a finite number"))
+        yield parts, value, "a finite number"
     elif not isinstance(value, str | int | float):
-        raise JobError(misfit_at(places, key, value, "a number, a string or a truth value"))
+        yield parts, value, "a number, a string or a truth value"

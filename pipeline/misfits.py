@@ -41,7 +41,7 @@ def problems(places: Places, raw: Any, errors: ValidationError, section_at: Sect
     inside = {error["loc"][:depth] for error in found for depth in range(len(error["loc"]))}
     # an array of which an element is wrong is counted without it
     for error in (one for one in found if one["type"] != "too_short" or one["loc"] not in inside):
-        parts = _real_parts(raw, error["loc"])
+        parts = real_parts(raw, error["loc"])
         if error["type"] in ("extra_forbidden", "missing", "value_error"):
             lines.append(_structural(places, parts, error, section_at))
         else:
@@ -99,7 +99,7 @@ def _structural(places: Places, parts: list[int | str], error: ErrorDetails, sec
     return f"{places.at(key)}: {section_of(key)}{error['msg'].removeprefix('Value error, ')}"
 
 
-def _real_parts(raw: Any, location: Iterable[int | str]) -> list[int | str]:
+def real_parts(raw: Any, location: Iterable[int | str]) -> list[int | str]:
     """As much of an error's location as exists in the file: pydantic appends the branch of a union."""
     parts: list[int | str] = []
     for part in location:

@@ -6,21 +6,18 @@ job names is checked here, and nothing is written: what was found out at some ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from pipeline.devices import device_asked
-from pipeline.entries import LoadEntry, Model, TrainEntry, entries_of, models_of, once, refuse_duplicates
-from pipeline.errors import DataError, JobError, nearest
+from pipeline.entries import Model, models_of, once, refuse_duplicates
+from pipeline.errors import DataError, nearest
 from pipeline.hashing import digest
-from pipeline.job import DataSpec, Job, Numerics, job_identity, misfit, unknown
+from pipeline.job import DataSpec, Job, Numerics, job_identity, misfit
 from pipeline.kernels import choose
+from pipeline.named import look_up
 from pipeline.origins import shape_of
-from pipeline.registry import sources
-from pipeline.registry import statistics as known_statistics
 from pipeline.sizes import Size, sizes_of
 from pipeline.sources.base import Chunk, Source
 from pipeline.statistics.base import Statistic
@@ -148,8 +145,7 @@ def resolve(job: Job, store: Store) -> Resolved:
     """Look up everything that a job names, and write nothing. JobError, DataError or ModelError where it is missing."""
     findings = Withheld(store)
     # names are checked before a source is asked: one may have to read all rows
-    statistics, entries = _named(job)
-    found: dict[str, Source] = {name: sources()[spec.source](name, spec, findings) for name, spec in job.data.items()}
+    statistics, entries, found = look_up(job, findings)
     for name in sorted({one.spec.data for one in entries}):
         _look_into(job, name, found[name])
         _refuse_unfit(job, statistics, name, found[name].classes)
@@ -166,31 +162,6 @@ def resolve(job: Job, store: Store) -> Resolved:
         kernel=choose.name(device_asked(job.resources)),
         findings=findings,
     )
-
-
-def _named(job: Job) -> tuple[tuple[Statistic, ...], list[TrainEntry | LoadEntry]]:
-    """The statistics and entries of a job. One JobError with the first mistake of each part that names what is not."""
-    mistakes: list[str] = []
-    for name, spec in job.data.items():
-        if spec.source not in sources():
-            mistakes.append(str(unknown(job, f"data.{name}.source", spec.source, sources())))
-    entries: list[TrainEntry | LoadEntry] = []
-    for index in range(len(job.models)):
-        with _noted(mistakes):
-            entries += entries_of(job, index)
-    with _noted(mistakes):
-        statistics = _statistics(job)
-    if mistakes:
-        raise JobError("\n".join(mistakes))
-    return statistics, entries
-
-
-@contextmanager
-def _noted(mistakes: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except JobError as error:
-        mistakes.append(str(error))
 
 
 def _look_into(job: Job, data: str, source: Source) -> None:
@@ -219,26 +190,3 @@ def _split(job: Job, data: str, name: str, source: Source) -> Split:
 
 def _measured(spec: DataSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys(spec.measure))
-
-
-def _statistics(job: Job) -> tuple[Statistic, ...]:
-    known = known_statistics()
-    for name in job.statistics:
-        if name not in known:
-            raise unknown(job, "statistics", name, known)
-    names = sorted(job.statistics) if job.statistics else sorted(known)
-    return tuple(_parametrised(job, known[name], job.statistics.get(name, {})) for name in names)
-
-
-def _parametrised(job: Job, statistic: Statistic, given: Mapping[str, Any]) -> Statistic:
-    settable = {name: value for name, value in statistic.parameters.items() if name != "sample_shift"}
-    for name, value in given.items():
-        key = f"statistics.{statistic.name}.{name}"
-        if name not in settable:
-            raise unknown(job, key, name, settable)
-        default = settable[name]
-        if default is not None and type(value) is not type(default):
-            raise misfit(job, key, value, f"a value like {default!r}")
-        if expected := statistic.expected(name, value):
-            raise misfit(job, key, value, expected)
-    return replace(statistic, **given)

@@ -16,7 +16,8 @@ from pathlib import Path
 from pipeline.cluster.jobs import JobServer, Submission
 from pipeline.errors import JobError, StoreError
 from pipeline.hashing import sha256
-from pipeline.job import Job, load_job
+from pipeline.job import Job
+from pipeline.named import checked_job
 from pipeline.resolve import resolve
 from pipeline.run import expect_fit, is_committed
 from pipeline.store import Store, open_store
@@ -39,7 +40,8 @@ def submit(path: str, url: str, address: str) -> Submitted:
 
     JobError where only this machine has what the job names, StoreError where store or cluster do not answer.
     """
-    job, store = load_job(path), open_store(url)
+    store = open_store(url)
+    job = checked_job(path, store)
     _refuse_own_files(job, url)
     server = JobServer(address)
     resolved = resolve(job, store)

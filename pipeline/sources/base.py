@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.errors import DataError, JobError, nearest
 from pipeline.hashing import digest
@@ -88,12 +89,17 @@ class Source(ABC):
         try:
             self.options = self.parameters(**spec.options)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = dotted(first["loc"])
-            said = f"expected {in_words(first['msg'])}"
-            if first["type"] == "extra_forbidden":
-                said = f"unknown key; {nearest(key, self.parameters.model_fields)}"
-            raise self.refusal(f"options.{key} = {shown(first['input'])}", said) from None
+            raise JobError("\n".join(str(self._mistake(one)) for one in error.errors())) from None
+
+    def _mistake(self, found: ErrorDetails) -> JobError:
+        key = dotted(found["loc"])
+        if found["type"] == "extra_forbidden":
+            problem = f"unknown key; {nearest(key, self.parameters.model_fields)}"
+        elif found["type"] == "missing":
+            return self.refusal(f"options.{key}", f"missing; expected {self.parameters.model_fields[key].description}")
+        else:
+            problem = f"expected {in_words(found['msg'])}"
+        return self.refusal(f"options.{key} = {shown(found['input'])}", problem)
 
     def refusal(self, key: str, problem: str) -> JobError:
         """The error for a key of this data set that the source cannot do with."""
