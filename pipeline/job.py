@@ -29,7 +29,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import JobError, nearest
 from pipeline.legible import without, without_errors
-from pipeline.misfits import dotted, in_words, misfit_at, problems, section_of, shown
+from pipeline.misfits import dotted, found, in_words, misfit_at, problems, section_of, shown
 from pipeline.places import Places, find_places
 from pipeline.selecting import refuse_patterns
 
@@ -322,7 +322,7 @@ def _checked(raw: Any, places: Places) -> Asked:
         except ValidationError as error:
             # what was left out may be missed now, which is no mistake of its own
             mistakes = mistakes or problems(places, raw, error, _section_at)
-            raw, more = without_errors(raw, error.errors())
+            raw, more = without_errors(raw, found(error))
             lost |= more
             continue
         for parts, value, expected in _what_json_cannot_hold([], raw):

@@ -37,10 +37,7 @@ def problems(places: Places, raw: Any, errors: ValidationError, section_at: Sect
     lines: list[str] = []
     expected: dict[str, list[str]] = {}
     values: dict[str, Any] = {}
-    found = errors.errors()
-    inside = {error["loc"][:depth] for error in found for depth in range(len(error["loc"]))}
-    # an array of which an element is wrong is counted without it
-    for error in (one for one in found if one["type"] != "too_short" or one["loc"] not in inside):
+    for error in found(errors):
         parts = real_parts(raw, error["loc"])
         if error["type"] in ("extra_forbidden", "missing", "value_error"):
             lines.append(_structural(places, parts, error, section_at))
@@ -49,6 +46,13 @@ def problems(places: Places, raw: Any, errors: ValidationError, section_at: Sect
             expected.setdefault(dotted(parts), []).append(said)
             values[dotted(parts)] = error["input"]
     return lines + [misfit_at(places, key, values[key], " or ".join(wanted)) for key, wanted in expected.items()]
+
+
+def found(errors: ValidationError) -> list[ErrorDetails]:
+    """What is wrong, without arrays that are too short only because an element that is wrong is not counted."""
+    every = errors.errors()
+    inside = {error["loc"][:depth] for error in every for depth in range(len(error["loc"]))}
+    return [error for error in every if error["type"] != "too_short" or error["loc"] not in inside]
 
 
 def misfit_at(places: Places, key: str, value: Any, expected: str) -> str:

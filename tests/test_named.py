@@ -73,6 +73,12 @@ SHAPES = [
     ("classes = 3", 'measure = ["a/b"]', '6: [data.rows] measure[0] = "a/b": expected a split without'),
     ('name = "small"\n', "", "job.toml: name is missing"),
     ('[[models]]\nfamily = "cnn"', '[[model]]\nfamily = "cnn"', "model = "),
+    ("seeds = 2", "load = { url = 's3://key:secret@x/y' }", "8: [models[0]] family says how to train"),
+    (
+        "steps = 5,",
+        "steps = -5, checkpoints = [2], schedule = 'step', decay_steps = [3],",
+        "[models[0].training] steps = -5: expected gr",
+    ),
     ("split = ", "splits = ", "splits = \"split\": unknown key; did you mean 'split'?"),
 ]
 

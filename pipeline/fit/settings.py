@@ -64,7 +64,8 @@ class Training(BaseModel):
     @field_validator("decay_steps")
     @classmethod
     def _has_steps_to_decay_at(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        if bool(value) != (info.data.get("schedule") == "step"):
+        # what is not there is wrong itself
+        if "schedule" in info.data and bool(value) != (info.data["schedule"] == "step"):
             raise PydanticCustomError("misfit", "steps in rising order with schedule = 'step', and none without")
         return _rising(value, info)
 
@@ -83,13 +84,13 @@ class Training(BaseModel):
     @field_validator("patience")
     @classmethod
     def _has_rows_to_stop_by(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and not info.data.get("held_out"):
+        if value is not None and not info.data.get("held_out", True):
             raise PydanticCustomError("misfit", "held_out above 0 with it")
         return value
 
 
 def _rising(value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-    last = info.data.get("steps", 0)
+    last = info.data.get("steps", MOST + 1)
     if not all(left < right for left, right in pairwise((0, *value, last))):
         raise PydanticCustomError("misfit", f"steps in rising order between 0 and steps = {last}")
     return value
