@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import median
 
 import torch
 from torch import nn
@@ -87,10 +87,11 @@ def cost_of(
     return Cost(batch.rows, median(forwards), median(wholes) + held / (len(pairs) + 1), len(pairs))
 
 
-def cost_beside(model: nn.Module, batch: Batch, measured: Sequence[float]) -> Cost:
-    """The cost of batches that were measured in so many seconds each, beside bare forwards of one of them.
+def cost_beside(model: nn.Module, batch: Batch, *, seconds: float, rows: int) -> Cost:
+    """The cost of rows that took so many seconds to measure, by batches the last of which may be small, as of a batch.
 
-    The forwards take a twentieth of the time that measuring took, or one forward; nobody needs the batch any more.
+    The bare forwards of that batch take a twentieth of the time that measuring took, or one forward; nobody needs the
+    batch any more.
     """
 
     def forward() -> None:
@@ -99,9 +100,9 @@ def cost_beside(model: nn.Module, batch: Batch, measured: Sequence[float]) -> Co
 
     passes: list[float] = []
     with unchanged(model):
-        while len(passes) < PASSES and (not passes or sum(passes) < SHARE * sum(measured)):
+        while len(passes) < PASSES and (not passes or sum(passes) < SHARE * seconds):
             passes.append(_seconds(forward, batch))
-    return Cost(batch.rows, median(passes), fmean(measured), len(passes))
+    return Cost(batch.rows, median(passes), seconds * batch.rows / rows, len(passes))
 
 
 def _seconds(work: Callable[[], None], batch: Batch) -> float:

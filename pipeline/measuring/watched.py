@@ -19,13 +19,17 @@ from pipeline.scores import Sums, added, score
 
 @dataclass(eq=False)
 class Watched:
-    """A model and its running states. `seconds` of each batch are for the log; `failure` says why it failed, if so."""
+    """A model and its running states; `failure` says why it failed, if so.
+
+    For the log: the `seconds` that all batches took together, and the `rows` in them.
+    """
 
     cell: Missing
     loaded: Loaded
     running: Running
     scores: list[Sums] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    rows: int = 0
     failure: str | None = None
 
     def show(self, batch: Batch, *, timed: bool) -> None:
@@ -39,10 +43,11 @@ class Watched:
         except ModelError as error:
             self.failure = str(error)
         if timed:
-            self.seconds.append(clock(batch) - start)
+            self.seconds += clock(batch) - start
+            self.rows += batch.rows
 
     def finish(self, timed: Batch | None) -> None:
-        """Show the model the rows that are held back still; if timed, their seconds belong to the last batch."""
+        """Show the model the rows that are held back still; if timed, it takes seconds too."""
         if self.failure is not None:
             return
         start = clock(timed) if timed else 0.0
@@ -50,8 +55,8 @@ class Watched:
             self.running.finish(self.loaded.module)
         except ModelError as error:
             self.failure = str(error)
-        if timed and self.seconds:
-            self.seconds[-1] += clock(timed) - start
+        if timed:
+            self.seconds += clock(timed) - start
 
     def cells(self, seen: CellState) -> dict[str, CellState]:
         """The cells by statistic, of a chunk of which `seen` says what was read."""
@@ -59,5 +64,5 @@ class Watched:
         return {name: replace(seen, states=states) for name, states in self.running.states().items()}
 
     def cost(self, batch: Batch) -> Cost:
-        """What the statistics cost, on a batch that has been measured."""
-        return cost_beside(self.loaded.module, self.loaded.shown(batch), self.seconds)
+        """What the statistics cost, beside the bare forward of a batch that has been measured."""
+        return cost_beside(self.loaded.module, self.loaded.shown(batch), seconds=self.seconds, rows=self.rows)
