@@ -7,6 +7,7 @@ never taken for a new one. Contraction is off: every operation rounds as IEEE 75
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,9 @@ def compiled(source: str, *, constants: Mapping[str, int], processor: str) -> st
     flags = [*OPTIONS, *(f"-D{name}={value}" for name, value in constants.items())]
     flags += PROCESSORS.get(processor, ())
     sources = {path.name: path.read_text() for path in sorted(file.parent.iterdir()) if path.is_file()}
-    path = _cache() / f"{file.stem}-{digest([sources, flags, sys.platform, bool(find_spec(ZIG))], length=16)}.so"
+    # a home may be that of several machines
+    made_of = [sources, flags, sys.platform, platform.machine(), bool(find_spec(ZIG))]
+    path = _cache() / f"{file.stem}-{digest(made_of, length=16)}.so"
     if not path.exists():
         try:
             _compile(file, flags, path)
@@ -50,7 +53,11 @@ def compiled(source: str, *, constants: Mapping[str, int], processor: str) -> st
 
 def _cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "neuron-census"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "neuron-census"
+    except RuntimeError as error:
+        # a container may run as a user that it does not know
+        raise CompilerError(f"{error} Set HOME or XDG_CACHE_HOME, where the compiled kernel is kept.") from error
 
 
 def compilers() -> list[list[str]]:

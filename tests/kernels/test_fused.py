@@ -312,6 +312,10 @@ def test_a_broken_compiler_is_a_reason_and_no_error(monkeypatch: pytest.MonkeyPa
     assert "no C++ compiler" in native_build.kernel.__wrapped__()
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     assert "/dev/null" in native_build.kernel.__wrapped__()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 2)
+    assert "Set HOME or XDG_CACHE_HOME" in native_build.kernel.__wrapped__()
 
 
 def test_the_compiler_that_pip_installs_compiles_for_this_processor(
