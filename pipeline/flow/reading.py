@@ -23,6 +23,7 @@ from pipeline.sites import Site, Unread
 # beyond this many calls of one weight in a forward, its calls are one site
 MOST_CALLS = 8
 CONSTANT = "multiplies constants and other parameters only: no input of the model meets it"
+COMPLEX = "its numbers are complex, of which none is above or below 0: nothing fires, and nothing ranks"
 NO_ROWS = "which rows of the batch its presentations belong to cannot be followed"
 
 
@@ -88,9 +89,10 @@ class Reading:
     def _read(self, same: Sequence[FoundCall], *, collected: bool) -> None:
         first = same[0]
         trust = self.trust.get(first.place, Trust())
-        plans = first.make(trust) if first.rows is not None else []
+        is_complex = first.node.affine is not None and first.node.affine.weight.is_complex()
+        plans = first.make(trust) if first.rows is not None and not is_complex else []
         if not plans:
-            reason = trust.reason if trust.reason else NO_ROWS
+            reason = COMPLEX if is_complex else trust.reason or NO_ROWS
             self._refused |= dict.fromkeys(first.weights, reason)
         nodes = dict.fromkeys(node for call in same for node in (call.node, *call.also))
         note = f"its {len(same)} calls in the probe's forward are one site" if len(same) > 1 else None

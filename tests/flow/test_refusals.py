@@ -21,6 +21,25 @@ def test_a_torchscript_program_is_refused_saying_what_to_use():
         discover(program, batch_of(torch.randn(4, 3)))
 
 
+class Spectral(nn.Module):
+    """A layer of complex numbers before one of real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixing = nn.Parameter(torch.randn(4, 3, dtype=torch.complex64))
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(nn.functional.linear(x.to(torch.complex64), self.mixing).abs())
+
+
+def test_complex_weights_are_unread_with_the_reason():
+    found = discover(Spectral(), batch_of(torch.randn(5, 3)))
+    assert [site.name for site in found.sites] == ["layer"]
+    assert [(one.name, one.parameters) for one in found.unread] == [("mixing", 12)]
+    assert found.unread[0].reason.startswith("its numbers are complex")
+
+
 def test_a_model_that_changes_its_buffers_is_refused_naming_the_buffer():
     class Counting(nn.Module):
         def __init__(self):
