@@ -268,23 +268,46 @@ def tables(name: str | None, form: str) -> None:
 @click.option("--run", metavar="ID", help="Only this run; the beginning of its id is enough.")
 @click.option("--data", metavar="NAME", help="Data set, where the model was measured on several.")
 @click.option("--split", metavar="NAME", help="Split. [default: test if there is one]")
-def show(neuron: tuple[str, ...], url: str, run: str | None, data: str | None, split: str | None) -> None:
+@click.option("--row", metavar="UID", type=click.IntRange(min=0), help="Print this row instead, as it was measured on.")
+@click.option("--job", metavar="JOB.toml", help="For --row: where the data's relative names begin. [default: here]")
+def show(
+    neuron: tuple[str, ...],
+    url: str,
+    run: str | None,
+    data: str | None,
+    split: str | None,
+    row: int | None,
+    job: str | None,
+) -> None:
     """Print one neuron: its pattern and what fires it, its numbers beside its controls', its exemplars.
 
-    MODEL is a name, or the beginning of an id. Without UNIT the site's units are listed, without SITE its sites.
+    MODEL is a name, or the beginning of an id. Without UNIT the site's units are listed, without SITE its sites. With
+    --row a row that it was measured on, an exemplar say: read anew from the data.
 
     \b
       neuron-census show mlp-0/hidden0/3
       neuron-census show mlp-0 hidden0 3
+      neuron-census show mlp-0/hidden0/3 --row 1234
     """
     from pipeline.report.neuron import page
+    from pipeline.report.row import row_page
     from pipeline.report.screen import screen
-    from pipeline.show import TABLES, find
+    from pipeline.row import TABLES as ROW_TABLES
+    from pipeline.row import find_row
+    from pipeline.show import TABLES, Listing, find
+    from pipeline.store import open_store
 
     console = screen()
-    with _connected(url, run, tables=TABLES) as con:
+    colour = console.is_terminal and not console.no_color
+    with _connected(url, run, tables=(*TABLES, *ROW_TABLES)) as con:
         found = find(con, "/".join(neuron), data=data, split=split)
-    console.print(page(found, width=console.width, colour=console.is_terminal and not console.no_color))
+        if row is None:
+            console.print(page(found, width=console.width, colour=colour))
+            return
+        if isinstance(found, Listing):
+            raise click.UsageError("--row needs a neuron, MODEL/SITE/UNIT: the row is one that it was measured on")
+        shown = find_row(con, open_store(url), found.numbers, row, job=job)
+    console.print(row_page(shown, width=console.width, colour=colour))
 
 
 def _connected(

@@ -343,6 +343,15 @@ def _placed(job: Job, places: Places, directory: str) -> Job:
     return job
 
 
+def read_spec(identity: dict[str, Any], *, directory: str) -> DataSpec:
+    """A data set of `job_identity`, whose relative names begin in a directory."""
+    given, default = _tuples(identity), _tuples(DataSpec().model_dump(mode="json"))
+    # a source tells what was given from what was not
+    spec = DataSpec.model_validate({key: value for key, value in given.items() if value != default[key]})
+    spec._directory = directory
+    return spec
+
+
 def job_identity(job: Job) -> dict[str, Any]:
     """Everything of a job that can change a result, as JSON values: what its digest is made from."""
     return job.model_dump(mode="json", exclude={"resources"})

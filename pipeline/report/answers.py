@@ -69,5 +69,7 @@ def print_answer(answer: Answer, console: Console, *, limit: int) -> None:
         console.print(Text(f"no rows ({', '.join(answer.columns)})", style="dim"), soft_wrap=False)
         return
     console.print(fitted(answer.columns, shown, width=console.width))
+    if "uid" in answer.columns:
+        console.print(Text("a row itself: neuron-census show MODEL/SITE/UNIT --row UID", style="dim"))
     if len(rows) > len(shown):
         console.print(Text(f"the first {limit} rows; --rows 0 prints all, --format csv writes all", style="dim"))

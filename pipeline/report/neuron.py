@@ -85,7 +85,7 @@ def page(found: Neuron | Listing, *, width: int, colour: bool) -> RenderableType
         parts += [words, Text()]
     parts.append(_numbers(found))
     if found.exemplars:
-        parts += [Text(), Text("exemplars", style="bold"), _exemplars(found.exemplars, width)]
+        parts += [Text(), Text("exemplars", style="bold"), _exemplars(found.exemplars, width), _how_to_see(found)]
     if found.classes:
         parts += [Text(), Text("classes it fires for", style="bold"), _classes(found.classes, width)]
     return Group(*parts)
@@ -152,6 +152,14 @@ def _exemplars(rows: Sequence[Row], width: int) -> RenderableType:
     wanted = ("kind", "rank", "uid", "file", "row", "position", "z", "a", "pearson", "cosine", "match", "label")
     columns = [column for column in wanted if any(row.get(column) is not None for row in shown)]
     return fitted(columns, [[_short(column, row.get(column)) for column in columns] for row in shown], width=width)
+
+
+def _how_to_see(neuron: Neuron) -> Text:
+    """The command that prints one of these rows."""
+    numbers = neuron.numbers
+    address = f"{neuron.model['name']}/{neuron.site['site']}/{numbers['unit']}"
+    chosen = f" --data {numbers['data']} --split {numbers['split']}" if neuron.also_measured_on else ""
+    return Text(f"a row: neuron-census show {address}{chosen} --row {neuron.exemplars[0]['uid']}", style="dim")
 
 
 def _short(column: str, value: Any) -> Any:

@@ -25,6 +25,7 @@ from pipeline.inputs import InputFile, list_inputs
 from pipeline.job import DataSpec
 from pipeline.misfits import dotted, in_words, shown
 from pipeline.names import Names
+from pipeline.rows.decode import UID_MASK
 from pipeline.rows.features import NOTHING, Decoded, FeatureFormat, Numbers
 from pipeline.rows.footers import Footer, first_uid, read_footer
 from pipeline.rows.format import RowFormat, check_columns
@@ -147,6 +148,12 @@ class Source(ABC):
     def read(self, chunk: Chunk, batch_rows: int) -> Reading[Any, Any]:
         """The batches of a chunk. DataError if the file is not the one that was planned, or cannot be read."""
 
+    def where(self, chunk: Chunk, uid: int) -> str:
+        """Where a row of a chunk stands, for whoever looks for it."""
+        if chunk.uid_base is not None:
+            return f"{chunk.url}, row {(uid - chunk.uid_base) & UID_MASK}"
+        return chunk.url
+
 
 class RowGroupSource(Source):
     """Rows of Parquet or Arrow files: `spec.columns` says which columns are what, `footers` which files there are."""
@@ -158,6 +165,11 @@ class RowGroupSource(Source):
     @abstractmethod
     def locate(self, name: str) -> str:
         """The URL of a file by that name."""
+
+    def where(self, chunk: Chunk, uid: int) -> str:
+        """File and number of the row, or the column that names it."""
+        key = self.spec.columns.key
+        return super().where(chunk, uid) + (f", where column {key!r} names it" if key is not None else "")
 
     def features(self) -> FeatureFormat:
         """How the columns become what a model takes: here numbers, of `columns.shape` or one for each column."""

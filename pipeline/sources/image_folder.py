@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
@@ -80,6 +81,12 @@ class ImageFolder(Source):
             batch_rows=batch_rows,
             max_unreadable=self.spec.max_unreadable,
         )
+
+    def where(self, chunk: Chunk, uid: int) -> str:
+        """The file."""
+        paths = self._parts(chunk.split).get(chunk.start, [])
+        found = np.flatnonzero(key_uids(pa.array(paths, pa.string())) == uid)
+        return f"{chunk.url.rstrip('/')}/{paths[found[0]]}"
 
     @cached_property
     def _files(self) -> Mapping[str, InputFile]:
