@@ -24,6 +24,10 @@ class DataError(CensusError):
     """A data set is missing, unreadable, changed under the run, or of another schema: its owner must act."""
 
 
+class MissingData(DataError):  # noqa: N818
+    """There is nothing where a data set, or a part of it, should be."""
+
+
 class ModelError(CensusError):
     """A model cannot be built, loaded, run or interpreted: its author must act."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from pipeline.answers import is_taken, reason
-from pipeline.errors import CensusError, DataError, StoreError
+from pipeline.errors import CensusError, DataError, MissingData, StoreError
 from pipeline.filesystems import filesystem
 
 
@@ -46,7 +46,7 @@ def list_inputs(url_or_glob: str) -> list[InputFile]:
         if entry["type"] == "file" and "/." not in name.removeprefix(path) and "/_" not in name.removeprefix(path)
     ]
     if not files:
-        raise DataError(f"{url_or_glob}: there is no such file, directory or match; expected at least one data file")
+        raise MissingData(f"{url_or_glob}: there is no such file, directory or match; expected at least one data file")
     return files
 
 

@@ -94,6 +94,7 @@ class DataSpec(_Section):
 
     source: str = Field(default="parquet", description="kind of source")
     url: str | None = Field(default=None, description="file, directory or glob on any fsspec URL; relative to the job")
+    made_by: str | None = Field(default=None, description="command that makes it, to be named where it is missing")
     columns: Columns = Columns()
     classes: int | None = Field(default=None, ge=1, description="number of classes of an integer label")
     labels: tuple[str, ...] | None = Field(
@@ -354,7 +355,7 @@ def read_spec(identity: dict[str, Any], *, directory: str) -> DataSpec:
 
 def job_identity(job: Job) -> dict[str, Any]:
     """Everything of a job that can change a result, as JSON values: what its digest is made from."""
-    return job.model_dump(mode="json", exclude={"resources"})
+    return job.model_dump(mode="json", exclude={"resources": True, "data": {"__all__": {"made_by"}}})
 
 
 def unknown(job: Job, key: str, name: str, known: Iterable[str]) -> JobError:

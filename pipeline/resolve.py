@@ -12,7 +12,7 @@ from functools import cached_property
 
 from pipeline.devices import device_asked
 from pipeline.entries import Model, models_of, once, refuse_duplicates
-from pipeline.errors import DataError, nearest
+from pipeline.errors import DataError, MissingData, nearest
 from pipeline.hashing import digest
 from pipeline.job import DataSpec, Job, Numerics, job_identity, misfit
 from pipeline.kernels import choose
@@ -169,7 +169,9 @@ def _look_into(job: Job, data: str, source: Source) -> None:
     try:
         source.chunks(job.data[data].train)
     except DataError as error:
-        raise DataError(f"{job.data[data].place}: [data.{data}] {error}") from error
+        spec = job.data[data]
+        cure = f"; make it by: {spec.made_by}" if spec.made_by and isinstance(error, MissingData) else ""
+        raise type(error)(f"{spec.place}: [data.{data}] {error}{cure}") from error
 
 
 def _refuse_unfit(job: Job, statistics: Sequence[Statistic], data: str, classes: int) -> None:

@@ -132,6 +132,22 @@ def test_a_split_without_rows(command: list[str], given: str, said: str, tmp_pat
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("command", [["plan"], ["run", "--ray", "none"]])
+def test_data_that_are_not_there_yet_name_what_makes_them(command: list[str], tmp_path: Path) -> None:
+    job = Path(write_job(tmp_path))
+    job.write_text(job.read_text().replace("classes = 2\n", 'made_by = "make rows"\nclasses = 2\n'))
+    there = resolve(load_job(job), open_store("memory://unused")).run
+    (tmp_path / "rows.parquet").rename(tmp_path / "others.parquet")
+    said = f"job.toml:3: [data.table] {tmp_path}/rows.parquet: there is no such file, directory or match; expected at "
+    refused(call(*command, str(job), "--store", str(tmp_path / "store")), said)
+    refused(call(*command, str(job), "--store", str(tmp_path / "store")), "data file; make it by: make rows\n")
+    assert not (tmp_path / "store").exists()
+    # how data came to be is not what is measured
+    (tmp_path / "others.parquet").rename(tmp_path / "rows.parquet")
+    job.write_text(job.read_text().replace('made_by = "make rows"\n', ""))
+    assert resolve(load_job(job), open_store("memory://unused")).run == there
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.real
 def test_what_only_the_plan_shows_is_not_submitted(mistake: str, ray_head: RayNode, tmp_path: Path) -> None:

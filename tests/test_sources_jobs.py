@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def test_every_job_is_well_formed(path: Path, tmp_path: Path):
         assert model.load is not None or model.family in families()
     for spec in job.data.values():
         assert spec.source in sources()
+        assert spec.url is None or re.match(r"python -m jobs\.(prepare|standard) [\w-]+", spec.made_by or "")
 
 
 def test_the_zoo_has_every_family_and_resolves(tmp_path: Path):

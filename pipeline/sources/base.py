@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.errors import DataError, JobError, nearest
+from pipeline.errors import DataError, JobError, MissingData, nearest
 from pipeline.hashing import digest
 from pipeline.inputs import InputFile, list_inputs
 from pipeline.job import DataSpec
@@ -367,7 +367,7 @@ class FileSource(RowGroupSource):
             return found
         found = [file for file in found if file.url.lower().endswith(SUFFIXES)]
         if not found:
-            raise DataError(f"data {self.data}: below {location} no file ends in {', '.join(SUFFIXES)}")
+            raise MissingData(f"data {self.data}: below {location} no file ends in {', '.join(SUFFIXES)}")
         return found
 
     def locate(self, name: str) -> str:
