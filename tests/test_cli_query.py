@@ -1,0 +1,119 @@
+"""`neuron-census query`: formats, files, mistakes, and the questions that it knows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.store import open_store
+from tests.command_line import call, refused
+from tests.handmade import write_run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("store"))
+    write_run(open_store(url), "aaaa", ("mlp-0", "mlp-0-init"))
+    return url
+
+
+def test_query_prints_a_table(store: str) -> None:
+    result = call("query", "SELECT site, count(*) AS units FROM neurons GROUP BY site ORDER BY site", store=store)
+    assert result.stdout.splitlines() == [
+        "site      units",
+        "───────────────",
+        "head          6",
+        "layers.0      8",
+    ]
+
+
+def test_query_reads_stdin_and_says_if_there_are_more_rows(store: str) -> None:
+    result = call("query", "-", "--rows", "3", store=store, text="SELECT unit FROM neurons")
+    assert result.stdout.splitlines()[-1] == "the first 3 rows; --rows 0 prints all, --format csv writes all"
+    assert len(result.stdout.splitlines()) == 6
+    assert len(call("query", "SELECT unit FROM neurons", "--rows", "0", store=store).stdout.splitlines()) == 16
+    assert call("query", "FROM neurons WHERE unit > 99", store=store).stdout.startswith("no rows (run, model, ")
+
+
+def test_query_writes_csv(store: str) -> None:
+    sql = (
+        "SELECT unit, fire_rate, template_cos, weight FROM neurons "
+        "JOIN patterns USING (run, model, data, split, site, unit) ORDER BY model, site, unit LIMIT 5"
+    )
+    rows = list(csv.DictReader(call("query", sql, "--format", "csv", store=store).stdout.splitlines()))
+    # null, zero and NaN are three things
+    assert rows[0]["fire_rate"] == ""
+    assert (float(rows[4]["fire_rate"]), rows[4]["template_cos"]) == (0.0, "nan")
+    assert json.loads(rows[0]["weight"])[0] == -1.0
+
+
+def test_query_writes_json(store: str) -> None:
+    sql = "SELECT site, unit, fire_rate, template_cos FROM neurons WHERE unit = 1 ORDER BY site, template_cos"
+    rows = json.loads(call("query", sql, "--format", "json", store=store).stdout)
+    assert rows[0] == {"site": "head", "unit": 1, "fire_rate": None, "template_cos": 0.25}
+    assert rows[-1] == {"site": "layers.0", "unit": 1, "fire_rate": 0.0, "template_cos": "NaN"}
+    assert json.loads(call("query", "FROM neurons WHERE unit > 9", "--format", "json", store=store).stdout) == []
+
+
+def test_query_writes_a_file_whole_or_not_at_all(store: str, tmp_path: Path) -> None:
+    target = tmp_path / "out.parquet"
+    assert call("query", "FROM neurons", "-o", str(target), store=store).exit_code == 0
+    table = pq.read_table(target)
+    assert (table.num_rows, str(table.schema.field("unit").type)) == (14, "int32")
+    refused(
+        call("query", "SELECT site::INT FROM neurons", "-o", str(tmp_path / "bad.csv"), store=store),
+        "Could not convert",
+    )
+    refused(
+        call("query", "FROM neurons", "-o", str(tmp_path / "a" / "b.csv"), store=store), "cannot be written: No such"
+    )
+    refused(call("query", "FROM neurons", "-o", str(tmp_path / "a.txt"), store=store), "name the file .csv, .json or")
+    assert os.listdir(tmp_path) == ["out.parquet"]
+
+
+def test_query_refuses_mistakes(store: str) -> None:
+    refused(call("query", "SELECT nme FROM models", store=store), 'Referenced column "nme" not found', "LINE 1:")
+    refused(call("query", "DROP VIEW neurons", store=store), "tables of committed runs are never written")
+    known = "collapse, detectors, families, idle, patterns, words"
+    refused(call("query", store=store), f"expected either SQL or --question NAME; known: {known}")
+    refused(call("query", "--question", "pattern", store=store), "did you mean 'patterns'?")
+    refused(call("query", "FROM runs", "--run", "b", store=store), "no committed run begins with 'b'")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_three_questions_fit_the_terminal(store: str, columns: int) -> None:
+    for name in ("patterns", "idle", "detectors"):
+        result = call("query", "--question", name, store=store, columns=columns)
+        assert result.exit_code == 0
+        assert max(map(len, result.stdout.splitlines())) <= columns
+        assert "…" not in result.stdout
+        assert "do not fit" not in result.stdout
+
+
+def test_the_questions_are_answered(store: str) -> None:
+    def answer(name: str) -> list[list[str]]:
+        rows = call("query", "--question", name, "--format", "csv", store=store).stdout.splitlines()
+        return list(csv.reader(rows))[1:]
+
+    patterns = answer("patterns")
+    # the dead unit's cosine is undefined: three of four units
+    assert patterns[0] == ["mlp", "layers.0", "3", "0.25", "0.75", "0.5", "0.0625", "1.0", "digits/test"]
+    assert [row[1] for row in patterns] == ["layers.0", "head"]
+    assert answer("idle") == [["mlp-0", "layers.0", "digits", "4", "1", "1", "0.97", "2~3"]]
+    detectors = answer("detectors")
+    # it fires in 30 rows, 20 of them of the 30 rows of class 2
+    assert [row[:5] for row in detectors] == [
+        [str(c), "mlp-0", "layers.0", "0", str([0.0, 0.2, 0.5][c])] for c in range(3)
+    ]
+
+
+def test_a_question_about_what_was_not_measured_says_so(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    write_run(open_store(url), "a", tables=("models", "sites"))
+    result = call("query", "--question", "idle", store=url)
+    assert result.exit_code == 0

@@ -1,0 +1,105 @@
+"""Models that are no family's: made by a builder, or exported programs, and their twins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.job import load_job
+from pipeline.models.base import decode_checkpoint
+from pipeline.resolve import resolve
+from pipeline.store import open_store
+from tests.loaded import exported, job_of, put, table, take
+
+
+class Uninitialised(nn.Linear):
+    """Leaves its weights as the memory has them."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Normed(nn.Module):
+    """A norm with running statistics behind a layer, and two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.out = nn.Linear(64, 5), nn.BatchNorm1d(5), nn.Linear(5, 10)
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = torch.relu(self.norm(self.layer(pixels.flatten(1))))
+        return {"hidden": hidden, "logits": self.out(hidden)}
+
+
+def builder(name: str, **arguments: Any) -> str:
+    given = ", ".join(f"{key} = {value}" for key, value in arguments.items())
+    return f"url = 'models/*', builder = 'tests.test_loaded_builders:{name}', arguments = {{ {given} }}"
+
+
+@pytest.fixture
+def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEURON_CENSUS_PACKAGES", "tests")
+
+
+def test_a_twin_has_norms_of_the_data_and_class_scores_are_found(allowed: None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    put(tmp_path / "models" / "a.safetensors", dict(Normed().state_dict()))
+    store = open_store(str(tmp_path / "store"))
+    outcome = take(job_of(tmp_path, builder("Normed")), store)
+    assert outcome.failed == {}
+    models = table(store, outcome.run, "models").set_index("name")
+    twin = decode_checkpoint(store.get(f"models/{models.loc['Normed-init', 'model']}.safetensors")).weights
+    assert not torch.equal(twin["norm.running_mean"], torch.zeros(5))
+    assert (twin["norm.running_var"] - 1).abs().min() > 0.1
+    scores = table(store, outcome.run, "scores")
+    assert set(scores["metric"]) == {"accuracy", "log_loss"}
+    assert models.loc["a", "family"] == "tests.test_loaded_builders:Normed"
+
+
+def test_a_model_without_known_initialisers_has_no_twin(allowed: None, tmp_path: Path) -> None:
+    put(tmp_path / "models" / "a.safetensors", dict(nn.Linear(8, 4).state_dict()))
+    job = load_job(job_of(tmp_path, builder("Uninitialised", in_features=8, out_features=4)))
+    (model,) = resolve(job, open_store(str(tmp_path / "store"))).models
+    assert model.control is None
+
+
+def test_a_program_is_measured_and_has_no_twin(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "cut.pt2", put(tmp_path / "models" / "m.pt2", exported())[:-50])
+    store = open_store(str(tmp_path / "store"))
+    outcome = take(job_of(tmp_path, "url = 'models'"), store)
+    assert list(outcome.failed) == ["cut"]
+    assert (outcome.loaded, outcome.cells) == (1, 2)
+    neurons, models = (table(store, outcome.run, name) for name in ("neurons", "models"))
+    assert len(neurons) == 16
+    assert models["control"].isna().all()
+    assert sorted(table(store, outcome.run, "sites")["kind"]) == ["dense", "dense"]
+
+
+def test_a_model_that_refuses_the_rows_is_recorded_and_costs_no_other(allowed: None, tmp_path: Path) -> None:
+    put(tmp_path / "models" / "a.safetensors", dict(Normed().state_dict()))
+    path = job_of(tmp_path, f"{builder('Normed')}, inputs = ['image']", keys="control = false")
+    outcome = take(path, open_store(str(tmp_path / "store")))
+    assert list(outcome.failed) == ["a"]
+    assert "its forward does not take (image): " in outcome.failed["a"]
+    assert "load.inputs can name what rows give it" in outcome.failed["a"]
+    named = job_of(tmp_path, f"{builder('Normed')}, inputs = ['pixels']")
+    assert take(named, open_store(str(tmp_path / "store"))).failed == {}
+
+
+class Narrow(Normed):
+    """Takes fewer numbers than a row has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(63, 5)
+
+
+def test_a_model_that_breaks_on_the_rows_is_recorded_and_so_is_its_twin(allowed: None, tmp_path: Path) -> None:
+    put(tmp_path / "models" / "a.safetensors", dict(Narrow().state_dict()))
+    outcome = take(job_of(tmp_path, builder("Narrow")), open_store(str(tmp_path / "store")))
+    assert sorted(outcome.failed) == ["Narrow-init", "a"]
+    assert all("mat1 and mat2 shapes cannot be multiplied" in reason for reason in outcome.failed.values())
