@@ -30,6 +30,7 @@ LAYERS: dict[str, int] = {
             "devices",
             "attention",
             "base_columns",
+            "input_forms",
             "inputs",
             "rows",
             "places",

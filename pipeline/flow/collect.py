@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 
 from pipeline.flow.layout import number_positions
-from pipeline.sites import InputSums, Presentations
+from pipeline.input_forms import InputSums
+from pipeline.sites import Presentations
 
 
 class Collected:

@@ -13,8 +13,8 @@ import torch
 from pipeline.flow.lazy import Normed
 from pipeline.flow.patches import Contraction, Geometry
 from pipeline.flow.rows import Rows
+from pipeline.input_forms import InputSums, Windows
 from pipeline.kernels import native_sums
-from pipeline.sites import InputSums, Windows
 
 
 class Inputs:

@@ -21,7 +21,8 @@ from pipeline.flow.plan import CallKey, Scaling, SitePlan
 from pipeline.flow.record import Graph, Node
 from pipeline.flow.rows import Rows
 from pipeline.flow.values import Call, Value
-from pipeline.sites import InputSpace, InputSums, Presentations, Site
+from pipeline.input_forms import InputSums
+from pipeline.sites import InputSpace, Presentations, Site
 
 GATE = "fm_square"
 # beyond this many values of all fields together a list of them would take more memory than the pattern

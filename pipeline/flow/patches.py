@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from pipeline.flow.layout import Arranged, arrange
 from pipeline.flow.rows import Rows
+from pipeline.input_forms import InputSums, LaidWindows, Windows, WindowShape
 from pipeline.kernels import native_sums
-from pipeline.sites import InputSums, LaidWindows, Windows, WindowShape
 
 # channels of a group from which windows are copied faster with the channels side by side
 CHANNELS = 8

@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 
 from pipeline.hashing import row_hash
-from pipeline.sites import InputSums, Presentations
+from pipeline.input_forms import InputSums
+from pipeline.sites import Presentations
 
 POSITION_SEED = 0x9051710
 

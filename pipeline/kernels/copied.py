@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import torch
 
+from pipeline.input_forms import LaidWindows
 from pipeline.kernels import native_deviations
 from pipeline.kernels.comoment import as_float
 from pipeline.kernels.operands import LeftSums, Operands, RightSums
-from pipeline.sites import LaidWindows, Presentations
+from pipeline.sites import Presentations
 
 # numbers of a window's copies at a time, 4 MiB, into the same memory: it stays in the caches
 BLOCK_NUMBERS = 1 << 20

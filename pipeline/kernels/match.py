@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from pipeline.sites import InputSums, Presentations, Site
+from pipeline.input_forms import InputSums
+from pipeline.sites import Presentations, Site
 
 Form = Literal["pearson", "cosine"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from pipeline.input_forms import InputSums
 from pipeline.kernels.native_task import TYPES, WindowAxis, Windows
-from pipeline.sites import InputSums
 
 _TYPES = {getattr(torch, name): number for name, number in TYPES.items()}
 _library: ContextVar[ctypes.CDLL | None] = ContextVar("native kernel", default=None)

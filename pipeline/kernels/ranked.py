@@ -15,12 +15,13 @@ from typing import Literal
 import torch
 
 from pipeline.hashing import row_hash
+from pipeline.input_forms import InputSums
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.bins import lattice
 from pipeline.kernels.match import match
 from pipeline.kernels.places import Places, position_at
 from pipeline.kernels.view import View, fill_unless
-from pipeline.sites import InputSums, Presentations, Site
+from pipeline.sites import Presentations, Site
 
 # greatest, smallest: by z; match: by correlation; random: of the firing rows; octave: of each octave of z
 Kind = Literal["greatest", "smallest", "match", "random", "octave"]

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import torch
 
+from pipeline.input_forms import InputSums
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.view import View
-from pipeline.sites import InputSums, Presentations
+from pipeline.sites import Presentations
 
 # z values in a block: 2 MiB of float64, so that temporaries are reused and not returned to the system
 BLOCK_VALUES = 1 << 18

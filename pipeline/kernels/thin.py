@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 
 from pipeline.hashing import row_hash
-from pipeline.sites import InputSums, Presentations
+from pipeline.input_forms import InputSums
+from pipeline.sites import Presentations
 
 SEED = 0x70051710
 # numbers of x in one call for patches, 16 MiB of float32

@@ -21,10 +21,11 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from pipeline.input_forms import Windows, WindowShape
 from pipeline.kernels import native_tiles
 from pipeline.kernels.native_tiles import DEEP, PIECES, LeftTiles, RightTiles, TileProducts, TileTaps, step_bytes
 from pipeline.kernels.operands import LeftSums, Operands, RightSums
-from pipeline.sites import Presentations, Windows, WindowShape
+from pipeline.sites import Presentations
 
 # bytes of the tiles of a slice, 64 MiB: of each thread the most that a slice needed is kept, to be written over
 TILE_BYTES = 1 << 26

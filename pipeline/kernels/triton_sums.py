@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 import triton
 
+from pipeline.input_forms import InputSums
 from pipeline.kernels.triton_input import norms, pixel_sums, references, vector_sums, window_sums
-from pipeline.sites import InputSums, Presentations
+from pipeline.sites import Presentations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # vectors and their numbers, pixels and their channels that a program has in hand; numbers of an entry that it reads

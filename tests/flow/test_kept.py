@@ -13,8 +13,8 @@ from pipeline.batch import Batch
 from pipeline.flow.discover import discover
 from pipeline.flow.gradients import observe_gradients
 from pipeline.flow.tap import tapped_forward
+from pipeline.input_forms import InputSums
 from pipeline.models.base import Task
-from pipeline.sites import InputSums
 from tests.models.build import build
 
 

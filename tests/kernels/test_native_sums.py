@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.input_forms import InputSums
 from pipeline.kernels import native_build, native_sums
-from pipeline.sites import InputSums
 from tests.flow.convolutions import windows
 
 # channels, spatial sizes, kernel, stride, dilation, padding before and after, groups

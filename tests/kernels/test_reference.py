@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.input_forms import InputSums
 from pipeline.kernels import reference
 from pipeline.kernels.reference import observe_all
 from pipeline.registry import statistics
-from pipeline.sites import InputSums, Presentations
+from pipeline.sites import Presentations
 from tests.laws.drawn import Recipe, draw, make_site
 from tests.laws.laws import assert_same_bits, assert_same_choices
 

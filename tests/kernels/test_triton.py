@@ -25,12 +25,13 @@ from pipeline.devices import GPU
 from pipeline.errors import JobError
 from pipeline.flow.discover import discover
 from pipeline.forms import numbered
+from pipeline.input_forms import InputSums
 from pipeline.kernels import choose, triton_build
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.ranked import STRATA
 from pipeline.registry import statistics
 from pipeline.running import Running
-from pipeline.sites import InputSums, Presentations
+from pipeline.sites import Presentations
 from tests.elsewhere import ELSEWHERE, elsewhere
 from tests.kernels.fused import FUSED, INFINITE, LAYOUTS, assert_same, grown_by_both, laid_out, primitives_of, recipes
 from tests.laws.drawn import Recipe, draw, split

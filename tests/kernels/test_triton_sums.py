@@ -10,8 +10,8 @@ import torch
 
 from pipeline.devices import GPU
 from pipeline.flow.patches import Convolution, sums_of
+from pipeline.input_forms import InputSums
 from pipeline.kernels.match import lengths_of
-from pipeline.sites import InputSums
 from tests.laws.drawn import Recipe, draw
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from pipeline.sites import InputSpace, InputSums, Presentations, Site
+from pipeline.input_forms import InputSums
+from pipeline.sites import InputSpace, Presentations, Site
 
 GATES = {
     "identity": lambda z: z,

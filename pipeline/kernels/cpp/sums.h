@@ -1,4 +1,4 @@
-// Σx, Σx² and Σ(x − x̄)² of the inputs of every presentation: what match needs of x (sites.InputSums).
+// Σx, Σx² and Σ(x − x̄)² of the inputs of every presentation: what match needs of x (input_forms.InputSums).
 
 #pragma once
 
