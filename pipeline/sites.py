@@ -229,55 +229,65 @@ class Presentations:
 
     def select_rows(self, keep_N: torch.Tensor) -> Presentations:
         """The presentations of the rows where the bool `keep_N` is True, in the same order."""
-        keep_L = keep_N[self.row_index_L]
-        index_L = keep_L.nonzero()[:, 0]
+        index_L = keep_N[self.row_index_L].nonzero()[:, 0]
         renumbered_N = keep_N.cumsum(0) - 1
+        chosen = _Chosen(self, index_L)
 
-        def runs(start: int, stop: int) -> Iterator[tuple[int, int]]:
-            # run by run, so that the inputs of what lies between two wanted entries are never made
-            wanted = index_L[start:stop].cpu()
-            if len(wanted) == 0:
-                yield 0, 0
-                return
-            for run in wanted.tensor_split((wanted.diff() != 1).nonzero()[:, 0] + 1):
-                yield int(run[0]), int(run[-1]) + 1
-
-        def patches(start: int, stop: int) -> torch.Tensor:
-            return torch.cat([self.patches(first, last) for first, last in runs(start, stop)])
-
-        def patches_at(start: int, stop: int, index_lK: torch.Tensor) -> torch.Tensor:
-            assert self.patches_at is not None
-            parts, done = [], 0
-            for first, last in runs(start, stop):
-                parts.append(self.patches_at(first, last, index_lK[done : done + last - first]))
-                done += last - first
-            return torch.cat(parts)
-
-        def windows(start: int, stop: int) -> Windows:
-            assert self.windows is not None
-            parts = [self.windows(first, last) for first, last in runs(start, stop)]
-            if len(parts) == 1:
-                return parts[0]
-            return parts[0]._replace(x_LCs=torch.cat([part.x_LCs for part in parts]))
-
-        def input_sums() -> InputSums:
-            sums = self.input_sums()
-            return InputSums(sums.sum_LSG[index_L], sums.square_LSG[index_L], sums.centred_LSG[index_L])
+        def of(value: torch.Tensor | None) -> torch.Tensor | None:
+            return None if value is None else value[index_L]
 
         return replace(
             self,
             z_LSU=self.z_LSU[index_L],
             a_LSU=self.a_LSU[index_L],
-            affine_LSU=None if self.affine_LSU is None else self.affine_LSU[index_L],
+            affine_LSU=of(self.affine_LSU),
             uid_N=self.uid_N[keep_N],
             label_N=None if self.label_N is None else self.label_N[keep_N],
             row_L=None if self.row_L is None else renumbered_N[self.row_L[index_L]],
-            mask_LS=None if self.mask_LS is None else self.mask_LS[index_L],
-            position_LS=None if self.position_LS is None else self.position_LS[index_L],
-            label_LS=None if self.label_LS is None else self.label_LS[index_L],
-            gradient_LSU=None if self.gradient_LSU is None else self.gradient_LSU[index_L],
-            patches=patches,
-            patches_at=None if self.patches_at is None else patches_at,
-            windows=None if self.windows is None else windows,
-            input_sums=input_sums,
+            mask_LS=of(self.mask_LS),
+            position_LS=of(self.position_LS),
+            label_LS=of(self.label_LS),
+            gradient_LSU=of(self.gradient_LSU),
+            patches=chosen.patches,
+            patches_at=None if self.patches_at is None else chosen.patches_at,
+            windows=None if self.windows is None else chosen.windows,
+            input_sums=chosen.input_sums,
         )
+
+
+class _Chosen(NamedTuple):
+    """The inputs of some entries of presentations, run by run: those of what lies between two are never made."""
+
+    whole: Presentations
+    index_L: torch.Tensor
+
+    def runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Where in the whole the entries start…stop of those chosen are, neighbours together."""
+        wanted = self.index_L[start:stop].cpu()
+        if len(wanted) == 0:
+            yield 0, 0
+            return
+        for run in wanted.tensor_split((wanted.diff() != 1).nonzero()[:, 0] + 1):
+            yield int(run[0]), int(run[-1]) + 1
+
+    def patches(self, start: int, stop: int) -> torch.Tensor:
+        return torch.cat([self.whole.patches(first, last) for first, last in self.runs(start, stop)])
+
+    def patches_at(self, start: int, stop: int, index_lK: torch.Tensor) -> torch.Tensor:
+        assert self.whole.patches_at is not None
+        parts, done = [], 0
+        for first, last in self.runs(start, stop):
+            parts.append(self.whole.patches_at(first, last, index_lK[done : done + last - first]))
+            done += last - first
+        return torch.cat(parts)
+
+    def windows(self, start: int, stop: int) -> Windows:
+        assert self.whole.windows is not None
+        parts = [self.whole.windows(first, last) for first, last in self.runs(start, stop)]
+        if len(parts) == 1:
+            return parts[0]
+        return parts[0]._replace(x_LCs=torch.cat([part.x_LCs for part in parts]))
+
+    def input_sums(self) -> InputSums:
+        sums, index_L = self.whole.input_sums(), self.index_L
+        return InputSums(sums.sum_LSG[index_L], sums.square_LSG[index_L], sums.centred_LSG[index_L])
