@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -104,23 +105,48 @@ def _phases(geometry: Geometry) -> Sequence[Geometry]:
     return geometry.phases() if isinstance(geometry, Phase) else [geometry]
 
 
-def _plan(graph: Graph, named: Named, part: Part, geometry: Geometry, spaces: Spaces) -> SitePlan:
-    affine, end = named.affine, part.end
-    phase, label = _phase(geometry)
+class _Folded(NamedTuple):
+    """Of all units of a call: the weights, and what becomes of them and of the bias with all that is folded."""
+
+    raw_UD: torch.Tensor
+    pattern_UD: torch.Tensor
+    bias_U: torch.Tensor
+
+
+def _folded(affine: Affine, geometry: Geometry, gain: Gain | None, end: Path) -> _Folded:
+    """The gain before an affine call and the scaling behind it, folded into its pattern."""
     raw_UD, bias_U = _weights(affine, geometry)
-    gain = gain_of(graph, affine)
     pattern_UD, shifted_U = _gained(raw_UD, bias_U, gain)
-    pattern_UD = pattern_UD * end.scale_U[:, None]
-    shifted_U = shifted_U * end.scale_U + end.shift_U
-    chosen = slice(None) if part.units is None else part.units
-    met, meets_gate = _met(end, part), _meets_gate(end, part)
+    return _Folded(raw_UD, pattern_UD * end.scale_U[:, None], shifted_U * end.scale_U + end.shift_U)
+
+
+class _Meeting(NamedTuple):
+    """Where z is met: `is_met` at the end of a path, `meets_gate` one operation before, else it is computed."""
+
+    end: Path
+    is_met: bool
+    meets_gate: bool
+    unit_axis: int
+
+
+def _meeting(part: Part, geometry: Geometry) -> _Meeting:
+    end = part.end
+    meets_gate = _meets_gate(end, part)
     axis = (_gate_axis(end) if meets_gate else None) or end.unit_axis
-    if phase is not None and (axis,) != geometry.unit_axes:
+    if isinstance(geometry, Phase) and (axis,) != geometry.unit_axes:
         # the outputs of a phase are known in the call's own layout only
-        end = end if end.norm is None else plain_of(end)
-        met = meets_gate = False
+        return _Meeting(end if end.norm is None else plain_of(end), False, False, axis)
+    return _Meeting(end, _met(end, part), meets_gate, axis)
+
+
+def _plan(graph: Graph, named: Named, part: Part, geometry: Geometry, spaces: Spaces) -> SitePlan:
+    affine, gain = named.affine, gain_of(graph, named.affine)
+    phase, label = _phase(geometry)
+    folded = _folded(affine, geometry, gain, part.end)
+    end, is_met, meets_gate, axis = _meeting(part, geometry)
+    chosen = slice(None) if part.units is None else part.units
     scaling = Scaling(end.scale_U[chosen], end.shift_U[chosen])
-    groups, group_part = _grouped(geometry, raw_UD, part.units)
+    groups, group_part = _grouped(geometry, len(folded.raw_UD), part.units)
     site = Site(
         name=named.name(part.label + label),
         path=named.path,
@@ -128,9 +154,9 @@ def _plan(graph: Graph, named: Named, part: Part, geometry: Geometry, spaces: Sp
         index=-1,
         kind="graph" if end.lifts or from_neighbours(graph, affine.x_value) else geometry.kind,
         gate=end.gate.name if end.gate is not None else "identity",
-        pattern_UD=pattern_UD[chosen],
-        bias_U=shifted_U[chosen],
-        raw_UD=raw_UD[chosen],
+        pattern_UD=folded.pattern_UD[chosen],
+        bias_U=folded.bias_U[chosen],
+        raw_UD=folded.raw_UD[chosen],
         inputs=spaces.of(affine, geometry),
         groups=groups,
         norm=end.norm,
@@ -143,8 +169,8 @@ def _plan(graph: Graph, named: Named, part: Part, geometry: Geometry, spaces: Sp
         gate=end.gate,
         part=part.units,
         group_part=group_part,
-        scaling=None if met or meets_gate or scaling.is_identity else scaling,
-        trail=_trail(end, meets_gate=meets_gate) if met or meets_gate else (),
+        scaling=None if is_met or meets_gate or scaling.is_identity else scaling,
+        trail=_trail(end, meets_gate=meets_gate) if is_met or meets_gate else (),
         meets_gate=meets_gate,
         unit_axis=axis,
         before=None if end.norm is None else scaling,
@@ -196,11 +222,11 @@ def _phase(geometry: Geometry) -> tuple[tuple[int, ...] | None, str]:
     return geometry.phase, "" if one else ".phase" + "x".join(map(str, geometry.phase))
 
 
-def _grouped(geometry: Geometry, raw_UD: torch.Tensor, units: torch.Tensor | None) -> tuple[int, torch.Tensor | None]:
-    """The groups of a part, and which of the call's they are (None: all): a group per unit where they are uneven."""
+def _grouped(geometry: Geometry, of: int, units: torch.Tensor | None) -> tuple[int, torch.Tensor | None]:
+    """The groups of some of a call's units, and which of its they are (None: all): one per unit where uneven."""
     if geometry.groups == 1 or units is None:
         return geometry.groups, None
-    of_unit = units // (len(raw_UD) // geometry.groups)
+    of_unit = units // (of // geometry.groups)
     groups, counts = torch.unique_consecutive(of_unit, return_counts=True)
     if bool((counts == counts[0]).all()):
         return len(groups), groups
@@ -230,12 +256,10 @@ def _pair_plan(graph: Graph, named: Named, pair: Pair, spaces: Spaces) -> SitePl
     affine, other = named.affine, pair.up.affine
     assert other is not None
     gain = gain_of(graph, affine)
-    raw_UD, bias_U = _weights(affine, affine.geometry)
-    pattern_UD, shifted_U = _gained(raw_UD, bias_U, gain)
-    up_UD, _ = _gained(*_weights(other, other.geometry), gain)
-    chosen, up_chosen = pair.gate_units, pair.up_units
     gate_end, up_end = pair.gate_end, pair.up_end
-    groups, group_part = _grouped(affine.geometry, raw_UD, chosen)
+    folded = _folded(affine, affine.geometry, gain, gate_end)
+    chosen, up_chosen = pair.gate_units, pair.up_units
+    groups, group_part = _grouped(affine.geometry, len(folded.raw_UD), chosen)
     same_call = pair.up is named.node
     partner = "the other half of its units" if same_call else f"the units of {sorted(other.weight_value.names)[0]}"
     site = Site(
@@ -245,13 +269,13 @@ def _pair_plan(graph: Graph, named: Named, pair: Pair, spaces: Spaces) -> SitePl
         index=-1,
         kind=affine.geometry.kind,
         gate=pair.gate.name,
-        pattern_UD=(pattern_UD * gate_end.scale_U[:, None])[chosen],
-        bias_U=(shifted_U * gate_end.scale_U + gate_end.shift_U)[chosen],
-        raw_UD=raw_UD[chosen],
+        pattern_UD=folded.pattern_UD[chosen],
+        bias_U=folded.bias_U[chosen],
+        raw_UD=folded.raw_UD[chosen],
         inputs=spaces.of(affine, affine.geometry),
         groups=groups,
         folded=(*(() if gain is None else (gain.norm,)), *gate_end.folded),
-        up_UD=(up_UD * up_end.scale_U[:, None])[up_chosen],
+        up_UD=_folded(other, other.geometry, gain, up_end).pattern_UD[up_chosen],
         note=f"gated pair: a = gate(z) × {partner}",
     )
     names = _names(affine, gate_end, gain) | _names(other, up_end, None) | fixed_names(pair.gate.nodes)
