@@ -236,38 +236,37 @@ def views_of(
     batch: Batch,
 ) -> Views | None:
     """How a presentation that was made is had as views of `sources`, by register; None where it cannot."""
-    plan = call.plan
+    plan, activation = call.plan, None if ending is None else ending.activation
+    if plan.squares or (plan.branch is not None and activation is None) or not _as_in(batch, presentations):
+        return None
     number = call.out if ending is None else ending.z
-    z = strided(presentations.z_LSU, sources[number])
-    masked, labelled = presentations.mask_LS, presentations.label_LS
-    own_mask, own_labels = masked is batch.mask_NS, labelled is batch.label_NS
-    if z is None or plan.squares or not (masked is None or own_mask) or not (labelled is None or own_labels):
-        return None
-    activation = None
-    if ending is not None and ending.activation is not None:
-        found = strided(presentations.a_LSU, sources[ending.activation])
-        if found is None:
-            return None
-        activation = (ending.activation, found)
-    elif plan.branch is not None:
-        return None
-    affine = None
+    wanted = {"z": (presentations.z_LSU, number)}
+    if activation is not None:
+        wanted["a"] = (presentations.a_LSU, activation)
     if plan.before is not None:
         assert presentations.affine_LSU is not None
-        affine = strided(presentations.affine_LSU, sources[call.out])
-        if affine is None:
-            return None
+        wanted["affine"] = (presentations.affine_LSU, call.out)
+    made = {name: strided(tensor, sources[register]) for name, (tensor, register) in wanted.items()}
+    found = {name: view for name, view in made.items() if view is not None}
+    if len(found) < len(wanted):
+        return None
     geometry, rows = geometry_of(plan, call.geometry), call.x_value.rows
     assert rows is not None
     return Views(
-        z=(number, z),
-        activation=activation,
-        affine=affine,
+        z=(number, found["z"]),
+        activation=None if activation is None else (activation, found["a"]),
+        affine=found.get("affine"),
         enter=Learned(lambda x: geometry.enter(x, rows)),
         row_L=presentations.row_L,
         position_LS=presentations.position_LS,
         padded_S=presentations.padded_S,
         has_windows=presentations.windows is not None,
-        has_mask=masked is not None,
-        has_labels=labelled is not None,
+        has_mask=presentations.mask_LS is not None,
+        has_labels=presentations.label_LS is not None,
     )
+
+
+def _as_in(batch: Batch, presentations: Presentations) -> bool:
+    """Whether mask and labels of the presentations, where there are any, are the batch's own."""
+    mask_LS, label_LS = presentations.mask_LS, presentations.label_LS
+    return (mask_LS is None or mask_LS is batch.mask_NS) and (label_LS is None or label_LS is batch.label_NS)
