@@ -8,7 +8,7 @@ gradient there is the activation's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,15 +26,12 @@ from pipeline.flow.rows import Rows
 from pipeline.flow.tap import Observe, Tap, quiet
 from pipeline.sites import Presentations
 
-# loss of each row (N) from the model's output, and which rows have one; None where the output has no such loss
-RowLosses = Callable[[Any, Batch], tuple[torch.Tensor, torch.Tensor] | None]
-
 # of the largest activation: a folded BatchNorm rounds otherwise than the model's own
 SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 
 def cross_entropy(output: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The log-loss of each labelled row in nats, where the output is one logit for each class."""
+    """The log-loss in nats of each row (N), and which are labelled; None unless the output is one logit per class."""
     label_N = batch.label_N
     if label_N is None or not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(label_N):
         return None
@@ -42,10 +39,8 @@ def cross_entropy(output: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor
     return functional.cross_entropy(output, label_N.where(known_N, 0), reduction="none"), known_N
 
 
-def observe_gradients(
-    model: nn.Module, discovery: Discovery, batch: Batch, observe: Observe, *, losses: RowLosses = cross_entropy
-) -> None:
-    """Present each site's a with ∂(sum of row losses)/∂a, for the rows that have a loss; nothing where none has.
+def observe_gradients(model: nn.Module, discovery: Discovery, batch: Batch, observe: Observe) -> None:
+    """Present each site's a with ∂(sum of the rows' log-losses)/∂a, for the labelled rows; nothing where none is.
 
     A site whose activation stands nowhere in the forward in its own layout (a pool comes before the gate) is left out,
     and all are where the model has no derivative. Holds the activations of the whole batch: give small batches.
@@ -56,7 +51,7 @@ def observe_gradients(
         with _differentiable(model), quiet(model), torch.inference_mode(False), torch.enable_grad():
             with _whole_operations(), tap:
                 output = batch.forward(model)
-            lost = losses(output, batch)
+            lost = cross_entropy(output, batch)
             if lost is None or not bool(lost[1].any()):
                 return
             gradients = _gradients(lost[0][lost[1]].sum(), tap.found)

@@ -18,25 +18,16 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.foreign.architecture import Architecture, auto_class, optional
-from pipeline.foreign.files import CONFIG, PROGRAMS
+from pipeline.foreign.files import PROGRAMS
 from pipeline.foreign.program import load_program
 from pipeline.foreign.spec import LoadSpec
 from pipeline.foreign.state import State, check_state, forms_of, in_words, read_state, superfluous
-from pipeline.models.base import Checkpoint, Task
+from pipeline.models.base import Checkpoint
 
 # in front of a program's name: no weight is called so
 _FILE = "file:"
 # architectures whose weights' shapes a process keeps
 _KEPT = 16
-
-
-def load_module(spec: LoadSpec, contents: Mapping[str, bytes], task: Task) -> nn.Module:
-    """The module in eval mode with its weights, from its files by name. ModelError that says what does not fit.
-
-    `task` is what the data says a family is to be built for.
-    """
-    architecture = Architecture(spec, task, contents.get(CONFIG))
-    return restored(architecture, checkpoint_of(architecture, contents, {}))
 
 
 def checkpoint_of(architecture: Architecture, contents: Mapping[str, bytes], record: Mapping[str, Any]) -> Checkpoint:

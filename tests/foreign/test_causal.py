@@ -18,11 +18,11 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.foreign.call import Call
 from pipeline.foreign.causal import predicts_next
-from pipeline.foreign.load import load_module
 from pipeline.foreign.spec import LoadSpec
 from pipeline.job import load_job
 from pipeline.models.base import Task
 from tests.census import run_inline
+from tests.foreign.modules import load_module
 from tests.models.build import build
 
 TASK = Task((8,), 0, vocabulary=20)

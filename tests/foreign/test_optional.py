@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from pipeline.errors import JobError, ModelError
 from pipeline.foreign.files import digests_of, find_models, read_model
-from pipeline.foreign.load import load_module
 from pipeline.foreign.spec import LoadSpec
 from pipeline.job import load_job
 from pipeline.models.base import Task
 from tests.census import run_inline
+from tests.foreign.modules import load_module
 from tests.models.build import build
 
 TASK = Task((6,), 3)

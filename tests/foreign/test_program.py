@@ -17,9 +17,9 @@ from pipeline.batch import Batch
 from pipeline.errors import ModelError
 from pipeline.flow.discover import discover
 from pipeline.foreign.call import Call
-from pipeline.foreign.load import load_module
 from pipeline.foreign.spec import LoadSpec
 from pipeline.models.base import Task
+from tests.foreign.modules import load_module
 from tests.foreign.test_state import Malicious
 
 

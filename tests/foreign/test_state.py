@@ -17,11 +17,11 @@ from pipeline.errors import DataError, JobError, ModelError
 from pipeline.filesystems import filesystem
 from pipeline.foreign.architecture import MORE_PACKAGES
 from pipeline.foreign.files import digests_of, find_models, pin_of, read_model
-from pipeline.foreign.load import load_module
 from pipeline.foreign.spec import LoadSpec
 from pipeline.foreign.state import read_state, superfluous
 from pipeline.hashing import sha256
 from pipeline.models.base import Checkpoint, Task, encode_checkpoint
+from tests.foreign.modules import load_module
 from tests.models.build import build
 
 TASK = Task((1, 4, 4), 3)
