@@ -55,7 +55,7 @@ def _source(node: Node) -> Any:
     return node.args[3] if len(node.args) > 3 else node.kwargs.get("source", node.kwargs.get("src"))
 
 
-def spread_shadow(node: Node, value: Value, shadow: torch.Tensor, out: torch.Size) -> torch.Tensor | None:
+def spread_shadow(shadow: torch.Tensor, out: torch.Size) -> torch.Tensor | None:
     """The shadow behind the operation: units stay along the last axis; None where they do not."""
     units = shadow.reshape(-1, shadow.shape[-1])[:1]
     if shadow.dim() == 0 or out[-1:] != shadow.shape[-1:] or not bool((shadow == units).all()):

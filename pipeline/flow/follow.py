@@ -124,7 +124,7 @@ def _scaled(graph: Graph, path: Path, node: Node, number: ScalarMap, biased: boo
 
 
 def _aggregated(graph: Graph, path: Path, node: Node, biased: bool) -> Path:
-    spread = spread_shadow(node, path.value, path.shadow, graph.shapes[node.outputs[0]])
+    spread = spread_shadow(path.shadow, graph.shapes[node.outputs[0]])
     if path.trail is None or biased or path.scaled or path.norm is not None or spread is None:
         return path.ended(node.op.name)
     return replace(

@@ -92,7 +92,7 @@ def find_pair(graph: Graph, node: Node, ends: Sequence[Path], all_ends: dict[Nod
                 return Pair(*units, end, node, end, fn, end.last.outputs[0])
         if end.gate is not None and end.norm is None and not end.gathered:
             for product in _products(graph, end.gate):
-                if (pair := _paired(graph, node, end, product, all_ends)) is not None:
+                if (pair := _paired(node, end, product, all_ends)) is not None:
                     return pair
     return None
 
@@ -109,7 +109,7 @@ def _products(graph: Graph, gate: Gate) -> list[Node]:
     return found
 
 
-def _paired(graph: Graph, node: Node, end: Path, product: Node, all_ends: dict[Node, list[Path]]) -> Pair | None:
+def _paired(node: Node, end: Path, product: Node, all_ends: dict[Node, list[Path]]) -> Pair | None:
     for other, candidates in all_ends.items():
         same_x = other.affine is not None and node.affine is not None and other.affine.x_value is node.affine.x_value
         for up_end in candidates:

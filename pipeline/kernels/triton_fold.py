@@ -28,7 +28,7 @@ def _common_mean(n0, mean0, n_ru, mean_ru):
 
 
 @triton.jit
-def _fold_moments(state, parts, n0, n_ru, units, runs, r, u, inside_u, inside):
+def _fold_moments(state, parts, n0, n_ru, units, r, u, inside_u, inside):
     """Fold the parts (R, 7, U) of min, max, Σ|v|, mean, m2, m3, m4 into the state (7, U)."""
     at = parts + r * 7 * units + u
     low = tl.load(state + u, mask=inside_u, other=0)
@@ -95,8 +95,8 @@ def fold(
     inside = (r < runs) & tl.expand_dims(inside_u, 0)
     n0 = tl.load(count_4U + u_u, mask=inside_u, other=0).to(tl.float64)
     n_ru = tl.load(count_R4U + r * 4 * units + u, mask=inside, other=0).to(tl.float64)
-    _fold_moments(z_7U, z_R7U, n0, n_ru, units, runs, r, u_u, inside_u, inside)
-    _fold_moments(a_7U, a_R7U, n0, n_ru, units, runs, r, u_u, inside_u, inside)
+    _fold_moments(z_7U, z_R7U, n0, n_ru, units, r, u_u, inside_u, inside)
+    _fold_moments(a_7U, a_R7U, n0, n_ru, units, r, u_u, inside_u, inside)
     for which in tl.static_range(4):
         of_runs = tl.load(count_R4U + (r * 4 + which) * units + u, mask=inside, other=0)
         at = count_4U + which * units + u_u
