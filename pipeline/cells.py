@@ -18,7 +18,8 @@ from safetensors.torch import load, save
 from pipeline.errors import SpoiltObject
 from pipeline.kernels.base import State
 
-_SEPARATOR = "|"
+# between the name of a site and that of a tensor
+SEPARATOR = "|"
 # of the encoding; another version of what is stored in it is another key
 FORMAT = 2
 # stretches of rows that could not be read of which a cell says where; the ledger counts all
@@ -73,7 +74,7 @@ def cell_key(model: str, statistic: str, chunk: str) -> str:
 def encode_cell(cell: CellState) -> bytes:
     """The bytes of a state object; equal states give equal bytes."""
     tensors = {
-        f"{site}{_SEPARATOR}{name}": value.detach().cpu().contiguous()
+        f"{site}{SEPARATOR}{name}": value.detach().cpu().contiguous()
         for site, state in cell.states.items()
         for name, value in state.items()
     }
@@ -87,7 +88,7 @@ def encode_cell(cell: CellState) -> bytes:
         "damage": [list(one) for one in cell.damage[:DAMAGE_KEPT]],
     }
     # an object without any tensor is refused by some readers of the format
-    tensors.setdefault(_SEPARATOR, torch.zeros(1, dtype=torch.int64))
+    tensors.setdefault(SEPARATOR, torch.zeros(1, dtype=torch.int64))
     return save(tensors, metadata={"cell": json.dumps(record, sort_keys=True)})
 
 
@@ -97,8 +98,8 @@ def decode_cell(content: bytes, *, key: str = "a state object") -> CellState:
         record = _record(content, key)
         states: dict[str, State] = {site: {} for site in record["sites"]}
         for name, value in load(content).items():
-            if name != _SEPARATOR:
-                site, part = name.rsplit(_SEPARATOR, 1)
+            if name != SEPARATOR:
+                site, part = name.rsplit(SEPARATOR, 1)
                 states[site][part] = value
         damage = tuple(Damaged(*one) for one in record.get("damage", []))
         rows = Rows(**record["rows"])
@@ -106,7 +107,7 @@ def decode_cell(content: bytes, *, key: str = "a state object") -> CellState:
     except SpoiltObject:
         raise
     except Exception as error:  # safetensors raises several kinds
-        raise _damaged(key, error) from error
+        raise damaged(key, error) from error
 
 
 def checkpoint_of(content: bytes, *, key: str = "a state object") -> str:
@@ -114,7 +115,7 @@ def checkpoint_of(content: bytes, *, key: str = "a state object") -> str:
     try:
         return str(_record(content, key)["checkpoint"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _damaged(key, error) from error
+        raise damaged(key, error) from error
 
 
 def misfit(state: State, empty: State, *others: State) -> str | None:
@@ -152,5 +153,6 @@ def _record(content: bytes, key: str) -> dict[str, Any]:
     return record
 
 
-def _damaged(key: str, error: Exception) -> SpoiltObject:
+def damaged(key: str, error: Exception) -> SpoiltObject:
+    """What is to be said of an object that cannot be read."""
     return SpoiltObject(f"{key} is damaged ({error}); delete it and run again")

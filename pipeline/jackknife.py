@@ -64,14 +64,14 @@ def _deviation(value_U: torch.Tensor, deleted_KU: torch.Tensor, share_K1: torch.
 
 
 def _left_out(statistic: Statistic, site: Site, blocks: Sequence[Block]) -> Iterator[State]:
-    """For each block the state of all others, by prefix and suffix merges."""
+    """For each block the state of all others, by prefix and suffix merges; of the prefixes one is held at a time."""
 
     def merge(left: State, right: State) -> State:
         return statistic.merge(site, left, right)
 
     empty = statistic.empty(site)
     states = [block.state for block in blocks]
-    before = list(accumulate(states[:-1], merge, initial=empty))
+    before = accumulate(states[:-1], merge, initial=empty)
     after = list(accumulate(reversed(states[1:]), lambda right, left: merge(left, right), initial=empty))[::-1]
     return (merge(left, right) for left, right in zip(before, after, strict=True))
 

@@ -7,18 +7,18 @@ would make every query pay thousands of requests.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.arrow_bytes import read_arrow
+from pipeline.arrow_bytes import read_batches
 from pipeline.errors import StoreError
 from pipeline.hashing import sha256
 from pipeline.manifest import File
-from pipeline.parquet import parquet_bytes, read_parquet
+from pipeline.parquet import parquet_bytes, parquet_of, read_parquet
 from pipeline.reduce import rows_key
 from pipeline.store import Store
 
@@ -70,16 +70,14 @@ def _cut(sizes: Sequence[tuple[str, int]]) -> list[tuple[str, ...]]:
 
 def run_pack(task: PackTask, store: Store) -> File:
     """Store one part, create-only, and say what it is for the manifest. StoreError if other rows are there."""
-    tables = [read_arrow(store.get(rows_key(task.run, model, task.table))) for model in task.models]
-    _refuse_other_columns(task, tables)
-    table = pa.concat_tables(tables)
-    content = parquet_bytes(table)
+    compressed = [store.get(rows_key(task.run, model, task.table)) for model in task.models]
+    content = made = parquet_of(lambda: _rows(task, compressed))
     stored = store.put_once(task.key, content)
     if stored != sha256(content):
         # another driver, with another version of the writer perhaps, was first: the manifest describes its bytes
         content = store.get(task.key)
         # by this writer the same rows are the same bytes
-        if parquet_bytes(read_parquet(content)) != parquet_bytes(table):
+        if parquet_bytes(read_parquet(content)) != made:
             raise StoreError(
                 f"{task.key} holds other rows than belong there, from another version of neuron-census or of models "
                 f"that were made anew: remove what is below runs/{task.run}/tables/ and run again"
@@ -95,10 +93,15 @@ def run_pack(task: PackTask, store: Store) -> File:
     )
 
 
-def _refuse_other_columns(task: PackTask, tables: Sequence[pa.Table]) -> None:
-    for model, table in zip(task.models, tables, strict=True):
-        if table.schema != tables[0].schema:
-            raise StoreError(
-                f"{rows_key(task.run, model, task.table)} has other columns than that of {task.models[0]}, "
-                f"from another version of neuron-census: remove what is below runs/{task.run}/reduced/ and run again"
-            )
+def _rows(task: PackTask, compressed: Sequence[bytes]) -> Iterator[pa.Table]:
+    """The rows of each model in turn, as they come; StoreError if some have other columns."""
+    schema = None
+    for model, content in zip(task.models, compressed, strict=True):
+        for table in read_batches(content):
+            schema = schema or table.schema
+            if table.schema != schema:
+                raise StoreError(
+                    f"{rows_key(task.run, model, task.table)} has other columns than that of {task.models[0]}, from "
+                    f"another version of neuron-census: remove what is below runs/{task.run}/reduced/ and run again"
+                )
+            yield table

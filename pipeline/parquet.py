@@ -7,42 +7,53 @@ Bloom filter of their ids: ids are digests, so the least and the greatest of ten
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, pairwise
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from pipeline.looked_over import SAMPLE_ROWS, Seen, leaves, look_over
 
 # a point lookup reads one group: 12 ms at 65,536 rows, 142 ms at 500,000
 GROUP_ROWS = 65_536
 # wide rows (patterns of thousands of numbers) in groups that fit a reader's memory
 GROUP_BYTES = 64 << 20
+# of a table that is worked on at once
+PIECE_BYTES = 64 << 20
 # of a hundred questions about a model, one touches a part of a store of ten that has none of its rows
 FALSE_POSITIVES = 0.001
-# a column of numbers that differ is a sixth smaller, and written and read in a third of the time, without a dictionary
-SAMPLE_ROWS = 8192
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """The table as one Parquet file: zstd, small row groups."""
-    table = table.combine_chunks()
+    return parquet_of(lambda: iter([table]))
+
+
+def parquet_of(parts: Callable[[], Iterator[pa.Table]]) -> bytes:
+    """The Parquet file of a table that comes in parts, which are held a few at a time and, of a large one, made twice.
+
+    The same rows are the same bytes, however they are parted.
+    """
+    begin = list(islice(_pieces(parts()), 2))
+    is_small = len(begin) == 1
+    seen = look_over(begin if is_small else _pieces(parts()))
     sink = io.BytesIO()
     with pq.ParquetWriter(
         sink,
-        table.schema,
+        seen.sample.schema,
         compression="zstd",
         compression_level=3,
-        use_dictionary=[path for path, values in _leaves(table) if _repeats(values)],
+        use_dictionary=[path for path, values in leaves(seen.sample) if _repeats(values)],
         # least and greatest leave NaN out, and readers that skip by them lose it or count it as small (DuckDB 2.0)
-        write_statistics=[path for path, values in _leaves(table, whole=True) if not _has_nan(values)],
+        write_statistics=[path for path, _ in leaves(seen.sample) if path not in seen.with_nan],
         write_page_index=True,
-        bloom_filter_options=_filters(table),
+        bloom_filter_options=_filters(seen),
     ) as writer:
-        for start, stop in _groups(table):
-            writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))
+        for rows in _cut(begin if is_small else _pieces(parts()), _groups(seen)):
+            writer.write_table(rows, row_group_size=max(1, rows.num_rows))
     return sink.getvalue()
 
 
@@ -52,12 +63,29 @@ def read_parquet(content: bytes) -> pa.Table:
     return pq.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)
 
 
-def _leaves(table: pa.Table, *, whole: bool = False) -> Iterator[tuple[str, Any]]:
-    """The path and the values, the first or all, of every column as Parquet sees it: of lists, their elements."""
-    for name in table.column_names:
-        column = table[name] if whole else table[name].slice(0, SAMPLE_ROWS)
-        is_list = pa.types.is_list(column.type)
-        yield f"{name}.list.element" if is_list else name, pc.list_flatten(column) if is_list else column
+def _pieces(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The parts put together to pieces that are worth a look each."""
+    pending: list[pa.Table] = []
+    held = 0
+    for table in parts:
+        pending.append(table)
+        held += table.nbytes
+        if held > PIECE_BYTES:
+            yield pa.concat_tables(pending).combine_chunks()
+            pending, held = [], 0
+    if pending:
+        yield pa.concat_tables(pending).combine_chunks()
+
+
+def _cut(pieces: Iterable[pa.Table], groups: Iterable[tuple[int, int]]) -> Iterator[pa.Table]:
+    """The rows of each group, from pieces that are gone through once."""
+    coming = iter(pieces)
+    held, first = next(coming), 0
+    for start, stop in groups:
+        while first + held.num_rows < stop:
+            rest = held.slice(start - first)
+            held, first = pa.concat_tables([rest, next(coming)]).combine_chunks(), start
+        yield held.slice(start - first, stop - start)
 
 
 def _repeats(values: Any) -> bool:
@@ -65,36 +93,21 @@ def _repeats(values: Any) -> bool:
     return 2 * pc.count_distinct(values.slice(0, SAMPLE_ROWS)).as_py() < min(len(values), SAMPLE_ROWS)
 
 
-def _has_nan(values: Any) -> bool:
-    return pa.types.is_floating(values.type) and bool(pc.any(pc.is_nan(values)).as_py())
+def _filters(seen: Seen) -> dict[str, dict[str, float]]:
+    return {"model": {"ndv": seen.models, "fpp": FALSE_POSITIVES}} if seen.models else {}
 
 
-def _filters(table: pa.Table) -> dict[str, dict[str, float]]:
-    if not table.num_rows or "model" not in table.column_names:
-        return {}
-    return {"model": {"ndv": pc.count_distinct(table["model"]).as_py(), "fpp": FALSE_POSITIVES}}
-
-
-def _groups(table: pa.Table) -> Iterator[tuple[int, int]]:
+def _groups(seen: Seen) -> Iterator[tuple[int, int]]:
     """Where row groups begin and end: as many whole models as fit, and a model that does not, in several."""
-    width = max(1, table.nbytes // max(1, table.num_rows))
+    width = max(1, seen.bytes // max(1, seen.rows))
     limit = int(min(GROUP_ROWS, max(1, GROUP_BYTES // width)))
     start = 0
-    for first, last in pairwise(_bounds(table)):
+    for first, last in pairwise([*seen.starts, seen.rows]):
         if last - start > limit and first > start:
             yield start, first
             start = first
         while last - start > limit:
             yield start, start + limit
             start += limit
-    if start < table.num_rows or not table.num_rows:
-        yield start, table.num_rows
-
-
-def _bounds(table: pa.Table) -> list[int]:
-    """The first row of each run of rows of one model, and the number of rows."""
-    if not table.num_rows or "model" not in table.column_names:
-        return [0, table.num_rows]
-    ids = table["model"].combine_chunks()
-    changes = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
-    return [0, *(np.flatnonzero(changes.to_numpy(zero_copy_only=False)) + 1).tolist(), table.num_rows]
+    if start < seen.rows or not seen.rows:
+        yield start, seen.rows

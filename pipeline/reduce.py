@@ -6,31 +6,31 @@ Layer 3. Reads each cell once, hashes it as stored, and adds up the ledger. A mi
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.arrow_bytes import arrow_bytes
+from pipeline.arrow_bytes import ArrowStream
 from pipeline.base_columns import BASE
-from pipeline.cells import CellState, Rows, cell_key, decode_cell, misfit
+from pipeline.cells import Rows
 from pipeline.described import described, meanings, names_of
 from pipeline.entries import Model
-from pipeline.errors import SpoiltObject, StoreError
+from pipeline.errors import StoreError
 from pipeline.flow.discover import Discovery
-from pipeline.hashing import sha256
-from pipeline.jackknife import Block, block_of, standard_errors
+from pipeline.jackknife import standard_errors
 from pipeline.job import Numerics, SiteSelection
-from pipeline.kernels.base import State
 from pipeline.loading import Loaded, Probe, keep_only, load
-from pipeline.models.base import checkpoint_key
+from pipeline.merging import Cells, Merged, grouped_sites, merged
 from pipeline.numerics import in_force
-from pipeline.origins import columns_of
+from pipeline.origins import columns_of, task_of
 from pipeline.resolve import Split
 from pipeline.rows.decode import UID_MASK
+from pipeline.running import States
 from pipeline.scores import Sums, added, means
 from pipeline.site_table import site_table
 from pipeline.sites import Site
@@ -91,18 +91,21 @@ def rows_key(run: str, model: str, table: str) -> str:
 def run_reduce(task: ReduceTask, store: Store) -> None:
     """Store the model's rows of each table and then the record that says so."""
     coverage: dict[str, dict[str, int]] = {}
+    streams: defaultdict[str, ArrowStream] = defaultdict(ArrowStream)
     if task.failure is None:
         with in_force(task.numerics):
-            parts, coverage = _rows(task, store)
+            for name, table in _rows(task, store, coverage):
+                streams[name].add(table)
     else:
-        parts = {"models": [_model_row(task, {"status": "failed", "reason": task.failure})]}
+        streams["models"].add(_model_row(task, {"status": "failed", "reason": task.failure}))
     files: dict[str, dict[str, int]] = {}
-    store.put_all(_encoded(task, parts, files))
+    store.put_all(_encoded(task, streams, files))
     record = json.dumps({"files": files, "coverage": coverage, "failure": task.failure}, sort_keys=True)
     store.put_once(reduced_key(task.run, task.model.id, DONE), record.encode())
 
 
-def _rows(task: ReduceTask, store: Store) -> tuple[dict[str, list[pa.Table]], dict[str, dict[str, int]]]:
+def _rows(task: ReduceTask, store: Store, coverage: dict[str, dict[str, int]]) -> Iterator[tuple[str, pa.Table]]:
+    """The model's rows with the name of their table, some at a time; each split's ledger is put into `coverage`."""
     keep_only([task.model.id, *([task.twin.id] if task.twin else [])])
     loaded = load(task.model, task.probe, task.sites, store)
     twin = load(task.twin, task.probe, task.sites, store).discovery if task.twin is not None else None
@@ -117,60 +120,83 @@ def _rows(task: ReduceTask, store: Store) -> tuple[dict[str, list[pa.Table]], di
     }
     names = names_of(task.probe, store)
     sites = described(loaded.discovery, task.model, names)
-    parts = {
-        "models": [_model_row(task, seen)],
-        "sites": [site_table(sites, run=task.run, model=task.model.id, data=task.model.data)],
-        "curves": [_curve_table(task, record.get("curve", []))],
-        "meanings": [meanings(loaded, task.model, names, run=task.run)],
-    }
-    coverage = {}
+    yield "models", _model_row(task, seen)
+    yield "sites", site_table(sites, run=task.run, model=task.model.id, data=task.model.data)
+    yield "curves", _curve_table(task, record.get("curve", []))
+    yield "meanings", meanings(loaded, task.model, names, run=task.run)
     for measured in task.measured:
-        tables, rows = _split_tables(task, measured, loaded, twin, store)
+        receipts: list[dict[str, Any]] = []
+        yield from _split_rows(task, measured, loaded, twin, store, receipts)
+        rows = _ledger(task, measured, receipts)
         coverage[f"{measured.split.data}/{measured.split.name}"] = asdict(rows)
-        for name, table in tables.items():
-            parts.setdefault(name, []).append(table)
-    return parts, coverage
 
 
 def _encoded(
-    task: ReduceTask, parts: Mapping[str, Sequence[pa.Table]], files: dict[str, dict[str, int]]
+    task: ReduceTask, streams: dict[str, ArrowStream], files: dict[str, dict[str, int]]
 ) -> Iterator[tuple[str, bytes]]:
     """The tables as they are stored, one at a time; what the record says of each is put into `files`."""
-    for name, tables in sorted(parts.items()):
-        table = pa.concat_tables(tables)
-        content = arrow_bytes(table)
-        files[name] = {"rows": table.num_rows, "bytes": len(content)}
+    for name in sorted(streams):
+        stream = streams.pop(name)
+        content = stream.close()
+        files[name] = {"rows": stream.rows, "bytes": len(content)}
         yield rows_key(task.run, task.model.id, name), content
 
 
-def _split_tables(
-    task: ReduceTask, measured: Measured, loaded: Loaded, twin: Discovery | None, store: Store
-) -> tuple[dict[str, pa.Table], Rows]:
+def _split_rows(
+    task: ReduceTask,
+    measured: Measured,
+    loaded: Loaded,
+    twin: Discovery | None,
+    store: Store,
+    receipts: list[dict[str, Any]],
+) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of one split, of a few sites at a time; what was read is put into `receipts`."""
     keys = {"run": task.run, "model": task.model.id, "data": measured.split.data, "split": measured.split.name}
-    states: dict[str, dict[str, State]] = {}
-    errors: dict[str, dict[str, torch.Tensor]] = {}
-    receipts: list[dict[str, Any]] = []
+    controls = controls_of(loaded.discovery, twin)
     scores: Sums = {}
     damage: list[dict[str, Any]] = []
-    controls = controls_of(loaded.discovery, twin)
-    for statistic in measured.statistics:
-        merged = _merged(task, measured, statistic, loaded, store)
-        states[statistic.name] = merged.states
-        receipts += merged.receipts
-        scores, damage = merged.scores, merged.damage
-        for site in _sites(statistic, loaded.discovery):
-            blocks = [Block(of_sites[site.name], rows) for of_sites, rows in merged.blocks]
-            found = standard_errors(statistic, site, blocks, merged.states[site.name], controls[site.name])
-            errors.setdefault(site.name, {}).update(found)
-    tables = arrow_tables(loaded.discovery, states, measured.statistics, keys=keys, controls=controls, errors=errors)
-    if "exemplars" in tables:
-        tables["exemplars"] = located(tables["exemplars"], measured.split.chunks)
-    tables["receipts"] = arrow_table("receipts", BASE["receipts"], {**keys, **_by_column(receipts)})
-    tables["unreadable"] = arrow_table("unreadable", BASE["unreadable"], {**keys, **_by_column(damage)})
+    groups = grouped_sites(loaded.discovery, measured.statistics, task_of(task.model.origin).outputs)
+    for number, sites in enumerate(groups):
+        states: States = {}
+        errors: dict[str, dict[str, torch.Tensor]] = {site.name: {} for site in sites}
+        for statistic in measured.statistics:
+            found = _merged(task, measured, statistic, loaded, sites, store, is_first=number == 0)
+            states[statistic.name] = found.states
+            for site in sites:
+                if statistic.applies(site):
+                    blocks, whole = found.blocks_of(site), found.states[site.name]
+                    errors[site.name] |= standard_errors(statistic, site, blocks, whole, controls[site.name])
+            if number == 0:
+                receipts += found.receipts
+                scores, damage = added(found.scores), found.damage
+            del found
+        part = replace(loaded.discovery, sites=sites)
+        tables = arrow_tables(part, states, measured.statistics, keys=keys, controls=controls, errors=errors)
+        if "exemplars" in tables:
+            tables["exemplars"] = located(tables["exemplars"], measured.split.chunks)
+        yield from tables.items()
+    yield "receipts", arrow_table("receipts", BASE["receipts"], {**keys, **_by_column(receipts)})
+    yield "unreadable", arrow_table("unreadable", BASE["unreadable"], {**keys, **_by_column(damage)})
     values = means(scores)
     rows = {"metric": list(values), "value": list(values.values()), "rows": int(scores.get("labelled", 0))}
-    tables["scores"] = arrow_table("scores", BASE["scores"], {**keys, **rows})
-    return tables, _ledger(task, measured, receipts)
+    yield "scores", arrow_table("scores", BASE["scores"], {**keys, **rows})
+
+
+def _merged(
+    task: ReduceTask,
+    measured: Measured,
+    statistic: Statistic,
+    loaded: Loaded,
+    sites: Sequence[Site],
+    store: Store,
+    *,
+    is_first: bool,
+) -> Merged:
+    name = measured.state_names[statistic.name]
+    cells = Cells(task.model.id, loaded.sha256, statistic, name, measured.split.chunks)
+    every = [site for site in loaded.discovery.sites if statistic.applies(site)]
+    some = [site for site in sites if statistic.applies(site)]
+    return merged(cells, some, store, every=every, is_first=is_first)
 
 
 def _by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -193,90 +219,6 @@ def located(exemplars: pa.Table, chunks: Sequence[Chunk]) -> pa.Table:
         index = exemplars.schema.get_field_index(name)
         exemplars = exemplars.set_column(index, exemplars.schema.field(name), values)
     return exemplars
-
-
-@dataclass(frozen=True, eq=False)
-class _Merged:
-    """A statistic's cells of one split in plan order: merged whole and in blocks, receipts, scores, damage."""
-
-    states: dict[str, State]
-    scores: Sums
-    blocks: list[tuple[dict[str, State], int]]
-    receipts: list[dict[str, Any]]
-    damage: list[dict[str, Any]]
-
-
-def _sites(statistic: Statistic, found: Discovery) -> list[Site]:
-    return [site for site in found.sites if statistic.applies(site)]
-
-
-def _merged(task: ReduceTask, measured: Measured, statistic: Statistic, loaded: Loaded, store: Store) -> _Merged:
-    sites = _sites(statistic, loaded.discovery)
-    keeps_blocks = any(column.se for column in statistic.COLUMNS)
-    empty = {site.name: statistic.empty(site) for site in sites}
-    whole: Mapping[str, State] = empty
-    blocks: list[tuple[dict[str, State], int]] = []
-    receipts = []
-    damage: list[dict[str, Any]] = []
-    scores: list[Sums] = []
-    chunks = measured.split.chunks
-    for index, chunk in enumerate(chunks):
-        key = cell_key(task.model.id, measured.state_names[statistic.name], chunk.id)
-        content = store.get(key)
-        cell = decode_cell(content, key=key)
-        _refuse_misfit(cell, key, task.model.id, loaded.sha256, empty)
-        for site in sorted(sites, key=lambda one: one.name):
-            _refuse_other_kinds(statistic, site, cell.states[site.name], empty[site.name], key)
-        whole = _merge(statistic, sites, whole, cell.states)
-        if keeps_blocks and block_of(index, len(chunks)) == len(blocks):
-            blocks.append((dict(cell.states), cell.rows.read))
-        elif keeps_blocks:
-            states, rows = blocks[-1]
-            blocks[-1] = (_merge(statistic, sites, states, cell.states), rows + cell.rows.read)
-        scores.append(dict(cell.scores))
-        receipts.append(_receipt(statistic, chunk, cell, key=key, content=content))
-        damage += [{"chunk": chunk.id, "file": chunk.url, **one._asdict()} for one in cell.damage]
-    return _Merged(dict(whole), added(scores), blocks, receipts, damage)
-
-
-def _refuse_misfit(cell: CellState, key: str, model: str, checkpoint: str, empty: Mapping[str, State]) -> None:
-    """SpoiltObject unless a cell is of the weights that are stored, and of the sites that they have."""
-    if cell.checkpoint != checkpoint:
-        raise SpoiltObject(
-            f"{key} was measured on other weights (SHA-256 {cell.checkpoint[:12]}…) than {checkpoint_key(model)} holds "
-            f"({checkpoint[:12]}…), which was made anew since: delete what is below states/{model}/ and run again"
-        )
-    if cell.states.keys() != empty.keys():
-        raise SpoiltObject(f"{key} holds other sites than the model has; delete it and run again")
-
-
-def _refuse_other_kinds(statistic: Statistic, site: Site, state: State, empty: State, key: str) -> None:
-    """SpoiltObject unless a state is one that the statistic can have of the site."""
-    # its other forms are as large as itself, and rare: they are made where they are needed
-    if misfit(state, empty) and (wrong := misfit(state, *statistic.forms(site))):
-        raise SpoiltObject(f"{key}: {site.name} {wrong}; delete it and run again")
-
-
-def _merge(
-    statistic: Statistic, sites: Sequence[Site], left: Mapping[str, State], right: Mapping[str, State]
-) -> dict[str, State]:
-    return {site.name: statistic.merge(site, left[site.name], right[site.name]) for site in sites}
-
-
-def _receipt(statistic: Statistic, chunk: Chunk, cell: CellState, *, key: str, content: bytes) -> dict[str, Any]:
-    return {
-        "chunk": chunk.id,
-        "statistic": statistic.name,
-        "file": chunk.url,
-        "key": key,
-        "rows": cell.rows.read,
-        "unreadable": cell.rows.unreadable,
-        "excluded": cell.rows.excluded,
-        "total": cell.rows.total,
-        "bytes": len(content),
-        "sha256": sha256(content),
-        "device": cell.device,
-    }
 
 
 def _ledger(task: ReduceTask, measured: Measured, receipts: list[dict[str, Any]]) -> Rows:

@@ -76,6 +76,11 @@ class Store(ABC):
         _check_key(key)
         return self._persist("read", key, lambda: self._read(key))
 
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """The bytes of an object from `start` to `stop`, fewer where it ends before; MissingObject if there is none."""
+        _check_key(key)
+        return self._persist("read", key, lambda: self._read_range(key, start, stop))
+
     def keys(self, prefix: str = "") -> list[str]:
         """Every key that begins with `prefix`, sorted, by one listing."""
         return sorted(self.modified(prefix))
@@ -139,6 +144,9 @@ class Store(ABC):
     @abstractmethod
     def _read(self, key: str) -> bytes: ...
 
+    def _read_range(self, key: str, start: int, stop: int) -> bytes:
+        return self._read(key)[start:stop]
+
     @abstractmethod
     def _list(self, prefix: str) -> dict[str, Stored]: ...
 
@@ -181,8 +189,13 @@ class DirectoryStore(Store):
         return write_whole(target, content)
 
     def _read(self, key: str) -> bytes:
+        return self._read_range(key, 0, -1)
+
+    def _read_range(self, key: str, start: int, stop: int) -> bytes:
         try:
-            return Path(self.url, key).read_bytes()
+            with open(Path(self.url, key), "rb") as file:
+                file.seek(start)
+                return file.read(stop - start if stop >= 0 else -1)
         except (NotADirectoryError, IsADirectoryError) as error:
             raise FileNotFoundError(key) from error
 
@@ -235,6 +248,11 @@ class ObjectStore(Store):
     def _read(self, key: str) -> bytes:
         fs, root = filesystem(self.url)
         content: bytes = fs.cat_file(f"{root}/{key}")
+        return content
+
+    def _read_range(self, key: str, start: int, stop: int) -> bytes:
+        fs, root = filesystem(self.url)
+        content: bytes = fs.cat_file(f"{root}/{key}", start=start, end=stop)
         return content
 
     def _list(self, prefix: str) -> dict[str, Stored]:

@@ -35,6 +35,16 @@ def test_an_object_is_read_back(store: Store):
     assert store.get("runs/a/part-0.bin") == content
 
 
+def test_a_part_of_an_object_is_read(store: Store):
+    content = bytes(range(256)) * 1000
+    store.put_once("a/b", content)
+    assert store.get_range("a/b", 10, 1000) == content[10:1000]
+    assert store.get_range("a/b", 255_000, 300_000) == content[255_000:]
+    assert store.get_range("a/b", 0, 1) == content[:1]
+    with pytest.raises(MissingObject, match="cannot read a/c: there is no such object"):
+        store.get_range("a/c", 0, 1)
+
+
 def test_an_empty_object_is_an_object(store: Store):
     assert store.put_once("empty", b"") == sha256(b"")
     assert store.get("empty") == b""

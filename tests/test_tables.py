@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from itertools import pairwise
 
 import duckdb
 import numpy as np
@@ -15,8 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.arrow_bytes import arrow_bytes, read_arrow
+from pipeline import arrow_bytes as arrow_bytes_module
+from pipeline import parquet
+from pipeline.arrow_bytes import ArrowStream, arrow_bytes, read_arrow, read_batches
 from pipeline.columns import Column
+from pipeline.looked_over import look_over
 from pipeline.parquet import parquet_bytes, read_parquet
 from pipeline.tables import ARROW, arrow_table, dictionary, schema, table_columns
 
@@ -199,6 +203,49 @@ def test_the_same_rows_are_the_same_bytes_however_they_are_chunked():
     table = every_type(1000)
     pieces = pa.concat_tables([table.slice(0, 300), table.slice(300, 1), table.slice(301)])
     assert parquet_bytes(pieces) == parquet_bytes(table)
+
+
+@pytest.mark.parametrize("bounds", [[0], [300, 300, 301], [7, 640, 930]])
+@pytest.mark.parametrize("models", [1, 3, 200])
+def test_a_table_that_comes_in_pieces_is_the_same_bytes(
+    bounds: list[int], models: int, monkeypatch: pytest.MonkeyPatch
+):
+    ids = pa.array([f"{number * models // 1000:04}" for number in range(1000)])
+    table = every_type(1000).append_column("model", ids)
+    # as they are read: that of one model at once, those of several each for itself
+    read = [
+        read_arrow(arrow_bytes(part)) for part in ([table] if models == 1 else [table.slice(0, 500), table.slice(500)])
+    ]
+    table = pa.concat_tables(read).combine_chunks()
+    for group_bytes in (64 << 20, 90 * table.nbytes // 1000):
+        monkeypatch.setattr(parquet, "GROUP_BYTES", group_bytes)
+        expected = parquet_bytes(table)
+        assert look_over([table]).bytes == table.nbytes
+        with monkeypatch.context() as patch:
+            patch.setattr(parquet, "PIECE_BYTES", 1)
+            parts = [table.slice(first, last - first) for first, last in pairwise([0, *bounds, 1000])]
+            assert parquet.parquet_of(lambda parts=parts: iter(parts)) == expected
+            assert look_over(parts).bytes == table.nbytes
+
+
+def test_rows_on_their_way_come_in_batches(monkeypatch: pytest.MonkeyPatch):
+    table = every_type(1000)
+    whole = arrow_bytes(table)
+    stream = ArrowStream()
+    for start in range(0, 1000, 100):
+        stream.add(table.slice(start, 100))
+    assert stream.close() == whole, "a small one is one batch, however it was given"
+    monkeypatch.setattr(arrow_bytes_module, "BATCH_BYTES", table.nbytes // 10)
+    stream = ArrowStream()
+    for start, stop in pairwise([0, 10, 900, 1000]):
+        stream.add(table.slice(start, stop - start))
+    content = stream.close()
+    batches = list(read_batches(content))
+    assert stream.rows == 1000
+    assert max(one.nbytes for one in batches) < table.nbytes / 5
+    assert len(batches) > 8
+    assert read_arrow(content).equals(table)
+    assert batches[0].schema.equals(table.schema, check_metadata=True)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 1000])

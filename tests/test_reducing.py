@@ -1,0 +1,102 @@
+"""The rows of one model are the same bytes whether its sites are merged together or one by one, and parts of cells."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from pipeline import merging
+from pipeline.cell_parts import CellParts
+from pipeline.cells import CellState, Rows, decode_cell, encode_cell
+from pipeline.errors import SpoiltObject
+from pipeline.hashing import sha256
+from pipeline.job import load_job
+from pipeline.store import DirectoryStore
+from tests.census import run_inline, write_job
+
+EVERY = """
+[statistics.composition]
+[statistics.exemplars]
+k = 3
+[statistics.importance]
+[statistics.labels]
+[statistics.match]
+[statistics.redundancy]
+"""
+
+
+def rows(root: Path) -> dict[str, str]:
+    """SHA-256 by key of all that is stored of a run but its log."""
+    files = [path for path in root.glob("runs/**/*") if path.is_file() and "log" not in path.parts]
+    return {str(path.relative_to(root)): sha256(path.read_bytes()) for path in files}
+
+
+def test_sites_merged_one_by_one_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_job(tmp_path / "job.toml")
+    path.write_text(path.read_text() + EVERY)
+    job, whole, apart = load_job(path), tmp_path / "whole", tmp_path / "apart"
+    run_inline(job, str(whole))
+    shutil.copytree(whole, apart, ignore=shutil.ignore_patterns("runs"))
+    read: list[str] = []
+    get_range = DirectoryStore.get_range
+
+    def noted(self: DirectoryStore, key: str, start: int, stop: int) -> bytes:
+        read.append(key)
+        return get_range(self, key, start, stop)
+
+    monkeypatch.setattr(DirectoryStore, "get_range", noted)
+    monkeypatch.setattr(merging, "GROUP_BYTES", 1)
+    run_inline(job, str(apart))
+    assert set(read) == {str(path.relative_to(apart)) for path in apart.glob("states/*/*/*")}
+    assert rows(apart) == rows(whole)
+
+
+def cell() -> CellState:
+    """Of sites with names that begin alike, tensors of several types, none and empty ones."""
+    states = {
+        "a": {"z.n": torch.arange(5), "z.mean": torch.rand(5, dtype=torch.float64), "b.count": torch.ones(5, 3).int()},
+        "a.b": {"z.n": torch.arange(7), "z.mean": torch.rand(7, dtype=torch.float64), "k": torch.zeros(0, 2).long()},
+        "a|b": {"z.n": torch.tensor(3), "seen": torch.tensor([True, False, True])},
+        "c": {},
+    }
+    return CellState(states, Rows(9, 9), {"right": 2.0}, "cpu", "0" * 64)
+
+
+@pytest.mark.parametrize("sites", [["a"], ["a.b", "c"], ["a|b", "a"], [], ["a", "a.b", "a|b", "c"]])
+@pytest.mark.parametrize("header_bytes", [8, 100, 1 << 18])
+def test_a_part_of_a_cell_is_a_cell_of_some_sites(sites: list[str], header_bytes: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipeline.cell_parts.HEADER_BYTES", header_bytes)
+    whole = cell()
+    content = encode_cell(whole)
+    read: list[int] = []
+
+    def ranged(start: int, stop: int) -> bytes:
+        assert start < len(content), "a bucket refuses it"
+        read.append(stop - start)
+        return content[start:stop]
+
+    parts = CellParts.opened(ranged, key="k")
+    opened = len(read)
+    found = decode_cell(parts.of(sites))
+    assert len(read) - opened <= 3, "what lies end to end is read at once"
+    assert (found.rows, found.scores, found.checkpoint) == (whole.rows, whole.scores, whole.checkpoint)
+    assert found.states.keys() == whole.states.keys()
+    for site, state in whole.states.items():
+        assert found.states[site].keys() == (state.keys() if site in sites else set())
+        assert all(torch.equal(value, state[name]) for name, value in found.states[site].items())
+    assert load(parts.of(sites)).keys() == {"|", *(f"{site}|{name}" for site in sites for name in whole.states[site])}
+    monkeypatch.setattr("pipeline.cell_parts.HASHED_BYTES", 64)
+    assert (parts.bytes, parts.sha256()) == (len(content), sha256(content))
+
+
+def test_a_damaged_cell_is_said_to_be(tmp_path: Path):
+    content = encode_cell(cell())
+    with pytest.raises(SpoiltObject, match="k is damaged"):
+        CellParts.opened(lambda start, stop: b"nonsense" * 9, key="k")
+    for other in (content[:-1], content + b"1"):
+        with pytest.raises(SpoiltObject, match=r"k is damaged .* bytes read"):
+            CellParts.opened(lambda start, stop, other=other: other[start:stop], key="k").sha256()  # type: ignore[misc]
