@@ -24,8 +24,9 @@ from pipeline.statistics.base import Statistic
 PASSES = 5
 # no further pair begins later: a model whose forward takes longer has one
 ENOUGH_S = 2.0
-# of the time that a chunk takes, for what is only looked up
-SHARE = 0.05
+# of the time that a chunk takes, for what is only looked up; and seconds that are spent on it anyhow, where passes are
+# so short that one alone may be an interruption
+SHARE, FEW_S = 0.05, 0.5
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def cost_of(
 def cost_beside(model: nn.Module, batch: Batch, *, seconds: float, rows: int) -> Cost:
     """The cost of rows that took so many seconds to measure, by batches the last of which may be small, as of a batch.
 
-    The bare forwards of that batch take a twentieth of the time that measuring took, or one forward; nobody needs the
-    batch any more.
+    The bare forwards of that batch take a twentieth of the time that measuring took, half a second, or one forward;
+    nobody needs the batch any more.
     """
 
     def forward() -> None:
@@ -99,8 +100,9 @@ def cost_beside(model: nn.Module, batch: Batch, *, seconds: float, rows: int) ->
             batch.forward(model)
 
     passes: list[float] = []
+    enough = max(SHARE * seconds, FEW_S)
     with unchanged(model):
-        while len(passes) < PASSES and (not passes or sum(passes) < SHARE * seconds):
+        while len(passes) < PASSES and sum(passes) < enough:
             passes.append(_seconds(forward, batch))
     return Cost(batch.rows, median(passes), seconds * batch.rows / rows, len(passes))
 

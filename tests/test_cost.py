@@ -19,3 +19,11 @@ def test_a_small_last_batch_counts_by_its_rows(monkeypatch: pytest.MonkeyPatch) 
     assert (found.rows, found.forward, found.passes) == (256, 0.5, 1)
     assert found.measured == pytest.approx(1)
     assert found.ratio == pytest.approx(2)
+
+
+def test_short_forwards_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = iter([0.9, 0.1, 0.1, 0.1, 0.1])
+    monkeypatch.setattr(cost, "FEW_S", 1.25)
+    monkeypatch.setattr(cost, "_seconds", lambda work, batch: work() or next(took))
+    found = cost_beside(nn.Linear(3, 2), Batch((torch.ones(8, 3),), torch.arange(8)), seconds=1.0, rows=8)
+    assert (found.forward, found.passes) == (0.1, 5)

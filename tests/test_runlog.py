@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from pipeline.claims import log_prefix
+from pipeline.cost import Cost, cost_beside
 from pipeline.gc import find_garbage
 from pipeline.kernels import choose
+from pipeline.measuring import watched
+from pipeline.measuring.storing import Storing
 from pipeline.store import Store
 from pipeline.verify import verify_runs
 from tests.census import CNN, published, run_inline, small_job
@@ -22,6 +28,27 @@ def logs(store: Store, run_id: str) -> list[str]:
     )
     assert begun == written
     return [f"{one}.json" for one in written]
+
+
+def test_the_bare_forward_is_timed_before_anything_is_written_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    begin = Storing.begin
+
+    def timed(*args: Any, **named: Any) -> Cost:
+        order.append("timed")
+        return cost_beside(*args, **named)
+
+    def begun(storing: Storing, *args: Any) -> None:
+        order.append("begun")
+        begin(storing, *args)
+
+    monkeypatch.setattr(watched, "cost_beside", timed)
+    monkeypatch.setattr(Storing, "begin", begun)
+    run_inline(small_job(tmp_path), str(tmp_path / "store"))
+    assert order[:2] == ["timed", "begun"]
+    assert order.count("timed") == 1
 
 
 def test_a_log_says_what_the_statistics_cost_and_where_time_went(tmp_path: Path) -> None:

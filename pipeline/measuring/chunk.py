@@ -64,11 +64,12 @@ def measure_chunk(setup: Setup, rows: ChunkRows, cells: Sequence[Missing]) -> Do
     timed = _show(setup, rows, watched)
     seen = _seen(setup, rows)
     sound = [one for one in watched if one.failure is None]
-    setup.storing.begin([(one.cell, one.cells(seen)) for one in sound])
     costs: list[ModelCost] = []
     if timed is not None:
+        # before a thread has states to write down and hash, which would slow the bare forward alone
         with setup.watch.on("comparing with the bare forward"):
             costs = _costs(setup.task, sound, timed)
+    setup.storing.begin([(one.cell, one.cells(seen)) for one in sound])
     failed |= {one.cell.model.id: one.failure for one in watched if one.failure is not None}
     return Done(failed, [remark for one in watched for remark in one.running.remarks()], costs)
 
