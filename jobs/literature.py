@@ -24,7 +24,6 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import nn
 
-from pipeline.entries import Model
 from pipeline.errors import CensusError
 from pipeline.fit.recipe import Recipe
 from pipeline.hashing import splitmix64
@@ -34,6 +33,7 @@ from pipeline.options import store_option
 from pipeline.query import connect
 from pipeline.report.questions import QUESTIONS
 from pipeline.resolve import resolve
+from pipeline.run_models import Model
 from pipeline.sources.digits import GREATEST, TEST_BELOW
 from pipeline.store import Store, open_store
 

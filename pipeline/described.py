@@ -13,13 +13,13 @@ import pyarrow as pa
 import torch
 
 from pipeline.base_columns import BASE
-from pipeline.entries import Model
 from pipeline.flow.discover import Discovery
 from pipeline.loading import Loaded, Probe
 from pipeline.models.base import Appearances
 from pipeline.names import Names
 from pipeline.origins import appearances_of, inputs_of
 from pipeline.registry import sources
+from pipeline.run_models import Model
 from pipeline.sites import InputSpace, Site
 from pipeline.store import Store
 from pipeline.tables import arrow_table

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 
 from pipeline.batch import Batch
 from pipeline.devices import CPU, moved
-from pipeline.entries import Model
 from pipeline.errors import DataError
 from pipeline.fit.objective import Objective
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
@@ -25,6 +24,7 @@ from pipeline.models.base import Checkpoint, checkpoint_key, decode_checkpoint
 from pipeline.origins import Origin, module_of, objective_of, shown
 from pipeline.registry import sources
 from pipeline.rows.tally import forget_parsed
+from pipeline.run_models import Model
 from pipeline.sources.base import Chunk
 from pipeline.store import Store
 

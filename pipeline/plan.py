@@ -13,7 +13,6 @@ from math import ceil
 from typing import TypeVar
 
 from pipeline.cells import cell_key
-from pipeline.entries import Model
 from pipeline.errors import JobError
 from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
@@ -25,6 +24,7 @@ from pipeline.models.base import checkpoint_key
 from pipeline.origins import made, made_up, shape_of
 from pipeline.reduce import DONE, Measured, ReduceTask, reduced_key
 from pipeline.resolve import Resolved, Split
+from pipeline.run_models import Model
 from pipeline.sizes import Size
 from pipeline.staging import LoadTask
 from pipeline.store import Store

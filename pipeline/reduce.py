@@ -19,7 +19,6 @@ from pipeline.arrow_bytes import ArrowStream
 from pipeline.base_columns import BASE
 from pipeline.cells import Rows
 from pipeline.described import described, meanings, names_of
-from pipeline.entries import Model
 from pipeline.errors import StoreError
 from pipeline.flow.discover import Discovery
 from pipeline.jackknife import standard_errors
@@ -30,6 +29,7 @@ from pipeline.numerics import in_force
 from pipeline.origins import columns_of, task_of
 from pipeline.resolve import Split
 from pipeline.rows.decode import UID_MASK
+from pipeline.run_models import Model
 from pipeline.running import States
 from pipeline.scores import Sums, added, means
 from pipeline.site_table import site_table

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 from pipeline.devices import device_asked
-from pipeline.entries import Model, models_of, once, refuse_duplicates
+from pipeline.entry_models import models_of
 from pipeline.errors import DataError, MissingData, nearest
 from pipeline.hashing import digest
 from pipeline.job import DataSpec, Job, Numerics, job_identity, misfit
 from pipeline.kernels import choose
 from pipeline.named import look_up
 from pipeline.origins import shape_of
+from pipeline.run_models import Model, once, refuse_duplicates
 from pipeline.sizes import Size, sizes_of
 from pipeline.sources.base import Chunk, Source
 from pipeline.statistics.base import Statistic

@@ -16,7 +16,6 @@ from rich.console import Console
 
 from pipeline.batch import Batch
 from pipeline.described import described, meanings
-from pipeline.entries import Model
 from pipeline.errors import DataError
 from pipeline.executor import InlineExecutor
 from pipeline.flow.discover import discover
@@ -30,6 +29,7 @@ from pipeline.report.neuron import page
 from pipeline.report.questions import QUESTIONS
 from pipeline.report.words import in_words, input_name
 from pipeline.run import run
+from pipeline.run_models import Model
 from pipeline.show import TABLES, Neuron, find
 from pipeline.store import open_store
 from tests.fit.data import recipe

@@ -75,6 +75,8 @@ LAYERS: dict[str, int] = {
         [
             "resolve",
             "entries",
+            "entry_models",
+            "run_models",
             "plan",
             "estimate",
             "projection",

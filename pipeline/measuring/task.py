@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from pipeline.devices import CPU
-from pipeline.entries import Model
 from pipeline.job import Numerics, SiteSelection
 from pipeline.loading import Probe
+from pipeline.run_models import Model
 from pipeline.sources.base import Chunk
 from pipeline.statistics.base import Statistic
 

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.entries import Model
 from pipeline.executor import InlineExecutor
 from pipeline.job import load_job
 from pipeline.measure import measure
@@ -27,6 +26,7 @@ from pipeline.query import connect
 from pipeline.registry import statistics
 from pipeline.resolve import resolve
 from pipeline.run import run
+from pipeline.run_models import Model
 from pipeline.store import Store, open_store
 from tests.statistics.recompute.check import OF_UNITS, check
 from tests.statistics.test_recomputed import folded, listen, raw_of, together, weights, windows

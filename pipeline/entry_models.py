@@ -1,0 +1,152 @@
+"""The models that an entry stands for on the data that it names, each followed by its untrained twin.
+
+Layer 3. No row is read; what a model's weights will be from is known all the same, and its id with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pipeline.devices import machine_bytes
+from pipeline.entries import LoadEntry, TrainEntry, seed_of
+from pipeline.errors import DataError, JobError, ModelError, nearest
+from pipeline.fit.recipe import Recipe
+from pipeline.foreign.entry import Place, loaded_models, twins
+from pipeline.job import Job, misfit, refusal
+from pipeline.models.base import Family, Task
+from pipeline.registry import families
+from pipeline.run_models import Model
+from pipeline.sources.base import Source
+from pipeline.store import Store
+
+# of each weight while it is trained: itself, its gradient, and at least one number of the optimizer
+COPIES = 3
+
+
+def models_of(job: Job, entry: TrainEntry | LoadEntry, source: Source, store: Store) -> list[Model]:
+    """The models of an entry, each training's followed by its untrained twin. JobError where they cannot be."""
+    if isinstance(entry, TrainEntry):
+        return _trained(job, entry, source)
+    return _loaded(job, entry, source, store)
+
+
+def _loaded(job: Job, entry: LoadEntry, source: Source, store: Store) -> list[Model]:
+    """The models that an entry's files are, and behind them the untrained twin of each architecture."""
+    where, spec, load = entry.where, entry.spec, entry.load
+    if load.family is not None:
+        _refuse_unfit_data(job, where, spec.data, families()[load.family], source)
+    task = Task(tuple(source.shape), source.classes, tuple(source.categories), source.vocabulary)
+    place = Place(spec.located(load.url), spec.named)
+    chunks = source.chunks(job.data[spec.data].train) or source.chunks(job.data[spec.data].measure[0])
+    with _named(job, f"{where}.load"):
+        found, pin = loaded_models(load, place, task, dtype=job.numerics.dtype, store=store)
+    if load.sha256 not in (None, pin):
+        raise misfit(job, f"{where}.load.sha256", load.sha256, f"the sha256 of what is there, {pin}")
+    with _named(job, f"{where}.load"):
+        made = twins(found, seed=seed_of(job, 0), data=spec.data, chunks=chunks, numerics=job.numerics)
+    controls = made if spec.control else {}
+    models = []
+    for name, origin in found.items():
+        twin = controls.get(origin.architecture)
+        named = name if spec.name is None else f"{spec.name}-{name}"
+        models.append(Model(origin.id, named, spec.data, origin, None, twin.id if twin else None, None))
+    for architecture, twin in controls.items():
+        base = spec.name or (architecture.label or "").rpartition(":")[2]
+        several = "" if len(controls) == 1 else f"-{twin.id[:8]}"
+        models.append(Model(twin.id, f"{base}{several}-init", spec.data, twin, 0, None, architecture.id))
+    return models
+
+
+@contextmanager
+def _named(job: Job, where: str) -> Iterator[None]:
+    """Say which entry asks for what cannot be."""
+    try:
+        yield
+    except (JobError, ModelError) as error:
+        raise refusal(job, where, str(error)) from error
+    except DataError as error:
+        raise DataError(str(refusal(job, where, str(error)))) from error
+
+
+def _refuse_unfit_data(job: Job, where: str, data: str, family: Family, source: Source) -> None:
+    if family.whole != source.whole:
+        takes = "a graph" if family.whole else "single rows"
+        raise misfit(job, f"{where}.data", data, f"data of {takes}, which family {family.name} takes")
+    if family.objective == "classes" and not source.classes:
+        tells = f"data with classes, which family {family.name} tells apart"
+        raise misfit(job, f"{where}.data", data, f"{tells}: classes = … (or labels), and columns.label to learn them")
+
+
+def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
+    """The trained models of an entry, one for each seed, each followed by its untrained twin."""
+    data = entry.spec.data
+    _refuse_unfit_data(job, entry.where, data, entry.family, source)
+    if entry.family.objective == "classes" and source.labels_positions:
+        label = job.data[data].columns.label
+        problem = f"it learns the class of a row, and column {label!r} of data.{data} has one for each position"
+        raise misfit(job, f"{entry.where}.family", entry.family.name, f"a family that does without them: {problem}")
+    train = job.data[data].train
+    chunks = source.chunks(train)
+    if not chunks:
+        raise misfit(
+            job, f"data.{data}.train", train, f"a split with rows to train on; {nearest(train, source.splits())}"
+        )
+    # one tuple for all: a task of eight models carries it once
+    trained_on = tuple(chunk.id for chunk in chunks)
+    recipes = [
+        Recipe(
+            family=entry.family.name,
+            family_version=entry.family.version,
+            hyperparameters=entry.hyperparameters,
+            training=entry.training,
+            seed=seed_of(job, seed),
+            shape=tuple(source.shape),
+            outputs=source.classes,
+            categories=tuple(source.categories),
+            vocabulary=source.vocabulary,
+            chunks=trained_on,
+            dtype=job.numerics.dtype,
+            threads=job.numerics.threads,
+            deterministic=job.numerics.deterministic,
+        )
+        for seed in entry.spec.seeds
+    ]
+    _try_to_build(job, entry.where, recipes[0])
+    named = zip(recipes, entry.spec.seeds, strict=True)
+    return [model for recipe, seed in named for model in _lineage(entry, recipe, seed)]
+
+
+def _lineage(entry: TrainEntry, recipe: Recipe, seed: int) -> list[Model]:
+    """The model at each of its checkpoints, the last one first, and, unless the job says no, its untrained twin."""
+    spec, name = entry.spec, f"{entry.name}-{seed}"
+    twin = recipe.model_id(0) if spec.control else None
+    models = [
+        Model(
+            recipe.model_id(step),
+            name if step == recipe.steps else f"{name}@{step}",
+            spec.data,
+            recipe,
+            step,
+            twin,
+            None,
+        )
+        for step in reversed(recipe.checkpoints[1:])
+    ]
+    if twin is None:
+        return models
+    return [*models, Model(twin, f"{name}-init", spec.data, recipe, 0, None, recipe.lineage)]
+
+
+def _try_to_build(job: Job, where: str, recipe: Recipe) -> None:
+    try:
+        with _named(job, where), torch.device("meta"):
+            module = recipe.build()
+    except (RuntimeError, TypeError) as error:  # sizes that torch cannot count
+        raise refusal(job, where, f"it cannot be built: {str(error).splitlines()[0]}") from error
+    needed = COPIES * sum(weight.nbytes for weight in module.parameters())
+    if needed > (memory := machine_bytes()):
+        taken = f"weights, gradients and the optimizer's memory of them would take {needed / 2**30:.0f} GiB"
+        raise refusal(job, where, f"{taken}, this machine has {memory / 2**30:.0f}: choose a smaller model")
