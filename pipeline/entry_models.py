@@ -84,10 +84,7 @@ def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
     """The trained models of an entry, one for each seed, each followed by its untrained twin."""
     data = entry.spec.data
     _refuse_unfit_data(job, entry.where, data, entry.family, source)
-    if entry.family.objective == "classes" and source.labels_positions:
-        label = job.data[data].columns.label
-        problem = f"it learns the class of a row, and column {label!r} of data.{data} has one for each position"
-        raise misfit(job, f"{entry.where}.family", entry.family.name, f"a family that does without them: {problem}")
+    _refuse_labelled_positions(job, entry, source)
     train = job.data[data].train
     chunks = source.chunks(train)
     if not chunks:
@@ -96,27 +93,36 @@ def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
         )
     # one tuple for all: a task of eight models carries it once
     trained_on = tuple(chunk.id for chunk in chunks)
-    recipes = [
-        Recipe(
-            family=entry.family.name,
-            family_version=entry.family.version,
-            hyperparameters=entry.hyperparameters,
-            training=entry.training,
-            seed=seed_of(job, seed),
-            shape=tuple(source.shape),
-            outputs=source.classes,
-            categories=tuple(source.categories),
-            vocabulary=source.vocabulary,
-            chunks=trained_on,
-            dtype=job.numerics.dtype,
-            threads=job.numerics.threads,
-            deterministic=job.numerics.deterministic,
-        )
-        for seed in entry.spec.seeds
-    ]
+    recipes = [_recipe(job, entry, source, trained_on, seed=seed) for seed in entry.spec.seeds]
     _try_to_build(job, entry.where, recipes[0])
     named = zip(recipes, entry.spec.seeds, strict=True)
     return [model for recipe, seed in named for model in _lineage(entry, recipe, seed)]
+
+
+def _refuse_labelled_positions(job: Job, entry: TrainEntry, source: Source) -> None:
+    if entry.family.objective == "classes" and source.labels_positions:
+        data = entry.spec.data
+        label = job.data[data].columns.label
+        problem = f"it learns the class of a row, and column {label!r} of data.{data} has one for each position"
+        raise misfit(job, f"{entry.where}.family", entry.family.name, f"a family that does without them: {problem}")
+
+
+def _recipe(job: Job, entry: TrainEntry, source: Source, chunks: tuple[str, ...], *, seed: int) -> Recipe:
+    return Recipe(
+        family=entry.family.name,
+        family_version=entry.family.version,
+        hyperparameters=entry.hyperparameters,
+        training=entry.training,
+        seed=seed_of(job, seed),
+        shape=tuple(source.shape),
+        outputs=source.classes,
+        categories=tuple(source.categories),
+        vocabulary=source.vocabulary,
+        chunks=chunks,
+        dtype=job.numerics.dtype,
+        threads=job.numerics.threads,
+        deterministic=job.numerics.deterministic,
+    )
 
 
 def _lineage(entry: TrainEntry, recipe: Recipe, seed: int) -> list[Model]:
