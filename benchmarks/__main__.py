@@ -28,7 +28,7 @@ from benchmarks.overhead import Line, cases, measure_case
 from benchmarks.path import Figure, figures, start
 from pipeline.allocator import freed_memory_kept
 from pipeline.devices import CPU, GPU, device_named
-from pipeline.job import Numerics
+from pipeline.job_sections import Numerics
 from pipeline.numerics import in_force
 
 RESULTS = Path(__file__).parent / "results"

@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.executor import Lost
-from pipeline.job import Job, Resources, load_job
+from pipeline.job import Job, load_job
+from pipeline.job_sections import Resources
 from pipeline.manifest import File
 from pipeline.pack import PackTask
 from pipeline.progress import Progress

@@ -20,7 +20,8 @@ from pipeline.allocator import freed_memory_kept
 from pipeline.batch import Batch
 from pipeline.devices import CPU, device_named
 from pipeline.flow.tap import quiet
-from pipeline.job import Numerics, load_job
+from pipeline.job import load_job
+from pipeline.job_sections import Numerics
 from pipeline.loading import Loaded, load
 from pipeline.measuring.task import MeasureTask
 from pipeline.numerics import in_force

@@ -24,7 +24,7 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.devices import moved
-from pipeline.job import Columns, DataSpec
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.registry import sources
 from pipeline.rows.reading import batches_in_turn
 from pipeline.sources.base import Chunk, Source

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.batch import Batch
 from pipeline.errors import JobError
-from pipeline.job import Resources
+from pipeline.job_sections import Resources
 
 CPU, GPU = "cpu", "cuda"
 

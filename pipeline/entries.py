@@ -19,7 +19,8 @@ from pipeline.errors import JobError, Mistakes
 from pipeline.fit.settings import Training
 from pipeline.foreign.spec import LoadSpec
 from pipeline.grid import Point, label, points
-from pipeline.job import MAX_SEED, SEED_STEP, Job, ModelSpec, misfit, refusal, unknown
+from pipeline.job import MAX_SEED, SEED_STEP, Job, misfit, refusal, unknown
+from pipeline.job_sections import ModelSpec
 from pipeline.misfits import dotted
 from pipeline.models.base import Family
 from pipeline.registry import families

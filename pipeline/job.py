@@ -7,31 +7,18 @@ Layer 1. Knows no family, statistic or source: names and parameters that the reg
 from __future__ import annotations
 
 import math
-import os
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    PrivateAttr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from pipeline.errors import JobError, nearest
+from pipeline.job_sections import Columns, DataSpec, ModelSpec, Numerics, Resources, Section, SiteSelection
 from pipeline.legible import without, without_errors
 from pipeline.misfits import dotted, found, in_words, misfit_at, problems, section_of, shown
 from pipeline.places import Places, find_places
-from pipeline.selecting import refuse_patterns
 
 # the seed of a model is that of the job times the step, plus its own; the column holds a signed integer of 64 bits
 SEED_STEP = 1_000_003
@@ -40,220 +27,7 @@ MAX_SEED = 2**63 - 1
 MOST_ROUNDS = 5
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Numerics(_Section):
-    """What decides the bits of a result: part of every key."""
-
-    batch_rows: int = Field(default=256, ge=1, description="rows of one forward pass when measuring")
-    threads: int = Field(default=1, ge=1, description="torch threads of one task")
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = Field(default="float32", description="of the forward")
-    tf32: bool = Field(default=False, description="allow TensorFloat-32 on GPUs")
-    deterministic: bool = Field(default=True, description="deterministic kernels")
-
-
-class Columns(_Section):
-    """Which columns of a data set are what."""
-
-    features: str | tuple[str, ...] = Field(default=(), description="one column of lists, or several of numbers")
-    label: str | None = Field(
-        default=None,
-        description="column with the class: an integer, or one of `labels`; of series and tokens also lists, one for "
-        "each position",
-    )
-    key: str | None = Field(default=None, description="column that names a row: integers ≥ 0 or strings, unique")
-    split: str | None = Field(default=None, description="column with the split; without it all rows are split 'all'")
-    shape: tuple[PositiveInt, ...] | None = Field(default=None, description="shape of a row's features, (8, 8) say")
-
-
-def _located(directory: str, name: str) -> str:
-    return name if "://" in name else os.path.abspath(Path(directory, name).expanduser())
-
-
-def _named(directory: str, url: str, location: str) -> str:
-    if "://" in location or Path(url).expanduser().is_absolute():
-        return location
-    return Path(os.path.relpath(location, os.path.abspath(directory))).as_posix()
-
-
-def _without_slash(split: str) -> str:
-    # coverage is kept by "data/split"; a data set's name may hold slashes because the last one ends it
-    if "/" in split:
-        nearest_name = split.replace("/", "-")
-        raise PydanticCustomError("split", f'a split without "/": rename it in the data as well, "{nearest_name}" say')
-    return split
-
-
-SplitName = Annotated[str, AfterValidator(_without_slash)]
-
-
-class DataSpec(_Section):
-    """One data set: where it is and how its rows are read."""
-
-    source: str = Field(default="parquet", description="kind of source")
-    url: str | None = Field(default=None, description="file, directory or glob on any fsspec URL; relative to the job")
-    made_by: str | None = Field(default=None, description="command that makes it, to be named where it is missing")
-    columns: Columns = Columns()
-    classes: int | None = Field(default=None, ge=1, description="number of classes of an integer label")
-    labels: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="classes of a string label, in order"
-    )
-    train: str = Field(default="train", description="split to train on")
-    measure: tuple[SplitName, ...] = Field(default=("test",), min_length=1, description="splits to measure on")
-    chunk_rows: int = Field(default=65_536, ge=1, description="rows of one unit of work, in whole row groups")
-    max_unreadable: float = Field(default=0.0, ge=0, le=1, description="share of a chunk's rows that may be unreadable")
-    options: dict[str, Any] = Field(default={}, description="what the source takes besides")
-    _directory: str = PrivateAttr(default=".")
-    _place: str = PrivateAttr(default="job")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_a_split_column(cls, given: Any) -> Any:
-        named = given.get("columns") if isinstance(given, dict) else None
-        split = named.get("split") if isinstance(named, dict) else named.split if isinstance(named, Columns) else ""
-        if split is None:
-            return {"train": "all", "measure": ("all",), **given}
-        return given
-
-    @model_validator(mode="after")
-    def _holds_no_credentials(self) -> Self:
-        if "@" in urlsplit(self.url or "").netloc:
-            raise ValueError("url must not hold credentials; put them in the environment (AWS_PROFILE …)")
-        return self
-
-    @model_validator(mode="after")
-    def _splits_exist(self) -> Self:
-        asked = {self.train, *self.measure}
-        if self.columns.features and self.columns.split is None and asked != {"all"}:
-            raise ValueError(f"splits {sorted(asked)} need columns.split, the column that says which row is in which")
-        return self
-
-    @property
-    def place(self) -> str:
-        """Where the data set stands in its job file."""
-        return self._place
-
-    @property
-    def location(self) -> str:
-        """The URL, with a relative path made absolute from where the job file is."""
-        return self.located(self.url or "")
-
-    def located(self, name: str) -> str:
-        """Where a file is that is named as in the job: relative to the job file unless absolute or a URL."""
-        return _located(self._directory, name)
-
-    def named(self, location: str) -> str:
-        """How the job would name a file: relative to the job file if `url` is, so that both can move together."""
-        return _named(self._directory, self.url or "", location)
-
-
-Values = Annotated[tuple[Any, ...], Field(min_length=1)]
-_SEEDS = "one model for each; 8 stands for 0 … 7"
-
-
-class ModelSpec(_Section):
-    """Models on one data set: of a family, one for each seed and, of a grid, combination of values; or loaded ones."""
-
-    family: str | None = Field(default=None, description="how the models are built")
-    load: dict[str, Any] | None = Field(default=None, description="instead of a family: url, …, of models to load")
-    data: str = Field(description="name of the data set to train and measure on")
-    name: str | None = Field(default=None, min_length=1, description="prefix of the models' names; default: the family")
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description=_SEEDS)
-    hyperparameters: dict[str, Any] = Field(default={}, description="of the family")
-    training: dict[str, Any] = Field(default={}, description="steps, learning_rate, …")
-    grid: tuple[dict[str, Values], ...] = Field(
-        default=(),
-        description="lists of values of hyperparameters or training: all combinations; or several such tables",
-    )
-    control: bool = Field(default=True, description="measure each model's untrained twin as well")
-    _directory: str = PrivateAttr(default=".")
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _counted(cls, given: Any) -> Any:
-        if (type(given) is int and given < 1) or given in ((), []):
-            raise PydanticCustomError("misfit", f"how many from 1, or an array of seeds ({_SEEDS})")
-        return tuple(range(given)) if type(given) is int else given
-
-    @field_validator("grid", mode="before")
-    @classmethod
-    def _several(cls, given: Any) -> Any:
-        several = (given,) if isinstance(given, dict) else given
-        for grid in several if isinstance(several, tuple | list) else ():
-            for key, values in grid.items() if isinstance(grid, dict) else ():
-                if not isinstance(values, tuple | list) or not values:
-                    raise PydanticCustomError("misfit", f"an array of one or more values of {key}")
-        return several
-
-    @model_validator(mode="after")
-    def _seeds_are_different(self) -> Self:
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError("seeds must be different and not negative")
-        return self
-
-    @model_validator(mode="after")
-    def _trains_or_loads(self) -> Self:
-        if self.load is None and self.family is None:
-            trained = f"family = … ({type(self).model_fields['family'].description})"
-            raise ValueError(f"family is missing: expected {trained}, or a table load with the url of models to load")
-        if self.load is not None:
-            besides = self.model_fields_set & {"family", "seeds", "hyperparameters", "training", "grid"}
-            if besides:
-                raise ValueError(f"{min(besides)} says how to train: expected it or load, not both")
-            if "@" in urlsplit(str(self.load.get("url", ""))).netloc:
-                raise ValueError("load.url must not hold credentials; put them in the environment (AWS_PROFILE …)")
-        return self
-
-    def located(self, name: str) -> str:
-        """Where a file is that is named as in the job: relative to the job file unless absolute or a URL."""
-        return _located(self._directory, name)
-
-    def named(self, location: str) -> str:
-        """How the job would name a file: relative to the job file if `load.url` is."""
-        return _named(self._directory, str((self.load or {}).get("url", "")), location)
-
-
-class SiteSelection(_Section):
-    """Which sites are measured, and on which rows. Patterns are globs of a site's name, kind or gate; "kind:conv*",
-    "gate:relu" and "name:block*" are of one of them."""
-
-    include: tuple[str, ...] = Field(default=("*",), min_length=1, description="patterns of the sites to measure")
-    exclude: tuple[str, ...] = Field(default=(), description="patterns of sites to leave out")
-    rows: dict[str, float] = Field(
-        default={}, description="fraction of the rows, drawn by their uid, by pattern; the smallest that matches counts"
-    )
-
-    @model_validator(mode="after")
-    def _patterns_are_of_labels(self) -> Self:
-        refuse_patterns(self.include, self.exclude, self.rows)
-        return self
-
-
-class Resources(_Section):
-    """How a job is run: nothing here changes a byte of the result.
-
-    But for GPUs: their float sums differ in the last bits, and a run that asks for them has states of its own.
-    """
-
-    workers: int = Field(default=0, ge=0, description="processes; 0: as many as the CPUs allow")
-    cpus_per_worker: int = Field(default=1, ge=1, description="at least numerics.threads are given")
-    gpus_per_worker: float = Field(default=0.0, ge=0, description="0.25: four workers share a GPU and its memory")
-    memory_gib: float | None = Field(default=None, gt=0, description="memory of a worker; None: not limited")
-    max_state_gib: float = Field(default=64.0, gt=0, description="refuse a plan whose states take more")
-    retries: int = Field(default=3, ge=0, description="how often a task is repeated whose worker died")
-
-    @field_validator("gpus_per_worker")
-    @classmethod
-    def _is_given_by_ray(cls, given: float) -> float:
-        # what is finer, and parts of a second GPU, Ray does not book
-        if not (given.is_integer() or (given < 1 and round(given, 4) == given)):
-            raise PydanticCustomError("misfit", "a share of a GPU in steps of 0.0001, 0.25 say, or a number of GPUs")
-        return given
-
-
-class Job(_Section):
+class Job(Section):
     """Everything that is asked for. `place` names the file in messages."""
 
     name: str = Field(min_length=1, description="for people; in the manifest")

@@ -19,7 +19,7 @@ from pipeline.errors import DataError
 from pipeline.fit.objective import Objective
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
 from pipeline.hashing import sha256
-from pipeline.job import DataSpec, SiteSelection
+from pipeline.job_sections import DataSpec, SiteSelection
 from pipeline.models.base import Checkpoint, checkpoint_key, decode_checkpoint
 from pipeline.origins import Origin, module_of, objective_of, shown
 from pipeline.registry import sources

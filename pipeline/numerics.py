@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from pipeline.job import Numerics
+from pipeline.job_sections import Numerics
 
 
 @contextmanager

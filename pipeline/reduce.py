@@ -22,7 +22,7 @@ from pipeline.described import described, meanings, names_of
 from pipeline.errors import StoreError
 from pipeline.flow.discover import Discovery
 from pipeline.jackknife import standard_errors
-from pipeline.job import Numerics, SiteSelection
+from pipeline.job_sections import Numerics, SiteSelection
 from pipeline.loading import Loaded, Probe, keep_only, load
 from pipeline.merging import Cells, Merged, grouped_sites, merged
 from pipeline.numerics import in_force

@@ -14,7 +14,8 @@ from pipeline.devices import device_asked
 from pipeline.entry_models import models_of
 from pipeline.errors import DataError, MissingData, nearest
 from pipeline.hashing import digest
-from pipeline.job import DataSpec, Job, Numerics, job_identity, misfit
+from pipeline.job import Job, job_identity, misfit
+from pipeline.job_sections import DataSpec, Numerics
 from pipeline.kernels import choose
 from pipeline.named import look_up
 from pipeline.origins import shape_of

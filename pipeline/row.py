@@ -12,7 +12,8 @@ from typing import Any
 
 from pipeline.batch import Batch
 from pipeline.errors import DataError
-from pipeline.job import DataSpec, read_spec
+from pipeline.job import read_spec
+from pipeline.job_sections import DataSpec
 from pipeline.manifest import read_manifest
 from pipeline.names import Names
 from pipeline.query import Connection, ask

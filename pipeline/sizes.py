@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipeline.errors import DataError, ModelError
 from pipeline.flow.discover import discover
-from pipeline.job import SiteSelection
+from pipeline.job_sections import SiteSelection
 from pipeline.loading import PROBE_ROWS, weight_bytes
 from pipeline.origins import Origin, made, made_up, shape_of, task_of
 from pipeline.statistics.base import Statistic

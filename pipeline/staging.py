@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pipeline.batch import Batch
 from pipeline.errors import DataError, ModelError
 from pipeline.foreign.origin import Loaded, Untrained
-from pipeline.job import DataSpec, Numerics
+from pipeline.job_sections import DataSpec, Numerics
 from pipeline.models.base import checkpoint_key, encode_checkpoint
 from pipeline.numerics import in_force
 from pipeline.registry import sources

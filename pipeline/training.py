@@ -17,7 +17,7 @@ from pipeline.devices import CPU, GPU, device_named
 from pipeline.fit.loop import Diverged, Saved, fit
 from pipeline.fit.recipe import Recipe
 from pipeline.fit.rows import Portion
-from pipeline.job import DataSpec, Numerics
+from pipeline.job_sections import DataSpec, Numerics
 from pipeline.models.base import Checkpoint, checkpoint_key, decode_checkpoint, encode_checkpoint
 from pipeline.numerics import in_force
 from pipeline.registry import sources

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.batch import Batch
-from pipeline.job import Columns, DataSpec
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.rows.reading import Reading
 from pipeline.sources.base import Source
 from pipeline.sources.parquet import Parquet

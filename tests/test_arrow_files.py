@@ -14,7 +14,7 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.errors import DataError
-from pipeline.job import Columns, DataSpec
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.registry import sources
 from pipeline.rows.reading import Reading
 from pipeline.store import open_store

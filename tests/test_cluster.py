@@ -20,7 +20,7 @@ from pipeline.cluster.executor import RayExecutor, ray_executor
 from pipeline.cluster.workers import room_of
 from pipeline.errors import DataError, JobError, StoreError
 from pipeline.executor import Lost
-from pipeline.job import Resources
+from pipeline.job_sections import Resources
 from pipeline.run import run
 from pipeline.store import open_store
 from pipeline.task import run_task

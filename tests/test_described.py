@@ -19,7 +19,8 @@ from pipeline.described import described, meanings
 from pipeline.errors import DataError
 from pipeline.executor import InlineExecutor
 from pipeline.flow.discover import discover
-from pipeline.job import Columns, DataSpec, load_job
+from pipeline.job import load_job
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.loading import Loaded
 from pipeline.models.base import Checkpoint
 from pipeline.names import UNNAMED, Names

@@ -19,7 +19,7 @@ from pipeline.errors import JobError
 from pipeline.fit.loop import Saved, fit
 from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
-from pipeline.job import Resources
+from pipeline.job_sections import Resources
 from pipeline.kernels import choose, native_build, triton_build
 from pipeline.measuring import run as measuring
 from pipeline.measuring.run import Measured

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pipeline import devices, loading
 from pipeline.executor import InlineExecutor
 from pipeline.grouping import SHARE, groups
-from pipeline.job import Resources, load_job
+from pipeline.job import load_job
+from pipeline.job_sections import Resources
 from pipeline.plan import make_plan
 from pipeline.resolve import resolve
 from pipeline.run import run

@@ -41,6 +41,7 @@ LAYERS: dict[str, int] = {
             "executor",
             "filesystems",
             "job",
+            "job_sections",
             "legible",
             "manifest",
             "misfits",

@@ -15,7 +15,8 @@ from pipeline.estimate import estimate
 from pipeline.executor import InlineExecutor
 from pipeline.gc import find_garbage
 from pipeline.hashing import sha256
-from pipeline.job import Resources, load_job
+from pipeline.job import load_job
+from pipeline.job_sections import Resources
 from pipeline.models.base import decode_checkpoint
 from pipeline.plan import make_plan
 from pipeline.query import ask, connect

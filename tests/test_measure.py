@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.errors import DataError, ModelError
 from pipeline.hashing import row_hash
-from pipeline.job import SiteSelection
+from pipeline.job_sections import SiteSelection
 from pipeline.loading import find_sites
 from pipeline.measure import measure
 from pipeline.registry import statistics

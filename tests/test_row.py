@@ -16,7 +16,8 @@ from PIL import Image
 from rich.console import Console
 
 from pipeline.cli import cli
-from pipeline.job import Columns, DataSpec, job_identity, load_job, read_spec
+from pipeline.job import job_identity, load_job, read_spec
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.registry import sources
 from pipeline.report.row import row_page
 from pipeline.row import row_in

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError, JobError
-from pipeline.job import Columns
+from pipeline.job_sections import Columns
 from pipeline.registry import sources
 from pipeline.rows.features import Numbers
 from pipeline.rows.format import RowFormat

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.job import Columns
+from pipeline.job_sections import Columns
 from pipeline.rows.reading import Piece, batched, prefetched
 from tests.row_files import parquet, read_all, rows_table, write
 

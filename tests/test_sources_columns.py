@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.errors import DataError, JobError
-from pipeline.job import Columns, DataSpec
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.rows.decode import RowError, class_labels, key_uids
 from pipeline.sources.parquet import Parquet
 from pipeline.store import open_store

@@ -13,7 +13,7 @@ import torch
 
 from pipeline import inputs
 from pipeline.errors import DataError, StoreError
-from pipeline.job import Columns
+from pipeline.job_sections import Columns
 from pipeline.store import open_store
 from tests.row_files import corrupt_group, parquet, read_all, rows_table, write
 

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from pipeline.errors import DataError, JobError
 from pipeline.hashing import splitmix64
-from pipeline.job import DataSpec
+from pipeline.job_sections import DataSpec
 from pipeline.sources.base import Chunk
 from pipeline.sources.digits import Digits
 from pipeline.store import open_store

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.errors import DataError, JobError
-from pipeline.job import Columns, DataSpec
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.rows.reading import Reading
 from pipeline.sources.graph import Graph
 from pipeline.store import open_store

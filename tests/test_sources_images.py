@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from pipeline.errors import DataError, JobError
-from pipeline.job import Columns, DataSpec
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.rows.pictures import Pictures
 from pipeline.sources.base import Source
 from pipeline.sources.image_folder import ImageFolder

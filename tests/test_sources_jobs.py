@@ -15,7 +15,8 @@ import pytest
 from jobs.prepare import MAKERS
 from pipeline.errors import JobError
 from pipeline.executor import InlineExecutor
-from pipeline.job import Job, ModelSpec, load_job
+from pipeline.job import Job, load_job
+from pipeline.job_sections import ModelSpec
 from pipeline.registry import families, sources
 from pipeline.resolve import resolve
 from pipeline.run import run

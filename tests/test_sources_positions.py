@@ -14,7 +14,8 @@ from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.errors import DataError, JobError
-from pipeline.job import Columns, DataSpec, load_job
+from pipeline.job import load_job
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.measure import measure
 from pipeline.models.base import checkpoint_key, decode_checkpoint
 from pipeline.query import connect

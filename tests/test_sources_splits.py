@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.job import Columns, DataSpec
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.rows import splits as splits_of_rows
 from pipeline.sources.parquet import Parquet
 from pipeline.store import open_store

@@ -13,7 +13,7 @@ from pipeline import inputs
 from pipeline.batch import Batch
 from pipeline.errors import CensusError, DataError, StoreError
 from pipeline.inputs import list_inputs, open_input
-from pipeline.job import Columns, DataSpec
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.registry import sources
 from pipeline.store import open_store
 from tests.row_files import ids, joined, parquet, read_all, rows_table, write

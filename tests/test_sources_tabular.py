@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataError, JobError
 from pipeline.executor import InlineExecutor
-from pipeline.job import Columns, DataSpec, load_job
+from pipeline.job import load_job
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.manifest import read_manifest
 from pipeline.rows.tally import UNSEEN, Moments, Numbering, Vocabulary, forget_parsed, tallied
 from pipeline.run import run

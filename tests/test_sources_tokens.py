@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.batch import Batch
 from pipeline.errors import DataError, JobError
-from pipeline.job import Columns, DataSpec
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.rows.reading import Reading
 from pipeline.sources.tokens import Tokens
 from pipeline.store import open_store

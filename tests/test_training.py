@@ -13,7 +13,7 @@ from pipeline.batch import Batch
 from pipeline.errors import StoreError
 from pipeline.fit.objective import scores
 from pipeline.fit.recipe import Recipe
-from pipeline.job import DataSpec, Numerics
+from pipeline.job_sections import DataSpec, Numerics
 from pipeline.models.base import checkpoint_key, decode_checkpoint
 from pipeline.plan import make_plan
 from pipeline.registry import families, sources

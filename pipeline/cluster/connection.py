@@ -18,7 +18,7 @@ import ray
 
 from pipeline.address import LOCAL, knock, unanswered
 from pipeline.cluster.reason import last_line
-from pipeline.job import Resources
+from pipeline.job_sections import Resources
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pipeline.cluster.reason import last_line
 from pipeline.cluster.workers import start_worker, workers_asked_for
 from pipeline.errors import CensusError
 from pipeline.executor import Executor, InlineExecutor, Lost
-from pipeline.job import Resources
+from pipeline.job_sections import Resources
 from pipeline.schedule import Schedule
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from pipeline.job import Resources
+from pipeline.job_sections import Resources
 
 T = TypeVar("T")
 R = TypeVar("R")

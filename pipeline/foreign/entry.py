@@ -16,7 +16,7 @@ from pipeline.foreign.files import CONFIG, ModelFiles, find_models, pin_of, read
 from pipeline.foreign.origin import Loaded, Untrained
 from pipeline.foreign.spec import LoadSpec
 from pipeline.foreign.untrained import untrained
-from pipeline.job import Numerics
+from pipeline.job_sections import Numerics
 from pipeline.models.base import Task
 from pipeline.models.norms import running_norms
 from pipeline.sources.base import Chunk

@@ -18,7 +18,7 @@ from pipeline.foreign.files import ModelFiles, read_model, sha256_of
 from pipeline.foreign.load import checkpoint_of, restored
 from pipeline.foreign.untrained import untrained
 from pipeline.hashing import digest
-from pipeline.job import Numerics
+from pipeline.job_sections import Numerics
 from pipeline.models.base import Checkpoint
 from pipeline.sources.base import Chunk
 

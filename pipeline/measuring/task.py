@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from pipeline.devices import CPU
-from pipeline.job import Numerics, SiteSelection
+from pipeline.job_sections import Numerics, SiteSelection
 from pipeline.loading import Probe
 from pipeline.run_models import Model
 from pipeline.sources.base import Chunk

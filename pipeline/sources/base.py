@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from pipeline.errors import DataError, JobError, MissingData, nearest
 from pipeline.hashing import digest
 from pipeline.inputs import InputFile, list_inputs
-from pipeline.job import DataSpec
+from pipeline.job_sections import DataSpec
 from pipeline.misfits import dotted, in_words, shown
 from pipeline.names import Names
 from pipeline.rows.decode import UID_MASK

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DataError, JobError
 from pipeline.hashing import sha256, splitmix64
 from pipeline.inputs import InputFile
-from pipeline.job import Columns, DataSpec
+from pipeline.job_sections import Columns, DataSpec
 from pipeline.rows.footers import Footer, parse_footer
 from pipeline.sources.base import RowGroupSource
 from pipeline.store import Store

@@ -22,7 +22,8 @@ import pytest
 
 from pipeline.cluster.executor import ray_executor
 from pipeline.executor import InlineExecutor
-from pipeline.job import Resources, load_job
+from pipeline.job import load_job
+from pipeline.job_sections import Resources
 from pipeline.manifest import decode, manifest_key
 from pipeline.run import run
 from pipeline.store import Store, open_store

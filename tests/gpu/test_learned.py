@@ -17,7 +17,7 @@ import torch
 from pipeline.devices import GPU, device_named
 from pipeline.fit.loop import Saved, fit
 from pipeline.fit.recipe import Recipe
-from pipeline.job import Numerics
+from pipeline.job_sections import Numerics
 from pipeline.models.base import Checkpoint, decode_checkpoint, encode_checkpoint
 from pipeline.numerics import in_force
 from pipeline.registry import families

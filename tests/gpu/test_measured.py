@@ -13,7 +13,7 @@ import torch
 from pipeline.batch import Batch
 from pipeline.devices import CPU, GPU, device_named, moved
 from pipeline.flow.discover import discover
-from pipeline.job import Numerics
+from pipeline.job_sections import Numerics
 from pipeline.kernels import choose, triton_build
 from pipeline.kernels.base import State
 from pipeline.numerics import in_force
