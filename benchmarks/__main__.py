@@ -47,7 +47,10 @@ PATH = "path"
 @click.option("--device", default=CPU, show_default=True, type=click.Choice([CPU, GPU]), help="Where models run.")
 @click.option("--save/--no-save", default=None, help="Write benchmarks/results/. [default: if everything ran in full]")
 def main(quick: bool, check: bool, only: tuple[str, ...], threads: int, device: str, save: bool | None) -> None:
-    """Measure, print, and write the results."""
+    """Measure what the statistics cost over the bare forward pass, and the whole path from files to states.
+
+    It takes half an hour on two quiet cores; with --quick some minutes.
+    """
     torch.set_num_threads(threads)
     on_gpu = device == GPU
     seconds, rounds = QUICK if quick else ON_GPU if on_gpu else FULL

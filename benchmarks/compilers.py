@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.asked import parser
 from benchmarks.machine import machine
 from benchmarks.timing import interleaved, ratio
 from pipeline import compiler
@@ -135,4 +136,5 @@ def _in_numba(z_LSU: torch.Tensor) -> Callable[[int], object]:
 
 
 if __name__ == "__main__":
+    parser("compilers", __doc__, takes="two minutes").parse_args()
     main()

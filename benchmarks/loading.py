@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import TypeVar
 import safetensors.torch
 import torch
 
+from benchmarks.asked import parser
 from pipeline.foreign.digests import SETTLED_S
 from pipeline.job import load_job
 from pipeline.models.base import Task
@@ -70,4 +70,6 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    arguments = parser("loading", __doc__, takes="half a minute")
+    arguments.add_argument("count", metavar="COUNT", nargs="?", type=int, default=1000, help="models; default: 1000")
+    main(arguments.parse_args().count)

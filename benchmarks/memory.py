@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from benchmarks.asked import parser
 from pipeline.batch import Batch
 from pipeline.flow.discover import discover
 from pipeline.registry import statistics
@@ -92,6 +93,7 @@ def bytes_per_unit() -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    parser("memory", __doc__, takes="some four minutes").parse_args()
     few, many = peaks()
     unit = bytes_per_unit()
     print(json.dumps({"peak_bytes": few, "peak_bytes_of_ten_times_the_rows": many, "ratio": many / few, "unit": unit}))

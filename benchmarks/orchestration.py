@@ -178,7 +178,7 @@ def on_ray(*, workers: int, tasks: int, task_s: float) -> float:
         return time.perf_counter() - start
 
 
-@click.command()
+@click.command(help=__doc__, epilog="It takes some two minutes, with --no-ray one.")
 @click.option("--models", default=1000, show_default=True)
 @click.option("--chunks", default=80, show_default=True)
 @click.option("--workers", default=64, show_default=True, help="Workers that the driver plans for.")

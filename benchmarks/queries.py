@@ -169,7 +169,7 @@ def written(store: Store, made: Made) -> None:
             click.echo(f"{number} of {made.runs} runs written, {time.perf_counter() - start:.0f} s", err=True)
 
 
-@click.command()
+@click.command(help=__doc__, epilog="It takes some minutes, most of them to write the store.")
 @click.option("--runs", default=200, show_default=True)
 @click.option("--models", default=10, show_default=True, help="Models of each run.")
 @click.option("--sites", default=10, show_default=True, help="Sites of each model.")

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.asked import parser
 from pipeline.batch import Batch
 from pipeline.devices import moved
 from pipeline.job_sections import Columns, DataSpec
@@ -116,4 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    parser("sources", __doc__, takes="some three minutes").parse_args()
     main()

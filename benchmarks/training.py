@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
+from benchmarks.asked import parser
 from pipeline.batch import Batch
 from pipeline.fit.learners import Stack
 from pipeline.fit.rows import order_of
@@ -91,4 +92,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    parser("training", __doc__, takes="half a minute").parse_args()
     main()
