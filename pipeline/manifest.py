@@ -15,6 +15,7 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from pipeline.counted import counted
 from pipeline.errors import SpoiltObject, StoreError
 from pipeline.store import MissingObject, Store
 
@@ -50,7 +51,7 @@ class Coverage:
         if any(one != seen[0] or one.total != total for one in seen):
             distinct = ", ".join(sorted({str(one) for one in seen}))
             raise StoreError(
-                f"the ledgers of {name} ({total} rows) differ between models: {distinct}; "
+                f"the ledgers of {name} ({counted(total, 'row')}) differ between models: {distinct}; "
                 "run `neuron-census verify --deep`"
             )
         return seen[0]

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from pipeline.counted import counted
 from pipeline.options import jobs_help, jobs_option, store_option
 
 FAILED = 1
@@ -183,7 +184,7 @@ def gc(url: str, age: timedelta, delete: bool) -> None:
         click.echo(f"{one.stored.when:%Y-%m-%d %H:%M}  {size(one.stored.bytes):>9}  {one.key}: {one.reason}")
         count, total = count + 1, total + one.stored.bytes
     done = "removed" if delete else "would be removed; --delete does it" if found else "to remove"
-    click.echo(f"{count} objects, {size(total)} {done}")
+    click.echo(f"{counted(count, 'object')}, {size(total)} {done}")
 
 
 @click.command(short_help="Write down where everything is, for quick answers over many runs.")
@@ -201,8 +202,9 @@ def catalogue(url: str) -> None:
     from pipeline.store import open_store
 
     written = write_catalogue(open_store(url))
-    runs, parts = written.runs, sum(len(manifest.files) for manifest, _ in written.runs)
-    click.echo(f"{len(runs)} runs with {parts} files of {len(written.objects)} tables are in the catalogue of {url}")
+    runs, tables = counted(len(written.runs), "run"), counted(len(written.objects), "table")
+    files = counted(sum(len(manifest.files) for manifest, _ in written.runs), "file")
+    click.echo(f"in the catalogue of {url}: {runs} with {files} of {tables}")
 
 
 @click.command(short_help="Keep a census up: server, schedule and worker.")

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.claims import Claims, write_claims
+from pipeline.counted import counted
 from pipeline.devices import memory_bytes
 from pipeline.errors import DataError, StoreError, Unfinished
 from pipeline.executor import Executor, Lost
@@ -53,7 +54,8 @@ class Outcome:
     def done(self) -> str:
         """What was done, in words."""
         loaded = f", {self.loaded} loaded" if self.loaded else ""
-        return f"{self.trained} models trained{loaded}, {self.cells} cells measured, {self.reused_cells} reused"
+        trained, cells = counted(self.trained, "model"), counted(self.cells, "cell")
+        return f"{trained} trained{loaded}, {cells} measured, {self.reused_cells} reused"
 
 
 def run(job: Job, store: Store, executor: Executor, progress: Progress | None = None) -> Outcome:
@@ -166,7 +168,7 @@ def _refuse_open(resolved: Resolved, done: Stage) -> None:
         models.setdefault(reason, []).append(names.get(model, model))
     listed = [f"{_few(sorted(those), 'models')}: {reason}" for reason, those in sorted(models.items())]
     lines = [f"run {resolved.run} is not finished; the rest of it is done:", *listed[:5]]
-    more = [f"… and {len(listed) - 5} reasons more"] if len(listed) > 5 else []
+    more = [f"… and {counted(len(listed) - 5, 'more reason')}"] if len(listed) > 5 else []
     raise (DataError if done.unread else StoreError if done.spoilt else Unfinished)("\n".join(lines + more))
 
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.cells import checkpoint_of
+from pipeline.counted import counted
 from pipeline.errors import StoreError
 from pipeline.hashing import sha256
 from pipeline.manifest import File, Manifest, commits, read_sound
@@ -76,7 +77,7 @@ def verify_run(store: Store, manifest: Manifest, *, deep: bool = False) -> Repor
         for receipt in sorted(receipts, key=lambda one: str(one["key"])):
             problems += _rehash(store, receipt["key"], receipt["sha256"], weights=weights.get(receipt["model"]))
     rows = sum(file.rows for file in manifest.files)
-    summary = f"run {manifest.run} ({manifest.name}): {len(manifest.files)} files, {rows} rows"
+    summary = f"run {manifest.run} ({manifest.name}): {counted(len(manifest.files), 'file')}, {counted(rows, 'row')}"
     summary += f", {hashed} cells and checkpoints" if deep else ""
     verdict = f": {len(problems)} wrong" if problems else ": sound"
     return Report(manifest.run, summary + verdict, tuple(problems), tuple(_remarks(manifest, receipts)))
@@ -93,7 +94,7 @@ def _checked(store: Store, file: File) -> tuple[bytes | None, list[str]]:
     rows = pq.read_metadata(io.BytesIO(content)).num_rows
     if (len(content), rows) != (file.bytes, file.rows):
         said = f"the manifest says {file.bytes} and {file.rows}"
-        return None, [f"{file.key} has {len(content)} bytes and {rows} rows, {said}"]
+        return None, [f"{file.key} has {counted(len(content), 'byte')} and {counted(rows, 'row')}, {said}"]
     return content, _beyond(file, content)
 
 
@@ -124,7 +125,9 @@ def _unbalanced(manifest: Manifest, receipts: list[dict[str, Any]]) -> list[str]
     for receipt in receipts:
         total, read, unreadable, excluded = (receipt[name] for name in _LEDGER)
         if read + unreadable + excluded != total:
-            problems.append(f"receipt of {receipt['key']}: {read} + {unreadable} + {excluded} is not {total} rows")
+            problems.append(
+                f"receipt of {receipt['key']}: {read} + {unreadable} + {excluded} is not {counted(total, 'row')}"
+            )
         split = f"{receipt['data']}/{receipt['split']}"
         ledger = sums.setdefault((receipt["model"], split, receipt["statistic"]), Counter())
         ledger.update({"total": total, "read": read, "unreadable": unreadable, "excluded": excluded})
@@ -141,11 +144,12 @@ def _unbalanced(manifest: Manifest, receipts: list[dict[str, Any]]) -> list[str]
 
 def _other_models(manifest: Manifest, models: list[dict[str, Any]]) -> Iterator[str]:
     """Every model of the manifest has one row in the table of models, which says the same of its failure."""
-    counted = Counter(str(row["model"]) for row in models)
-    for model in sorted({*manifest.models, *counted}):
+    rows_of = Counter(str(row["model"]) for row in models)
+    for model in sorted({*manifest.models, *rows_of}):
         expected = manifest.models.count(model)
-        if counted[model] != expected:
-            yield f"model {model} has {counted[model]} rows in models, the manifest names it {expected} times"
+        if rows_of[model] != expected:
+            found, named = counted(rows_of[model], "row"), counted(expected, "time")
+            yield f"model {model} has {found} in models, the manifest names it {named}"
     failed = {str(row["model"]) for row in models if row["status"] == "failed"}
     for model in sorted(failed ^ {one.model for one in manifest.failed}):
         yield f"model {model} failed by {'the table of models' if model in failed else 'the manifest'} alone"
@@ -188,7 +192,7 @@ def _remarks(manifest: Manifest, receipts: list[dict[str, Any]]) -> list[str]:
     remarks = []
     devices = Counter(str(receipt["device"]) for receipt in receipts)
     if len(devices) > 1:
-        mix = ", ".join(f"{count} cells on {device}" for device, count in sorted(devices.items()))
+        mix = ", ".join(f"{counted(count, 'cell')} on {device}" for device, count in sorted(devices.items()))
         remarks.append(f"computed on different devices, whose float32 results differ in their last bits: {mix}")
     for name, coverage in sorted(manifest.coverage.items()):
         if coverage.unreadable:

@@ -237,7 +237,7 @@ def test_only_the_parts_that_hold_the_rows_are_read(tmp_path: Path, reads: list[
 def test_the_command(store: Store) -> None:
     done = CliRunner().invoke(cli, ["catalogue", "--store", store.url])
     assert done.exit_code == 0, done.output
-    assert f"3 runs with 9 files of 3 tables are in the catalogue of {store.url}" in done.output
+    assert f"in the catalogue of {store.url}: 3 runs with 9 files of 3 tables" in done.output
     assert ids(store) == ["run-0", "run-1", "run-2"]
 
 

@@ -70,7 +70,7 @@ def test_run_says_what_it_does_and_what_it_found(census: tuple[Result, str, Path
     result, url, job = census
     assert result.exit_code == 0, result.output
     assert re.search(r"^train: 1 of 1 in ", result.stderr, re.M)
-    assert re.search(r"^run [0-9a-f]{16}: 1 models trained, \d+ cells measured, 0 reused$", result.stdout, re.M)
+    assert re.search(r"^run [0-9a-f]{16}: 1 model trained, \d+ cells measured, 0 reused$", result.stdout, re.M)
     for title in ("How much did training raise", "Which units are dead", "Which unit best detects which class?"):
         assert title in result.stdout
     again = call("run", str(job), "--ray", "none", store=url)

@@ -73,5 +73,5 @@ def test_the_command_says_what_the_statistics_cost(tmp_path: Path) -> None:
     job = write_job(tmp_path / "job.toml")
     result = CliRunner().invoke(cli, ["plan", str(job), "--estimate", "--store", str(tmp_path / "store")])
     assert result.exit_code == 0, result.output
-    for text in ("not committed yet", "with statistics ×", "Left to measure: ", "on 1 such workers"):
+    for text in ("not committed yet", "with statistics ×", "Left to measure: ", "on 1 such worker,"):
         assert text in result.stdout

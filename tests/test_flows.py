@@ -81,7 +81,7 @@ def test_the_flow_changes_no_byte_and_leaves_its_artifacts(prefect: Prefect, tmp
     percents = {one["key"]: one["data"] for one in artifacts if one["type"] == "progress"}
     assert percents == {f"census-{name}": 100.0 for name in ("train", "measure", "reduce", "pack")}
     (summary,) = [one["data"] for one in artifacts if one["type"] == "markdown"]
-    assert summary.startswith(f"Run `{plain.run}`: 1 models trained, {plain.cells} cells measured")
+    assert summary.startswith(f"Run `{plain.run}`: 1 model trained, {plain.cells} cells measured")
     (flow_run,) = asked(prefect, "flow_runs/filter")
     assert flow_run["state_type"] == "COMPLETED"
 

@@ -12,7 +12,20 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS: dict[str, int] = {
     **dict.fromkeys(
-        ["allocator", "errors", "grid", "names", "hashing", "columns", "batch", "progress", "selecting", "stopwatch"], 0
+        [
+            "allocator",
+            "counted",
+            "errors",
+            "grid",
+            "names",
+            "hashing",
+            "columns",
+            "batch",
+            "progress",
+            "selecting",
+            "stopwatch",
+        ],
+        0,
     ),
     **dict.fromkeys(
         [

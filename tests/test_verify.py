@@ -99,7 +99,7 @@ def changed(manifest: Manifest, **values: Any) -> Manifest:
     ("harm", "message"),
     [
         (lambda one: replace(one, models=(*one.models, "ghost")), "model ghost has 0 rows in models, the manifest"),
-        (lambda one: replace(one, models=one.models[1:]), "has 1 rows in models, the manifest names it 0 times"),
+        (lambda one: replace(one, models=one.models[1:]), "has 1 row in models, the manifest names it 0 times"),
         (lambda one: replace(one, failed=(Failed(one.models[0], "mlp-0", "x"),)), "failed by the manifest alone"),
         (lambda one: replace(one, statistics={**one.statistics, "labels": ""}), "has no receipt of labels on digits/t"),
         (lambda one: changed(one, first_model="f", last_model="f"), "has rows of models"),
@@ -117,7 +117,7 @@ def test_a_mix_of_devices_and_failed_models_are_remarked(store: Store) -> None:
     manifest = write_run(store, "run")
     mixed = write_run(store, "mixed", devices=("cpu", "cuda"))
     remarks = verify_run(store, replace(mixed, failed=(Failed("x", "mlp-9", "diverged"),))).remarks
-    assert any("1 cells on cpu, 1 cells on cuda" in remark for remark in remarks)
+    assert any("1 cell on cpu, 1 cell on cuda" in remark for remark in remarks)
     assert "model mlp-9 failed: diverged" in remarks
     assert not any("different devices" in remark for remark in verify_run(store, manifest).remarks)
 

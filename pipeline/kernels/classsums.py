@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.counted import counted
 from pipeline.errors import JobError
 from pipeline.hashing import row_hash
 from pipeline.kernels.base import Primitive, State
@@ -80,7 +81,8 @@ class ClassSums(Primitive):
         """The hashes at which the next class begins, int64."""
         prior = self.prior or (1,) * classes
         if len(prior) != classes:
-            raise JobError(f"statistics.labels.prior has {len(prior)} weights, the data has {classes} classes: {prior}")
+            given, known = counted(len(prior), "weight"), counted(classes, "class")
+            raise JobError(f"statistics.labels.prior has {given}, the data has {known}: {prior}")
         # in whole numbers, so that every machine draws the same; what is behind the last weight is never drawn
         last = max(index for index, weight in enumerate(prior) if weight)
         bound_C = [-(-(sum(prior[: index + 1]) << 63) // sum(prior)) for index in range(last)]

@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.counted import counted
 from pipeline.report.pattern import pattern_picture
 from pipeline.report.printing import cell, fitted
 from pipeline.report.words import in_words
@@ -112,7 +113,7 @@ def _history(model: Row) -> str:
     # runs of earlier versions have no such column
     if origin := model.get("loaded_from"):
         return f"loaded from {origin}"
-    return f"seed {model['seed']}, {model['step']} steps"
+    return f"seed {model['seed']}, {counted(model['step'], 'step')}"
 
 
 def _numbers(neuron: Neuron) -> RenderableType:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from pipeline.counted import counted
 from pipeline.estimate import Estimate
 from pipeline.plan import Plan
 from pipeline.projection import Projection
@@ -25,9 +26,12 @@ def planned(plan: Plan, *, committed: bool) -> RenderableType:
         ("cells to measure", plan.cells, plan.cells - plan.missing_cells, plan.missing_cells, len(plan.measure)),
     ]
     facts = [
-        f"{len(resolved.models)} models, statistics {', '.join(one.name for one in resolved.statistics)}",
-        *(f"{split.data}/{split.name}: {split.rows} rows in {len(split.chunks)} chunks" for split in resolved.splits),
-        f"{plan.rows} rows to read; states of all cells {size(plan.state_bytes)}",
+        f"{counted(len(resolved.models), 'model')}, statistics {', '.join(one.name for one in resolved.statistics)}",
+        *(
+            f"{split.data}/{split.name}: {counted(split.rows, 'row')} in {counted(len(split.chunks), 'chunk')}"
+            for split in resolved.splits
+        ),
+        f"{counted(plan.rows, 'row')} to read; states of all cells {size(plan.state_bytes)}",
     ]
     state = "committed" if committed else "not committed yet"
     return Group(
@@ -53,7 +57,7 @@ def costs(estimate: Estimate, plan: Plan, *, workers: int) -> RenderableType:
         fitted(("data", "rows read /s", "bytes /row"), reading, width=80),
         Text(),
         fitted(("data", "model", "models", "forward rows/s", "with statistics ×", "states /chunk"), shapes, width=80),
-        Text(f"\nLeft to measure: {total} on {workers} such workers, training not included."),
+        Text(f"\nLeft to measure: {total} on {counted(workers, 'such worker')}, training not included."),
         Text(f"Of all workers together: {parts}."),
     )
 

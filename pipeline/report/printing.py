@@ -1,6 +1,6 @@
 """Rows of a query as a table that fits a terminal: numbers shortened and aligned, names broken at underscores.
 
-Layer 5: pure; imports nothing of the pipeline. What does not fit is first shortened, then turned on its side or left
+Layer 5: pure. What does not fit is first shortened, then turned on its side or left
 out, and a caption says so: nothing is dropped in silence.
 """
 
@@ -14,6 +14,8 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from pipeline.counted import counted
 
 NULL = "–"
 # text is shortened to this, and no more, before a column is left out
@@ -146,7 +148,8 @@ def _records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Renderabl
 def _left_out(names: Sequence[str], width: int) -> Text:
     listed = ", ".join(names)
     shown = listed if len(listed) < 2 * width else f"{listed[: 2 * width].rsplit(', ', 1)[0]}, …"
-    return Text(f"{len(names)} columns do not fit; select them, or use --format csv: {shown}", style="dim")
+    left = counted(len(names), "more column")
+    return Text(f"{left} than fit; select them, or use --format csv: {shown}", style="dim")
 
 
 def size(count: int) -> str:

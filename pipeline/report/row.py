@@ -13,6 +13,7 @@ import torch
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from pipeline.counted import counted, plural
 from pipeline.report.picture import ASCII_LEGEND, COLOUR_LEGEND, picture
 from pipeline.report.printing import cell, fitted
 from pipeline.row import Shown
@@ -106,7 +107,7 @@ def _numbers(shown: Shown, value: np.ndarray, width: int, colour: bool) -> Itera
         f"from {cell(float(finite.min()))} to {cell(float(finite.max()))}" if finite.size else "none of them finite"
     )
     shape = " × ".join(map(str, values.shape))
-    yield Text(f"{shape} {'numbers' if values.size != 1 else 'number'} as the models are given them, {bounds}")
+    yield Text(f"{shape} {'number' if values.size == 1 else plural('number')} as the models are given them, {bounds}")
     if values.ndim == 1:
         yield _by_name(shown, values, width)
         return
@@ -116,7 +117,7 @@ def _numbers(shown: Shown, value: np.ndarray, width: int, colour: bool) -> Itera
             yield Text(f"channel {number}")
         yield Text("\n").join(picture(channel, colour=colour, width=width))
     if len(channels) > _CHANNELS:
-        yield Text(f"… {len(channels) - _CHANNELS} more channels", style="dim")
+        yield Text(f"… {counted(len(channels) - _CHANNELS, 'more channel')}", style="dim")
     yield Text(COLOUR_LEGEND if colour else ASCII_LEGEND, style="dim")
 
 

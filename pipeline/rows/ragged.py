@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from pipeline.counted import counted
 from pipeline.rows.features import Unwritten
 from pipeline.rows.native import address, library
 
@@ -136,6 +137,7 @@ def of_lengths(found: Sequences, least: int, most: int) -> Sequences:
     usable_N = found.usable_N.copy()
     usable_N[np.flatnonzero(usable_N)[~right_K]] = False
     expected = f"{least}" if least == most else f"{least} to {most}"
-    reason = found.reason or f"the sequence has {found.length_N[~right_K][0]} steps, expected {expected}"
+    first = counted(int(found.length_N[~right_K][0]), "step")
+    reason = found.reason or f"the sequence has {first}, expected {expected}"
     keep_V = np.repeat(right_K, found.length_N)
     return Sequences(found.values_VC[keep_V], found.length_N[right_K], usable_N, reason)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from pipeline.counted import counted
 from pipeline.errors import DataError, JobError, MissingData, nearest
 from pipeline.hashing import digest
 from pipeline.inputs import InputFile, list_inputs
@@ -403,7 +404,8 @@ def _refuse_repeated(uid_N: np.ndarray, where: str, key: str) -> None:
     values, counts = np.unique(uid_N, return_counts=True)
     repeated = values[counts > 1]
     if len(repeated):
-        raise DataError(f"{where}: {len(repeated)} keys of column {key!r} name several rows, first uid {repeated[0]}")
+        keys = counted(len(repeated), "key")
+        raise DataError(f"{where}: column {key!r} has {keys} of several rows each, first uid {repeated[0]}")
 
 
 def _refuse_mixed_labels(data: str, rows: RowFormat, footers: Sequence[Footer]) -> None:

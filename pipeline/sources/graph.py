@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 
 from pipeline.batch import Batch
+from pipeline.counted import counted
 from pipeline.errors import DataError
 from pipeline.hashing import digest
 from pipeline.inputs import list_inputs
@@ -72,7 +73,7 @@ class Graph(FileSource):
     @cached_property
     def _nodes(self) -> Footer:
         if len(self.listed) != 1:
-            raise self.refusal("url", f"{len(self.listed)} files of nodes; a graph has one")
+            raise self.refusal("url", f"{counted(len(self.listed), 'file')} of nodes; a graph has one")
         return self.listed[0]
 
     @cached_property
@@ -103,9 +104,9 @@ class Graph(FileSource):
         edge_2E = torch.from_numpy(np.concatenate([self._ends_of(footer, nodes) for footer in self._edges], 1))
         wanted_V = torch.from_numpy(wanted_rows.wanted(nodes))
         label_V = None if batch.label_N is None else batch.label_N.where(wanted_V, -1)
-        counted = int(wanted_V.sum())
+        wanted = int(wanted_V.sum())
         graph = replace(batch, inputs=(*batch.inputs, edge_2E), label_N=label_V, mask_NS=wanted_V[:, None])
-        yield Piece(batch.rows if counted else 0, graph, excluded=batch.rows - counted, made_of=counted)
+        yield Piece(batch.rows if wanted else 0, graph, excluded=batch.rows - wanted, made_of=wanted)
 
     def _decoded(self, chunk: Chunk, every: RowFormat, nodes: pa.RecordBatch) -> Batch:
         where = f"data {self.data}: {chunk.url}"
@@ -138,7 +139,7 @@ class Graph(FileSource):
         if (first := pc.index(found.is_null(), True).as_py()) >= 0:
             raise DataError(
                 f"{where}, row {first}: an edge ends at node {ends[first].as_py()!r}, which is none of the "
-                f"{nodes.num_rows} nodes"
+                f"{counted(nodes.num_rows, 'node')}"
             )
         return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.int64)
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from pipeline.columns import Column
+from pipeline.counted import counted
 from pipeline.hashing import MASK, splitmix64
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.by_position import POSITION_SEED
@@ -119,7 +120,7 @@ class Labels(Statistic):
         """See `Statistic`."""
         if not self.prior or classes in (0, len(self.prior)):
             return {}
-        return {"prior": f"{classes} weights, one for each class of the data"}
+        return {"prior": f"{counted(classes, 'weight')}, one for each class of the data"}
 
     def primitives(self, site: Site) -> Mapping[str, Primitive]:
         """Sums by label and by drawn label."""
