@@ -207,7 +207,7 @@ def _meets_gate(end: Path, part: Part) -> bool:
 
 
 def _gate_axis(end: Path) -> int | None:
-    return unit_axis(end.shadow, len(end.scale_U))
+    return unit_axis(end.shadow, len(end.scale_U), likeliest=end.unit_axis)
 
 
 def _trail(end: Path, *, meets_gate: bool) -> tuple[str, ...]:

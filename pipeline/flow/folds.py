@@ -56,7 +56,7 @@ def _folded(path: Path, node: Node, scale: torch.Tensor, shift: torch.Tensor, *,
     if path.norm is not None or scale_U is None or shift_U is None or (path.gathered and not path.lifts):
         return path.ended(node.op.name)
     turned = int((scale_U[path.units] < 0).sum()) if path.pooled else 0
-    axis = unit_axis(path.shadow, len(path.scale_U))
+    axis = unit_axis(path.shadow, len(path.scale_U), likeliest=path.unit_axis)
     if path.lifts and axis is None:
         return path.ended(node.op.name)
     names = fixed_names([node])
@@ -82,7 +82,7 @@ def owner_of(node: Node, names: frozenset[str]) -> str:
 
 def normed(path: Path, node: Node) -> Path:
     """Behind a norm whose statistics come from the data."""
-    axis = unit_axis(path.shadow, len(path.scale_U))
+    axis = unit_axis(path.shadow, len(path.scale_U), likeliest=path.unit_axis)
     if path.trail is None or path.norm is not None or path.gathered or axis is None:
         return path.ended(node.op.name)
     names = fixed_names([node])

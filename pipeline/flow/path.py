@@ -93,9 +93,12 @@ def once(shadow: torch.Tensor, other: torch.Size | None = None) -> torch.Tensor:
     return shadow
 
 
-def unit_axis(shadow: torch.Tensor, units: int) -> int | None:
-    """The axis, from the end, along which the units stand in their own order and once each; None if there is none."""
-    for axis in range(shadow.dim()):
+def unit_axis(shadow: torch.Tensor, units: int, *, likeliest: int) -> int | None:
+    """The axis, from the end, along which the units stand in their own order and once each; None if there is none.
+
+    A single unit may stand along any axis of size 1, of a single row too: along the `likeliest`, if that is one.
+    """
+    for axis in sorted(range(shadow.dim()), key=lambda axis: axis - shadow.dim() != likeliest):
         if shadow.shape[axis] == units:
             order = torch.arange(units, dtype=shadow.dtype).view(-1, *[1] * (shadow.dim() - axis - 1))
             if bool((shadow == order).all()):

@@ -294,3 +294,15 @@ def test_both_signs_of_a_layer_called_twice():
     assert [(site.name, site.gate) for site in shown.discovery.sites] == [("l", "relu"), ("l#1", "relu")]
     torch.testing.assert_close(shown.site("l#1").pattern_UD, -model.l.weight.detach())
     torch.testing.assert_close(torch.cat([shown.a["l"], shown.a["l#1"]], -1)[:, 0], shown.out)
+
+
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm2d(1), nn.GroupNorm(1, 1)])
+def test_one_unit_that_one_row_was_probed_with_is_found_in_every_row(norm):
+    layer = nn.Conv2d(2, 1, 2)
+    model = nn.Sequential(layer, norm, nn.ReLU()).eval()
+    x = numbers(4, 2, 5, 6).float()
+    shown = show(model, batch_of(x), probe=batch_of(x[:1]))
+    with torch.no_grad():
+        expected = model[:2](x)
+    assert [site.name for site in shown.discovery.sites] == ["0"]
+    torch.testing.assert_close(shown.z["0"], expected.flatten(1)[..., None], rtol=1e-5, atol=1e-6)
