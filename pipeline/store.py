@@ -201,7 +201,11 @@ class DirectoryStore(Store):
 
     def _list(self, prefix: str) -> dict[str, Stored]:
         found = {}
-        for folder, _, names in os.walk(Path(self.url, prefix.rpartition("/")[0]), onerror=_unless_gone):
+        top, _, begin = prefix.rpartition("/")
+        for folder, below, names in os.walk(Path(self.url, top), onerror=_unless_gone):
+            # a run's manifest is asked for beside the folder of all its models' rows
+            below[:] = [name for name in below if name.startswith(begin)]
+            begin = ""
             for name in names:
                 path = Path(folder, name)
                 key = path.relative_to(self.url).as_posix()

@@ -144,11 +144,10 @@ def _unbalanced(manifest: Manifest, receipts: list[dict[str, Any]]) -> list[str]
 
 def _other_models(manifest: Manifest, models: list[dict[str, Any]]) -> Iterator[str]:
     """Every model of the manifest has one row in the table of models, which says the same of its failure."""
-    rows_of = Counter(str(row["model"]) for row in models)
-    for model in sorted({*manifest.models, *rows_of}):
-        expected = manifest.models.count(model)
-        if rows_of[model] != expected:
-            found, named = counted(rows_of[model], "row"), counted(expected, "time")
+    rows_of, times_of = Counter(str(row["model"]) for row in models), Counter(manifest.models)
+    for model in sorted({*times_of, *rows_of}):
+        if rows_of[model] != times_of[model]:
+            found, named = counted(rows_of[model], "row"), counted(times_of[model], "time")
             yield f"model {model} has {found} in models, the manifest names it {named}"
     failed = {str(row["model"]) for row in models if row["status"] == "failed"}
     for model in sorted(failed ^ {one.model for one in manifest.failed}):

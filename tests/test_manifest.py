@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
-from pipeline.manifest import Coverage, Failed, File, Manifest, committed_runs, decode, encode, manifest_key, versions
+from pipeline.manifest import (
+    Coverage,
+    Failed,
+    File,
+    Manifest,
+    commits,
+    committed_runs,
+    decode,
+    encode,
+    manifest_key,
+    versions,
+)
 from pipeline.store import open_store
 
 MANIFEST = Manifest(
@@ -109,3 +123,23 @@ def test_committed_runs_are_those_with_a_manifest(tmp_path: Path):
     found = committed_runs(store)
     assert [manifest.run for manifest, _ in found] == ["r2", "r1"]
     assert found[0][1] <= found[1][1]
+
+
+def test_rows_of_models_are_not_gone_through_to_know_what_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = open_store(str(tmp_path))
+    store.put_once(manifest_key("r1"), encode(dataclasses.replace(MANIFEST, run="r1")))
+    store.put_once("runs/r1/reduced/m1/neurons.arrow.zst", b"rows")
+    store.put_once("runs/r2/reduced/m1/neurons.arrow.zst", b"rows")
+    walk, seen = os.walk, []
+
+    def noted(*args: Any, **named: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+        for one in walk(*args, **named):
+            seen.append(Path(one[0]).relative_to(tmp_path).as_posix())
+            yield one
+
+    monkeypatch.setattr("os.walk", noted)
+    assert list(commits(store)) == ["r1"]
+    assert sorted(seen) == ["runs/r1", "runs/r2"]
+    assert store.keys("runs/r1/red") == ["runs/r1/reduced/m1/neurons.arrow.zst"]
+    assert len(store.keys("runs/")) == 3
+    assert len(store.keys()) == 3
