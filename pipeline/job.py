@@ -75,7 +75,7 @@ def read_job(path: str | Path) -> Asked:
     """Read a job file as far as it can be; JobError where it is no TOML."""
     file = str(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         raw = _tuples(tomllib.loads(text))
     except FileNotFoundError:
         raise JobError(f"{file}: there is no such job file") from None

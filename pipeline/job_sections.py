@@ -24,6 +24,10 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.selecting import refuse_patterns
 
+# beyond what any machine has, and any plan holds
+MOST_THREADS = 4096
+MOST_SEEDS = 1_000_000
+
 
 class Section(BaseModel):
     """What every section is: read strictly, and changed by nobody."""
@@ -35,7 +39,7 @@ class Numerics(Section):
     """What decides the bits of a result: part of every key."""
 
     batch_rows: int = Field(default=256, ge=1, description="rows of one forward pass when measuring")
-    threads: int = Field(default=1, ge=1, description="torch threads of one task")
+    threads: int = Field(default=1, ge=1, le=MOST_THREADS, description="torch threads of one task")
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = Field(default="float32", description="of the forward")
     tf32: bool = Field(default=False, description="allow TensorFloat-32 on GPUs")
     deterministic: bool = Field(default=True, description="deterministic kernels")
@@ -80,7 +84,9 @@ class DataSpec(Section):
     """One data set: where it is and how its rows are read."""
 
     source: str = Field(default="parquet", description="kind of source")
-    url: str | None = Field(default=None, description="file, directory or glob on any fsspec URL; relative to the job")
+    url: str | None = Field(
+        default=None, min_length=1, description="file, directory or glob on any fsspec URL; relative to the job"
+    )
     made_by: str | None = Field(default=None, description="command that makes it, to be named where it is missing")
     columns: Columns = Columns()
     classes: int | None = Field(default=None, ge=1, description="number of classes of an integer label")
@@ -164,6 +170,8 @@ class ModelSpec(Section):
     def _counted(cls, given: Any) -> Any:
         if (type(given) is int and given < 1) or given in ((), []):
             raise PydanticCustomError("misfit", f"how many from 1, or an array of seeds ({_SEEDS})")
+        if type(given) is int and given > MOST_SEEDS:
+            raise PydanticCustomError("misfit", f"at most {MOST_SEEDS}")
         return tuple(range(given)) if type(given) is int else given
 
     @field_validator("grid", mode="before")

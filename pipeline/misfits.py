@@ -79,6 +79,8 @@ _TOML_WORDS = {
 def in_words(message: str) -> str:
     """What pydantic expected, in the words of a job file."""
     wanted = re.sub("^(Input should be|(String|Tuple|Dictionary) should have) ", "", message)
+    wanted = re.sub(r"^(at least|at most) (\d+) items? after validation, not \d+$", r"\1 \2", wanted)
+    wanted = re.sub("^(a valid dictionary) or instance of .*", r"\1", wanted)
     return _TOML_WORDS.get(wanted, wanted)
 
 

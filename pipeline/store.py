@@ -183,7 +183,7 @@ class DirectoryStore(Store):
         target = Path(self.url, key)
         try:
             make_directories(target.parent, changed)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, FileExistsError) as error:
             raise StoreError(f"{self.url}: no directory can be made there ({error.strerror})") from error
         changed[target.parent] = None
         return write_whole(target, content)

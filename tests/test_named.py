@@ -79,6 +79,10 @@ SHAPES = [
         "steps = -5, checkpoints = [2], schedule = 'step', decay_steps = [3],",
         "[models[0].training] steps = -5: expected gr",
     ),
+    ("classes = 3", "measure = []", "6: [data.rows] measure = []: expected at least 1"),
+    ("seeds = 2", "seeds = 100000000000", "11: [models[0]] seeds = 100000000000: expected at most 1000000"),
+    ("batch_rows", "threads = 100000000000\nbatch_rows", "3: [numerics] threads = 100000000000: expected less than"),
+    ('url = "rows.parquet"', 'url = ""', '5: [data.rows] url = "": expected at least 1 character'),
     ("split = ", "splits = ", "splits = \"split\": unknown key; did you mean 'split'?"),
 ]
 

@@ -41,6 +41,7 @@ training = {{ steps = 2 }}
 {more}
 """
 MISTAKES = {
+    "states that no memory holds": ("[statistics.exemplars]\nk = 100000000000", "the states would take"),
     "states that outgrow the limit": ("[resources]\nmax_state_gib = 1e-9", "the states would take"),
     "sites that no model has": ('[sites]\ninclude = ["kind:lstm"]', "expected patterns that leave a site"),
 }

@@ -39,5 +39,6 @@ class Primitive(ABC):
         return (self.empty(site),)
 
     def state_bytes(self, site: Site) -> int:
-        """Bytes of the state of this site."""
-        return sum(value.numel() * value.element_size() for value in self.empty(site).values())
+        """Bytes of the state of this site, which is not made: it may be larger than any memory."""
+        with torch.device("meta"):
+            return sum(value.numel() * value.element_size() for value in self.empty(site).values())
