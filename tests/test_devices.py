@@ -33,6 +33,7 @@ from pipeline.training import TrainTask
 from tests.census import published, run_inline, small_job, write_job
 from tests.elsewhere import ELSEWHERE, elsewhere
 from tests.fit.data import portions, recipe
+from tests.kernels.test_bulk import in_bulk
 from tests.laws.laws import assert_same_bits
 from tests.models.build import EXAMPLES, build, disturbed, forward_inputs
 
@@ -129,7 +130,8 @@ def test_a_model_is_measured_elsewhere_as_it_is_here(family: str) -> None:
     rows = torch.arange(len(inputs[0]))
     batch, chosen = Batch(inputs, rows, rows % 2), list(statistics().values())
     here = Running(discover(model, batch), chosen, 2, choose.REFERENCE)
-    here.add(model, batch)
+    with in_bulk():
+        here.add(model, batch)
     with elsewhere():
         batch = moved(batch, ELSEWHERE)
         there = Running(discover(model.to(ELSEWHERE), batch), chosen, 2, choose.REFERENCE)

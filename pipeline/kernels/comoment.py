@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from pipeline.kernels import bulk
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.thin import SLICE_NUMBERS, thinned
 from pipeline.sites import Presentations, Site
@@ -42,9 +43,12 @@ class Centred(NamedTuple):
 def slices(presentations: Presentations, *, width: int, numbers: int | None = None) -> Iterator[tuple[int, int]]:
     """Runs of entries with about `numbers` numbers, `width` of them at each position; one entry at least.
 
-    `numbers` is `SLICE_NUMBERS` unless given.
+    `numbers` is `SLICE_NUMBERS` unless given; on a GPU it is `bulk.NUMBERS`, of `bulk.PRESENTATIONS` at most.
     """
-    step = max(1, (numbers or SLICE_NUMBERS) // max(1, presentations.positions * width))
+    positions, numbers = max(1, presentations.positions), numbers or SLICE_NUMBERS
+    if bulk.in_bulk(presentations.z_LSU):
+        numbers = min(bulk.NUMBERS, bulk.PRESENTATIONS * width)
+    step = max(1, numbers // max(1, positions * width))
     for start in range(0, presentations.entries, step):
         yield start, min(start + step, presentations.entries)
 
@@ -111,9 +115,12 @@ def centred(value_GPK: torch.Tensor, kept_GPK: torch.Tensor | None) -> Centred:
     n_GK = kept_counts(kept_GPK, value_GPK).clamp(min=1)
     rough_GK = rest_GPK.sum(1) / n_GK
     _shift(rest_GPK, rough_GK, kept_GPK)
-    # as a product with ones, four times as fast as a sum that widens
-    ones_1P = torch.ones((1, rest_GPK.shape[1]), dtype=torch.float64, device=rest_GPK.device)
-    fine_GK = (ones_1P @ rest_GPK.double())[:, 0] / n_GK
+    if bulk.in_bulk(rest_GPK):
+        fine_GK = rest_GPK.sum(1, dtype=torch.float64) / n_GK
+    else:
+        # as a product with ones, four times as fast as a sum that widens
+        ones_1P = torch.ones((1, rest_GPK.shape[1]), dtype=torch.float64)
+        fine_GK = (ones_1P @ rest_GPK.double())[:, 0] / n_GK
     _shift(rest_GPK, fine_GK, kept_GPK)
     return Centred((rough_GK.double() + fine_GK) * scale_GK, rest_GPK, scale_GK)
 
@@ -129,12 +136,15 @@ def products(left: Centred, right: Centred) -> torch.Tensor:
     one, other = left.rest_GPK, right.rest_GPK
     if min(one.shape[2], other.shape[2]) < NARROW:
         one, other = one.double(), other.double()
-    return (one.mT @ other).double() * left.scale_GK[:, :, None] * right.scale_GK[:, None]
+    product_GKK = bulk.multiply(one.mT, other) if bulk.in_bulk(one) else (one.mT @ other).double()
+    return product_GKK * left.scale_GK[:, :, None] * right.scale_GK[:, None]
 
 
 def squares(values: Centred) -> torch.Tensor:
     """Σ over the presentations of the squared deviations, float64 (G, K)."""
-    return values.rest_GPK.square().sum(1).double() * values.scale_GK.square()
+    square_GPK = values.rest_GPK.square()
+    square_GK = square_GPK.sum(1, dtype=torch.float64) if bulk.in_bulk(square_GPK) else square_GPK.sum(1).double()
+    return square_GK * values.scale_GK.square()
 
 
 def plus_outer(sum_UD: torch.Tensor, left_U: torch.Tensor, right_KD: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from pipeline.input_forms import LaidWindows
-from pipeline.kernels import native_deviations
+from pipeline.kernels import bulk, native_deviations
 from pipeline.kernels.comoment import as_float
 from pipeline.kernels.operands import LeftSums, Operands, RightSums
 from pipeline.sites import Presentations
@@ -23,8 +23,6 @@ from pipeline.sites import Presentations
 BLOCK_NUMBERS = 1 << 20
 # numbers that are kept to be written over, 16 MiB: only memory that is used takes any
 SCRATCH_NUMBERS = 1 << 22
-# presentations of one product: equal terms are all rounded to the same side, and a sum loses more with each
-LONGEST = 512
 
 
 class Copied(Operands):
@@ -33,8 +31,10 @@ class Copied(Operands):
     def __init__(self, left: _Left, right: _Right) -> None:
         n, fired_Gu = left.n, left.fired_Gu
         still_Gu = left.square_Gu == 0
-        if bool(still_Gu.any()):
-            # squares may vanish where the values have not
+        # squares may vanish where the values have not
+        if bulk.in_bulk(still_Gu):
+            still_Gu &= ~left.rows_GMP[:, : still_Gu.shape[1]].any(2)
+        elif bool(still_Gu.any()):
             still_Gu[still_Gu.clone()] = ~left.rows_GMP[:, : still_Gu.shape[1]][still_Gu].any(1)
         # what was subtracted, to the bit
         rate_Gu = None if fired_Gu is None else fired_Gu.to(left.rows_GMP.dtype) / n
@@ -44,9 +44,13 @@ class Copied(Operands):
 
     def add_to(self, product_GMD: torch.Tensor) -> torch.Tensor:
         """See `Operands`."""
+        if bulk.in_bulk(product_GMD):
+            found_GMD = bulk.multiply(self._rows_GMP, self._x.whole())
+            product_GMD += found_GMD
+            return found_GMD[:, -1]
         product_GMD[:, -1] = 0
         done = 0
-        for x_GpD in (part for block in self._x.blocks() for part in block.split(LONGEST, dim=1)):
+        for x_GpD in (part for block in self._x.blocks() for part in block.split(bulk.LONGEST, dim=1)):
             rows_GMp = self._rows_GMP[..., done : done + x_GpD.shape[1]]
             done += x_GpD.shape[1]
             if len(product_GMD) == 1:
@@ -96,6 +100,10 @@ class _Right:
         """How many taps come before the channels in D; None where D is as that of the patterns."""
         return math.prod(self.x.x_LsGTC.shape[_taps(self.x)]) if isinstance(self.x, LaidWindows) else None
 
+    def whole(self) -> torch.Tensor:
+        """x at once, (G, P, D)."""
+        return _explicit(self.x.x_LsGTC.contiguous()) if isinstance(self.x, LaidWindows) else self.x
+
     def blocks(self) -> Iterator[torch.Tensor]:
         """x in order, (G, p, D) each; a block is overwritten by the next."""
         if not isinstance(self.x, LaidWindows):
@@ -133,7 +141,10 @@ def _left(shown: Presentations, start: int, stop: int, *, fired: bool) -> _Left 
     if n and native_deviations.takes(z_GuLS, a_GuLS):
         z_is_a = shown.z_LSU is shown.a_LSU and not fired
         return _native(None if z_is_a else z_GuLS, a_GuLS, kept_P, fired=fired)
-    if n == 0 or not (shown.z_LSU is shown.a_LSU or bool(z_GuLS.sum(dtype=_wide(z_GuLS)).isfinite())):
+    if n == 0:
+        return None
+    spoilt = None if shown.z_LSU is shown.a_LSU else z_GuLS.sum(dtype=_wide(z_GuLS))
+    if spoilt is not None and not bulk.in_bulk(spoilt) and not bool(spoilt.isfinite()):
         return None
     rows_GMLS = _beside(a_GuLS, rows=units * (1 + fired) + 1)
     about_Gu = _about(a_GuLS, n)
@@ -145,7 +156,11 @@ def _left(shown: Presentations, start: int, stop: int, *, fired: bool) -> _Left 
         fired_Gu = _sums(fired_GuLS).to(fired_GuLS.dtype)
         fired_GuLS -= (fired_Gu / n)[..., None, None]
     rows_GMLS[:, -1] = 1
-    return _Left(rows_GMLS.flatten(2), about_Gu, _sums(rest_GuLS), _sums(rest_GuLS.square()), fired_Gu, kept_P)
+    square_Gu = _sums(rest_GuLS.square())
+    if spoilt is not None and bulk.in_bulk(spoilt):
+        # NaN where z is not finite: a GPU is waited for once, in `sound`
+        square_Gu += 0 * spoilt
+    return _Left(rows_GMLS.flatten(2), about_Gu, _sums(rest_GuLS), square_Gu, fired_Gu, kept_P)
 
 
 def _native(
@@ -167,7 +182,7 @@ def _native(
 
 def _sums(value_GuLS: torch.Tensor) -> torch.Tensor:
     """Σ over the presentations, float64 (G, u), as a product with ones where units lie side by side: sums are slow."""
-    if value_GuLS.stride(1) != 1:
+    if value_GuLS.stride(1) != 1 or bulk.in_bulk(value_GuLS):
         return value_GuLS.sum((2, 3), dtype=torch.float64)
     value_GPu = value_GuLS.double().flatten(2).transpose(1, 2)
     return (value_GPu.new_ones((1, 1, value_GPu.shape[1])) @ value_GPu)[:, 0]

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import torch
 
+from pipeline.kernels import bulk
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.comoment import all_finite, as_float, centred, observe_slices, squares
 from pipeline.kernels.counts import NARROW, added
@@ -57,10 +58,12 @@ def _products(value_PU: torch.Tensor, order_U: torch.Tensor | None, count: int) 
         round_PV = torch.cat([value_PU, value_PU[:, :count]], 1)
     else:
         round_PV = value_PU.index_select(1, torch.cat([order_U, order_U[:count]]))
-    found_UK = value_PU.new_empty((units, count))
+    in_bulk = bulk.in_bulk(value_PU)
+    found_UK = value_PU.new_empty((units, count), dtype=torch.float64 if in_bulk else None)
     for start in range(0, units, max(count, 1)):
         stop = min(start + count, units)
-        square = round_PV[:, start:stop].mT @ round_PV[:, start + 1 : stop + count]
+        left_uP, right_PV = round_PV[:, start:stop].mT, round_PV[:, start + 1 : stop + count]
+        square = bulk.multiply(left_uP[None], right_PV[None])[0] if in_bulk else left_uP @ right_PV
         # of each row those behind it, one column further in the next
         found_UK[start:stop] = square.as_strided((stop - start, count), (square.shape[1] + 1, 1))
     return found_UK

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.kernels import tiled
+from pipeline.kernels import bulk, tiled
 from pipeline.kernels.accumulate import Accumulator
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.comoment import NARROW, CoMoment, slices
@@ -66,8 +66,9 @@ class Pooled(Accumulator):
 
     def _slices(self, shown: Presentations) -> Iterator[tuple[int, int]]:
         site = shown.site
-        # windows are copied block by block
-        width = site.groups * site.fan_in // (1 if shown.windows is None else 4) + 2 * site.units
+        # windows are copied block by block, but for those that are copied at once
+        at_once = shown.windows is None or bulk.in_bulk(shown.z_LSU)
+        width = site.groups * site.fan_in // (1 if at_once else 4) + 2 * site.units
         return slices(shown, width=width, numbers=SLICE_NUMBERS)
 
     def _merge(self, state: State) -> None:
@@ -103,14 +104,17 @@ class _Pool:
         left, right = operands.left, operands.right
         groups, units = left.about_Gu.shape
         rows = units * (1 if left.fired_Gu is None else 2) + 1
-        self.product_GMD = left.about_Gu.new_zeros((groups, rows, site.fan_in))
+        self._in_bulk = bulk.in_bulk(left.about_Gu)
+        dtype = torch.float64 if self._in_bulk else None
+        self.product_GMD = left.about_Gu.new_zeros((groups, rows, site.fan_in), dtype=dtype)
         self.taps = right.taps
         self._kept: list[_Kept] = []
         self._n = 0
 
     def takes(self, operands: Operands) -> bool:
         """Whether there is room for another slice, whose D is in the order of the others'."""
-        return self.taps == operands.right.taps and len(self._kept) < KEPT and self._n < POOLED
+        room = len(self._kept) < KEPT and (self._in_bulk or self._n < POOLED)
+        return room and self.taps == operands.right.taps
 
     def add(self, operands: Operands) -> None:
         """Add the products of a slice."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from pipeline.input_forms import InputSums
+from pipeline.kernels import bulk
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.view import View
 from pipeline.sites import Presentations
@@ -35,9 +36,9 @@ def observe_all(primitives: Sequence[Primitive], presentations: Presentations) -
 
 
 def _blocks(presentations: Presentations) -> Iterator[Presentations]:
-    """Runs of rows with about `BLOCK_VALUES` values of z, whole rows always."""
-    rows = presentations.rows
-    pieces = -(-presentations.z_LSU.numel() // BLOCK_VALUES)
+    """Runs of rows with about `BLOCK_VALUES` values of z, `bulk.VALUES` on a GPU, whole rows always."""
+    rows, z_LSU = presentations.rows, presentations.z_LSU
+    pieces = -(-z_LSU.numel() // (bulk.VALUES if bulk.in_bulk(z_LSU) else BLOCK_VALUES))
     step = max(1, -(-rows // max(1, pieces)))
     if step >= rows:
         yield presentations

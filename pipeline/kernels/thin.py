@@ -12,6 +12,7 @@ import torch
 
 from pipeline.hashing import row_hash
 from pipeline.input_forms import InputSums
+from pipeline.kernels import bulk
 from pipeline.sites import Presentations
 
 SEED = 0x70051710
@@ -75,7 +76,8 @@ def _chosen(presentations: Presentations, positions: int) -> torch.Tensor:
 
 def _patches(presentations: Presentations, index_LK: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     site = presentations.site
-    step = max(1, SLICE_NUMBERS // max(1, presentations.positions * site.groups * site.fan_in))
+    numbers = bulk.NUMBERS if bulk.in_bulk(presentations.z_LSU) else SLICE_NUMBERS
+    step = max(1, numbers // max(1, presentations.positions * site.groups * site.fan_in))
     runs = [(first, min(first + step, stop)) for first in range(start, stop, step)] or [(start, start)]
     return torch.cat([_patches_at(presentations, first, last, index_LK[first:last]) for first, last in runs])
 

@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.flow.discover import discover
 from pipeline.flow.tap import tapped_forward
-from pipeline.kernels import copied, native_build, native_deviations, native_sums, native_tiles, pooled, tiled
+from pipeline.kernels import bulk, copied, native_build, native_deviations, native_sums, native_tiles, pooled, tiled
 from pipeline.kernels.accumulate import Reference
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.comoment import CoMoment
@@ -88,15 +88,18 @@ def native() -> ctypes.CDLL:
     return library
 
 
-@pytest.fixture(params=["torch", "native", "tiles"])
+@pytest.fixture(params=["torch", "native", "tiles", "bulk"])
 def _left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Matrices made by torch and natively, and tiles."""
+    """Matrices made by torch and natively, tiles, and much at once."""
     if request.param == "tiles":
         request.getfixturevalue("_tiles")
         yield
         return
     monkeypatch.setattr(native_tiles, "kernel", lambda: None)
-    with native_sums.in_force(None if request.param == "torch" else native()):
+    if request.param == "bulk":
+        monkeypatch.setattr(bulk, "in_bulk", lambda value: True)
+        monkeypatch.setattr(bulk, "LONGEST", 16)
+    with native_sums.in_force(native() if request.param == "native" else None):
         yield
 
 
@@ -175,6 +178,7 @@ def test_many_slices_blocks_and_pools_are_as_one(monkeypatch: pytest.MonkeyPatch
         one, _ = grown(pieces)
         with monkeypatch.context() as patch:
             patch.setattr(pooled, "SLICE_NUMBERS", 4000)
+            patch.setattr(bulk, "NUMBERS", 4000)
             patch.setattr(copied, "BLOCK_NUMBERS", 1)
             patch.setattr(pooled, "KEPT", 2)
             many, _ = grown(pieces)
