@@ -278,7 +278,9 @@ class ObjectStore(Store):
         fs, root = filesystem(self.url)
         try:
             entries = fs.ls(f"{root}/{prefix}", detail=True)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if _no_bucket(error):
+                raise
             return set()
         return {entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"}
 
@@ -322,7 +324,11 @@ def _unless_gone(error: OSError) -> None:
 
 
 def _refusal(error: Exception, doing: str) -> StoreError | None:
-    if isinstance(error, FileNotFoundError) and server_answer(error)[1] != "NoSuchBucket":
+    if isinstance(error, FileNotFoundError) and not _no_bucket(error):
         return MissingObject(f"{doing}: there is no such object")
     why = reason(error)
     return None if why is None else StoreError(f"{doing}: {why}")
+
+
+def _no_bucket(error: Exception) -> bool:
+    return server_answer(error)[1] == "NoSuchBucket"

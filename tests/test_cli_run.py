@@ -39,7 +39,7 @@ def test_a_job_is_refused_in_one_message_and_nothing_is_written(tmp_path: Path) 
     write_job(job)
     unwritable = tmp_path / "file"
     unwritable.write_text("")
-    refused(call("run", str(job), "--ray", "none", store=str(unwritable / "store")), "cannot write")
+    refused(call("run", str(job), "--ray", "none", store=str(unwritable / "store")), "no directory can be made there")
     refused(call("run", str(job), "--ray", "none", store="/proc/store"), "/proc/store: no directory can be made there")
     assert not Path(url).exists()
 
