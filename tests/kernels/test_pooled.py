@@ -353,6 +353,20 @@ def test_what_float32_cannot_multiply_goes_to_the_reference() -> None:
     assert grown([spoilt])[0]["n_U"].tolist() == [149, 148, 149, 149]
 
 
+@both
+@pytest.mark.parametrize("value", [-torch.inf, torch.nan])
+def test_what_a_gate_makes_finite_of_z_that_is_not_is_no_presentation(value: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, site = torch.randn(50, 3, 1, 9, generator=generator), make_site(torch.randn(4, 9, generator=generator))
+    shown = make_presentations(site, x)
+    z_LSU = shown.z_LSU.clone()
+    z_LSU[7, 2, 1] = value
+    spoilt = replace(shown, z_LSU=z_LSU, a_LSU=z_LSU.nan_to_num(0, neginf=0).relu())
+    state, kernel = grown([spoilt])
+    assert kernel.pooled == 0
+    assert state["n_U"].tolist() == [150, 149, 150, 150]
+
+
 @pytest.mark.parametrize("layout", ["units side by side", "positions side by side", "neither"])
 @pytest.mark.parametrize("units", [1, 8, 43])
 def test_the_native_left_operands_are_deviations_from_means(layout: str, units: int) -> None:
