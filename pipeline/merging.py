@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-
 from pipeline.cell_parts import CellParts
 from pipeline.cells import CellState, cell_key, decode_cell, misfit
 from pipeline.errors import SpoiltObject
@@ -66,9 +64,7 @@ def grouped_sites(found: Discovery, statistics: Sequence[Statistic], classes: in
     groups: list[list[Site]] = [[]]
     filled = 0
     for site in sorted(found.sites, key=lambda one: one.name):
-        # shapes alone: the states of a wide layer are gigabytes
-        with torch.device("meta"):
-            size = sum(one.state_bytes(site, classes) for one in statistics if one.applies(site))
+        size = sum(one.state_bytes(site, classes) for one in statistics if one.applies(site))
         if groups[-1] and filled + size > GROUP_BYTES:
             groups.append([])
             filled = 0
