@@ -52,6 +52,7 @@ class Moments(Primitive):
         rest_LSU = view.counted(value_LSU - mean_U)
         square_LSU = rest_LSU.square()
         state = {"n": view.n_U.clone(), **extremes, "absolute": value_LSU.abs().sum((0, 1)), "mean": mean_U}
+        state = unsigned(state)
         state["m2"] = square_LSU.sum((0, 1))
         if self.order == 4:
             state["m3"] = (square_LSU * rest_LSU).sum((0, 1))
@@ -67,6 +68,11 @@ class Moments(Primitive):
             "absolute": left["absolute"] + right["absolute"],
             **merge_central(left, right),
         }
+
+
+def unsigned(state: State) -> State:
+    """The state with 0 in place of −0: which of the two is met first must not show, for they are equal."""
+    return state | {name: state[name] + 0.0 for name in ("min", "max", "mean")}
 
 
 def merge_central(left: State, right: State) -> State:

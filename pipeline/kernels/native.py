@@ -30,7 +30,7 @@ from pipeline.kernels.ranked import Ranked
 from pipeline.sites import Presentations, Site
 
 # raised whenever the same presentations would give other bits
-VERSION = 4
+VERSION = 5
 # values of z below which a batch is not worth a second thread
 WORTH_A_THREAD = 1 << 15
 # units that a thread takes at least

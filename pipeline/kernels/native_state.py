@@ -18,7 +18,7 @@ from pipeline.kernels.counts import NARROW
 from pipeline.kernels.firing import Firing
 from pipeline.kernels.matchbins import BINS as MATCH_BINS
 from pipeline.kernels.matchbins import MatchBins
-from pipeline.kernels.moments import Moments
+from pipeline.kernels.moments import Moments, unsigned
 from pipeline.kernels.native_show import point
 from pipeline.kernels.native_task import BOUNDS, COUNTED, FORMS, KINDS, LANES, MATCH_MOMENTS, MOMENTS, Task
 from pipeline.kernels.ranked import STRATA, Ranked
@@ -70,7 +70,7 @@ class Sums:
             case Moments(quantity):
                 moments_7U = self.z_7U if quantity == "z" else self.a_7U
                 found = {"n": self.count_6U[0], **dict(zip(MOMENTS, moments_7U, strict=True))}
-                return _copied({name: found[name] for name in primitive.empty(site)}, site.units)
+                return unsigned(_copied({name: found[name] for name in primitive.empty(site)}, site.units))
             case Bins():
                 return _copied({"top": self.top_U, "count": self.bin_UB}, site.units)
             case MatchBins(form):

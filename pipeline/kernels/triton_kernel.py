@@ -23,7 +23,7 @@ from pipeline.kernels.firing import Firing
 from pipeline.kernels.match import patterns_of
 from pipeline.kernels.matchbins import BINS as MATCH_BINS
 from pipeline.kernels.matchbins import InputNorm, MatchBins
-from pipeline.kernels.moments import Moments
+from pipeline.kernels.moments import Moments, unsigned
 from pipeline.kernels.ranked import Ranked
 from pipeline.kernels.triton_fold import fold, fold_bins
 from pipeline.kernels.triton_labels import ByRow
@@ -155,7 +155,7 @@ class Triton(Accumulator):
             case Moments(quantity):
                 moments_7U = self._z_7U if quantity == "z" else self._a_7U
                 found = {"n": counts["n"], **dict(zip(MOMENTS, moments_7U.unbind(0), strict=True))}
-                return _copied({name: found[name] for name in primitive.empty(self._site)})
+                return unsigned(_copied({name: found[name] for name in primitive.empty(self._site)}))
             case Bins():
                 return _copied({"top": self._top_U, "count": self._bin_UB})
             case MatchBins(form):

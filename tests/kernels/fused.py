@@ -90,6 +90,8 @@ def assert_same(ours: State, theirs: State, primitive: Primitive) -> None:
         same = (mine == yours) | (mine.isnan() & yours.isnan()) if mine.is_floating_point() else mine == yours
         if mine.is_floating_point() and name not in EXACT and not isinstance(primitive, Ranked):
             same |= (mine - yours).abs() <= allowed(name, theirs)
+        if name in EXACT:
+            same &= (mine != 0) | ~(mine.signbit() | yours.signbit())
         assert same.all(), f"{primitive} {name}: {mine[~same]} is not {yours[~same]}"
 
 

@@ -180,6 +180,17 @@ def test_moments_keep_their_digits_far_from_the_first_values(library: ctypes.CDL
         assert_same(mine, yours, primitive)
 
 
+@pytest.mark.parametrize("first", [0.0, -0.0])
+def test_zeros_have_no_sign_whichever_comes_first(library: ctypes.CDLL, first: float) -> None:
+    shown = draw(Recipe(1, rows=40, units=3))
+    z_LSU = torch.full_like(shown.z_LSU, first)
+    z_LSU[20:].neg_()
+    for primitive, mine, yours in both(
+        split(replace(shown, z_LSU=z_LSU, a_LSU=z_LSU), torch.arange(40) // 20), library
+    ):
+        assert_same(mine, yours, primitive)
+
+
 @pytest.mark.parametrize("law", ["oracle", "oracle_of_parts", "partition", "row_order"])
 @pytest.mark.parametrize("name", FUSED)
 @settings(max_examples=10, deadline=None, derandomize=True)

@@ -62,3 +62,10 @@ def test_extremes_of_nothing_are_infinite() -> None:
     empty = MOMENTS.empty(make_site(np.ones((2, 1))))
     assert empty["min"].tolist() == [math.inf] * 2
     assert empty["max"].tolist() == [-math.inf] * 2
+
+
+@pytest.mark.parametrize("z", [[0.0, -0.0], [-0.0, 0.0], [-0.0, -0.0]])
+def test_zeros_have_no_sign_whichever_comes_first(z: list[float]) -> None:
+    for pieces in (1, 2):
+        state = observed(np.array(z)[:, None], pieces)
+        assert not any(bool(state[name].signbit()) for name in ("min", "max", "mean"))

@@ -229,7 +229,7 @@ def test_it_is_the_kernel_of_runs_on_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(triton_build, "lacking", lambda: "Triton is not installed")
     assert choose.name(GPU) == choose.REFERENCE
     assert choose.remark(choose.REFERENCE, GPU) == f"{choose.SLOWER}: Triton is not installed"
-    with pytest.raises(JobError, match="'triton-3', which this machine does not have: Triton is not installed"):
+    with pytest.raises(JobError, match="'triton-4', which this machine does not have: Triton is not installed"):
         choose.accumulator(choose.TRITON, draw(Recipe(1)).site, [])
 
 
