@@ -1,28 +1,26 @@
 """Shows batches to the sites of a model: by a tap the first times, by a script once a signature has come again.
 
-Layer 1. Whatever a script cannot follow, the tap does from the batch's start; what was observed until then is observed
-once only.
+Layer 1. Whatever a script cannot follow, the tap does, in the same forward.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.errors import CensusError, ModelError
 from pipeline.flow.plan import Discovery
 from pipeline.flow.recording import Recording
 from pipeline.flow.replay import Replay
 from pipeline.flow.script import Script
 from pipeline.flow.signature import Signature, signature_of
-from pipeline.flow.tap import Observe, forward_under, quiet, tapped_forward
+from pipeline.flow.tap import Observe, Tap, forward_under, quiet, tapped_forward
 from pipeline.flow.trace import mark_state
-from pipeline.sites import Presentations, Site
 
 # batches of more lengths than this come in no order that would pay
 MOST = 16
@@ -50,6 +48,8 @@ class Forwards:
         script = self._scripts[signature.key]
         self._scripts.move_to_end(signature.key)
         if script is None or not script.is_alive:
+            # of tensors that a model makes anew for every forward there is never one
+            self._departures += script is not None
             return self._record(model, batch, signature, observe)
         return self._replay(script, model, batch, signature, observe)
 
@@ -71,7 +71,7 @@ class Forwards:
     def _record(self, model: nn.Module, batch: Batch, signature: Signature, observe: Observe) -> Any:
         tap = Recording(model, self.discovery, batch, observe, signature.leaves)
         out = forward_under(tap, model, batch)
-        script = tap.script(model)
+        script = tap.script()
         if script is None:
             self._departures = DEPARTURES
             self._scripts.clear()
@@ -80,41 +80,18 @@ class Forwards:
         return out
 
     def _replay(self, script: Script, model: nn.Module, batch: Batch, signature: Signature, observe: Observe) -> Any:
-        replay = Replay(script, batch, signature.leaves, observe)
+        tapped = partial(Tap, model, self.discovery, batch)
+        replay = Replay(script, batch, signature.leaves, observe, tapped)
         for leaf in signature.leaves:
             mark_state(leaf)
         try:
             with quiet(model), replay:
                 out = batch.forward(model)
-        except (CensusError, MemoryError, torch.OutOfMemoryError):
-            raise
         except Exception as error:
-            if error is replay.defect:
-                raise
-        else:
-            if replay.is_complete:
-                with torch.inference_mode():
-                    replay.finish()
-                return out
-        self._departures += 1
-        self._scripts.pop(signature.key)
-        return tapped_forward(model, self.discovery, batch, _Rest(observe, replay.shown))
-
-
-class _Rest:
-    """Observes all but the first presentations, which were observed before: those of the sites `shown`."""
-
-    def __init__(self, observe: Observe, shown: Sequence[Site]) -> None:
-        self._observe = observe
-        self._before = iter(shown)
-
-    def __call__(self, presentations: Presentations) -> None:
-        """Observe the next one; ModelError if it is of another site than it was the first time."""
-        site, before = presentations.site, next(self._before, None)
-        if before is None:
-            self._observe(presentations)
-        elif before is not site:
-            raise ModelError(
-                f"site {site.name}: came where {before.name} had come in a first forward of the same batch; what is "
-                "measured must follow from the batch alone, not from what the model counts or draws by itself"
-            )
+            raise replay.blame(error) from error
+        with torch.inference_mode():
+            replay.finish()
+        if replay.has_departed:
+            self._departures += 1
+            self._scripts.pop(signature.key)
+        return out

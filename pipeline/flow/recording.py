@@ -1,7 +1,8 @@
 """A tap that writes down a script of the forward beside: what a later batch of the same signature needs no tap for.
 
 Layer 1. Written down is only what follows from the operations and from shapes and strides. Where a row or a place is
-found by reading numbers, or the forward draws random ones, or writes to what it was given, there is no script.
+found by reading numbers, or an operation done again would give something else (it draws random numbers, or writes to
+what the forward was given), there is no script.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from pipeline.flow.plan import Discovery, SitePlan
 from pipeline.flow.prepared import EndingAt, LazyAt, MetAt, Prepared, views_of
 from pipeline.flow.present import Ending, Met, Presenter
 from pipeline.flow.registers import Of, Pattern, Plain
-from pipeline.flow.repeatable import surroundings
 from pipeline.flow.row_joins import SCATTERS
 from pipeline.flow.script import Result, Script, Step, freed
 from pipeline.flow.tap import Notes, Observe, Tap
@@ -91,11 +91,11 @@ class Recording(Tap):
         self._running: _Running | None = None
         self._steps: list[Step] = []
         self._is_scriptable = self._graphs is None
-        self._before = surroundings(model)
+        self._drawn = _drawn()
 
-    def script(self, model: nn.Module) -> Script | None:
+    def script(self) -> Script | None:
         """The script of the forward that has ended; None where it cannot be followed."""
-        if not self._is_scriptable or surroundings(model) != self._before:
+        if not self._is_scriptable or _drawn() != self._drawn:
             return None
         own = [(number, weakref.ref(self._held[key][1])) for key, number in self._numbering.own.items()]
         return Script(
@@ -135,7 +135,7 @@ class Recording(Tap):
         if any(kwargs.get(name) is not None for name in op.written_keywords):
             raise UnscriptableError
         for index in op.writes:
-            # of a second forward over the same batch something else would come
+            # done again, beside a forward that departs, it would give something else
             if index < len(args) and any(_memory(one) in self._memory for one in tensors_in(args[index])):
                 raise UnscriptableError
         is_fresh = op.name == "lift_fresh"
@@ -304,3 +304,9 @@ class _Begun:
 
 def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+
+
+def _drawn() -> list[Any]:
+    """The states of torch's generators."""
+    states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [state.tolist() for state in (torch.get_rng_state(), *states)]

@@ -7,7 +7,7 @@ then the model's own and whatever operations make, each at its first use.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 
 from pipeline.flow.gains import asking
 from pipeline.flow.prepared import Prepared
-from pipeline.flow.registers import Pattern, Registers
+from pipeline.flow.registers import Fresh, Pattern, Registers
 from pipeline.flow.values import Value
 
 
@@ -70,6 +70,15 @@ class Step:
             if not pattern.fits(args[position], registers):
                 return False
         return all(name in kwargs and one.fits(kwargs[name], registers) for name, one in self.keywords.items())
+
+    def given(self, registers: Registers, lifted: Iterator[torch.Tensor]) -> tuple[list[Any], dict[str, Any]]:
+        """Its arguments, of these registers; tensors that Python makes of numbers are the next of `lifted`."""
+        args: list[Any] = [None] * self.arguments
+        for position, number in self.tensors:
+            args[position] = registers[number]
+        for position, pattern in self.others:
+            args[position] = next(lifted) if isinstance(pattern, Fresh) else pattern.filled(registers)
+        return args, {name: pattern.filled(registers) for name, pattern in self.keywords.items()}
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any], registers: list[Any]) -> Any:
         """Do what the model asked for."""

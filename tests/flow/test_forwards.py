@@ -6,7 +6,6 @@ import gc
 import itertools
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -149,21 +148,21 @@ class Odd(nn.Module):
         return self.second(functional.relu(functional.linear(x, weight)))
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        "in_place",
-        "residual_in_place",
-        "tied",
-        "chunks",
-        "gated",
-        "beside_a_pair",
-        "dropped",
-        "number",
-        "loop",
-        "standardised",
-    ],
-)
+FORMS = [
+    "in_place",
+    "residual_in_place",
+    "tied",
+    "chunks",
+    "gated",
+    "beside_a_pair",
+    "dropped",
+    "number",
+    "loop",
+    "standardised",
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_an_odd_model_is_followed(form: str) -> None:
     torch.manual_seed(0)
     model = Odd(form).eval()
@@ -173,8 +172,8 @@ def test_an_odd_model_is_followed(form: str) -> None:
     assert forwards.scripts == 1
 
 
-class Unfollowed(nn.Module):
-    """Does something beside that a second forward over the same batch would do otherwise, or that reads numbers."""
+class Beside(nn.Module):
+    """Does something beside, of which `form` says what."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -183,9 +182,6 @@ class Unfollowed(nn.Module):
         self.mean = torch.zeros(6)
         self.calls = 0
         self.cache: list[torch.Tensor] = []
-        self.counts = {"calls": [0]}
-        self.object = SimpleNamespace(calls=0)
-        self.random = np.random.RandomState(0)
         self.turns = itertools.count()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -196,51 +192,41 @@ class Unfollowed(nn.Module):
             self.mean += y.mean(0)
         elif self.form == "writes to its input":
             x.add_(1)
+        elif self.form == "chooses rows":
+            y = y[torch.argsort(y[:, 0])]
         elif self.form == "counts":
             self.calls += 1
         elif self.form == "keeps":
             self.cache = [y]
-        elif self.form == "counts in a list":
-            self.counts["calls"][0] += 1
-        elif self.form == "counts in an object":
-            self.object.calls += 1
         elif self.form == "takes turns":
-            next(self.turns)
+            y = y * 2 if next(self.turns) % 5 == 4 else y
         elif self.form == "draws by NumPy":
-            np.random.random()
-        elif self.form == "draws by a generator of its own":
-            self.random.random()
-        elif self.form == "chooses rows":
-            y = y[torch.argsort(y[:, 0])]
+            y = y * torch.tensor(np.random.random(), dtype=torch.float32)
         return self.second(y)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        "draws",
-        "writes to a tensor of its own",
-        "writes to its input",
-        "counts",
-        "keeps",
-        "chooses rows",
-        "counts in a list",
-        "counts in an object",
-        "takes turns",
-        "draws by NumPy",
-        "draws by a generator of its own",
-    ],
-)
-def test_what_a_script_cannot_follow_has_none(form: str) -> None:
+def _beside(form: str) -> Forwards:
+    """Forwards of which the first layer's z was what it should be."""
     torch.manual_seed(0)
-    model = Unfollowed(form).eval()
+    model = Beside(form).eval()
     forwards = Forwards(discover(model, batch_of(_numbers(5, 6)), include=["first"]))
     for seed in range(4):
         seen, _ = _shown(lambda observe, seed=seed: forwards.run(model, batch_of(_numbers(5, 6, seed=seed)), observe))
         assert [one.site.name for one in seen] == ["first"]
         torch.testing.assert_close(seen[0].z_LSU[:, 0], model.first(_numbers(5, 6, seed=seed)).detach())
+    return forwards
+
+
+@pytest.mark.parametrize("form", ["draws", "writes to a tensor of its own", "writes to its input", "chooses rows"])
+def test_what_a_script_cannot_follow_has_none(form: str) -> None:
+    forwards = _beside(form)
     assert forwards.scripts == 0
     assert not forwards.may_script
+
+
+@pytest.mark.parametrize("form", ["counts", "keeps", "takes turns", "draws by NumPy"])
+def test_what_a_model_does_without_tensors_is_none_of_a_scripts_business(form: str) -> None:
+    assert _beside(form).scripts == 1
 
 
 class Hidden(nn.Module):
@@ -257,16 +243,27 @@ class Hidden(nn.Module):
         return self.third(functional.relu(self.second(y)) * times if through else y)
 
 
-def test_another_site_in_a_second_forward_of_a_batch_is_an_error() -> None:
-    ways = list[tuple[bool, float]]()
-    model, batch = Hidden(lambda: ways.pop(0) if ways else (True, 1.0)).eval(), batch_of(_numbers(4, 6))
+def test_a_model_is_run_once_on_each_batch() -> None:
+    """One that counts elsewhere than on itself would go another way in a second forward of the same batch."""
+    torch.manual_seed(0)
+    calls = [0]
+
+    def way() -> tuple[bool, float]:
+        calls[0] += 1
+        return calls[0] < 8, 3.0 if calls[0] % 5 == 4 else 1.0
+
+    model, batch = Hidden(way).eval(), batch_of(_numbers(4, 6))
     forwards = Forwards(discover(model, batch))
-    for _ in range(2):
-        forwards.run(model, batch, lambda _: None)
+    calls[0] = 0
+    for number in range(1, 12):
+        seen, out = _shown(lambda observe: forwards.run(model, batch, observe))
+        assert calls[0] == number
+        y = functional.relu(model.first(batch.inputs[0]))
+        expected = functional.relu(model.second(y)) * (3.0 if number == 4 else 1.0) if number < 8 else y
+        assert [one.site.name for one in seen] == ["first", *["second"] * (number < 8), "third"]
+        torch.testing.assert_close(seen[-1].patches(0, 4).reshape(4, 6), expected)
+        torch.testing.assert_close(out, model.third(expected))
     assert forwards.scripts == 1
-    ways += [(True, 2.0), (False, 1.0)]
-    with pytest.raises(ModelError, match="site third: came where second had come in a first forward of the same batch"):
-        forwards.run(model, batch, lambda _: None)
 
 
 class Branching(nn.Module):
@@ -290,6 +287,27 @@ def test_a_forward_that_goes_another_way_is_presented_once_by_the_tap() -> None:
     forwards = Forwards(discover(model, usual))
     for batch in [usual, usual, usual, unusual, usual, usual, unusual, usual, unusual, *[usual] * (3 * DEPARTURES)]:
         _expect_as_tapped(forwards, model, batch)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("place", ["first", "second", "norm", "wide"])
+def test_a_tap_takes_over_behind_any_layer(form: str, place: str) -> None:
+    """Whatever awaits its gate, its pair or the end of a loop there, and whatever was overwritten before."""
+    torch.manual_seed(0)
+    model, departs, calls = Odd(form).eval(), [False], [0]
+
+    def read(module: nn.Module, args: Any, out: torch.Tensor) -> None:
+        if departs[0]:
+            out.sum()
+
+    model.get_submodule(place).register_forward_hook(read)
+    model.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    forwards = Forwards(discover(model, batch_of(_numbers(3, 4, 6))))
+    for seed in range(6):
+        departs[0] = seed in (3, 4)
+        calls[0] = 0
+        _expect_as_tapped(forwards, model, batch_of(_numbers(3, 4, 6, seed=seed)))
+        assert calls[0] == 2
 
 
 def test_a_model_that_goes_other_ways_is_left_to_the_tap_at_last() -> None:
