@@ -48,8 +48,6 @@ class Forwards:
         script = self._scripts[signature.key]
         self._scripts.move_to_end(signature.key)
         if script is None or not script.is_alive:
-            # of tensors that a model makes anew for every forward there is never one
-            self._departures += script is not None
             return self._record(model, batch, signature, observe)
         return self._replay(script, model, batch, signature, observe)
 
@@ -71,7 +69,7 @@ class Forwards:
     def _record(self, model: nn.Module, batch: Batch, signature: Signature, observe: Observe) -> Any:
         tap = Recording(model, self.discovery, batch, observe, signature.leaves)
         out = forward_under(tap, model, batch)
-        script = tap.script()
+        script = tap.script(model)
         if script is None:
             self._departures = DEPARTURES
             self._scripts.clear()

@@ -19,6 +19,7 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.flow.affine import Affine
 from pipeline.flow.gains import Moments
+from pipeline.flow.holdings import held_tensors
 from pipeline.flow.lazy import Lazy, Normed, Same, Viewed
 from pipeline.flow.numbering import Numbering, UnscriptableError
 from pipeline.flow.operators import LIKES, operator, words
@@ -93,9 +94,15 @@ class Recording(Tap):
         self._is_scriptable = self._graphs is None
         self._drawn = _drawn()
 
-    def script(self) -> Script | None:
-        """The script of the forward that has ended; None where it cannot be followed."""
-        if not self._is_scriptable or _drawn() != self._drawn:
+    def script(self, model: nn.Module) -> Script | None:
+        """The script of the forward that has ended; None where it cannot be followed, or the next one finds others of
+        the model's tensors.
+        """
+        if (
+            not self._is_scriptable
+            or _drawn() != self._drawn
+            or not self._numbering.own.keys() <= held_tensors(model).keys()
+        ):
             return None
         own = [(number, weakref.ref(self._held[key][1])) for key, number in self._numbering.own.items()]
         return Script(
