@@ -32,6 +32,10 @@ class ModelError(CensusError):
     """A model cannot be built, loaded, run or interpreted: its author must act."""
 
 
+class ContractError(CensusError):
+    """A statistic, family or source is not what its contract asks for: who wrote it must act."""
+
+
 class StoreError(CensusError):
     """The store cannot be read or written, or holds what it should not: the operator must act."""
 

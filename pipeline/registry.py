@@ -12,27 +12,33 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from pipeline.contracts import offered, refuse_unfit_columns
+
 _CONTRACT = "base"
 
 
 @cache
-def _found(package: str, constant: str) -> MappingProxyType[str, Any]:
+def _found(package: str, constant: str, *, a_class: bool = False) -> MappingProxyType[str, Any]:
+    contract = getattr(importlib.import_module(f"{package}.{_CONTRACT}"), constant.title())
     path = importlib.import_module(package).__path__
     names = sorted(module.name for module in pkgutil.iter_modules(path) if module.name != _CONTRACT)
-    offered = {name: getattr(importlib.import_module(f"{package}.{name}"), constant, None) for name in names}
-    return MappingProxyType({value.name: value for value in offered.values() if value is not None})
+    found = {name: offered(f"{package}.{name}", constant, contract, a_class=a_class) for name in names}
+    return MappingProxyType({name: value for name, value in found.items() if value is not None})
 
 
+@cache
 def statistics() -> MappingProxyType[str, Any]:
-    """Every `Statistic`, with its default parameters, by name."""
-    return _found("pipeline.statistics", "STATISTIC")
+    """Every `Statistic`, with its default parameters, by name; ContractError where one is not as it must be."""
+    found = _found("pipeline.statistics", "STATISTIC")
+    refuse_unfit_columns(found.values())
+    return found
 
 
 def families() -> MappingProxyType[str, Any]:
-    """Every model `Family`, by name."""
+    """Every model `Family`, by name; ContractError where one is not as it must be."""
     return _found("pipeline.models", "FAMILY")
 
 
 def sources() -> MappingProxyType[str, Any]:
-    """Every `Source` class, by name."""
-    return _found("pipeline.sources", "SOURCE")
+    """Every `Source` class, by name; ContractError where one is not as it must be."""
+    return _found("pipeline.sources", "SOURCE", a_class=True)

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from pipeline.declared import refuse_unfit_rows
 from pipeline.flow.discover import Discovery
 from pipeline.kernels.base import State
 from pipeline.running import States
@@ -63,7 +64,9 @@ def _site_rows(
     others: list[tuple[str, dict[str, Any]]] = []
     for statistic in statistics:
         if statistic.name in states:
-            for table, columns in statistic.columns(site, states[statistic.name], controls).items():
+            given = statistic.columns(site, states[statistic.name], controls)
+            refuse_unfit_rows(statistic, site, given)
+            for table, columns in given.items():
                 if table == "neurons":
                     neurons.update(columns)
                 else:

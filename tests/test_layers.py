@@ -41,6 +41,8 @@ LAYERS: dict[str, int] = {
             "answers",
             "arrow_bytes",
             "compiler",
+            "contracts",
+            "declared",
             "devices",
             "attention",
             "base_columns",

@@ -1,0 +1,101 @@
+"""Whether what a file adds is what its contract asks for: found when it is imported, before anything is measured.
+
+Layer 1. A statistic, a family or a source that is not is a ContractError that names its file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import traceback
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import Any, get_args
+
+from pipeline.base_columns import BASE, unit_keys
+from pipeline.columns import Column, DType
+from pipeline.errors import CensusError, ContractError, nearest
+
+
+def offered(module: str, constant: str, contract: type, *, a_class: bool) -> Any:
+    """What a module offers under a constant: None if nothing, ContractError if it is not what the contract asks for.
+
+    `a_class` says whether the constant is a class of the contract, or one of its objects.
+    """
+    found, file = _imported(module), _file(module)
+    given = getattr(found, constant, None)
+    if given is None:
+        if made := next(_made_in(found, contract), None):
+            wanted = made.__name__ if a_class else f"{made.__name__}()"
+            raise ContractError(f"{file}: {made.__name__} is not offered; expected {constant} = {wanted}")
+        return None
+    if not (inspect.isclass(given) and issubclass(given, contract) if a_class else isinstance(given, contract)):
+        raise ContractError(f"{file}: {constant} = {given!r}: expected {_wanted(contract, a_class)}")
+    name = module.rpartition(".")[2]
+    if getattr(given, "name", None) != name:
+        raise ContractError(
+            f"{file}: {constant}.name = {getattr(given, 'name', None)!r}: expected {name!r}, as its file"
+        )
+    return given
+
+
+def _imported(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except CensusError as error:
+        raise ContractError(f"{_file(module)}: {error}") from error
+    except Exception as error:
+        # of a SyntaxError the place stands in front
+        said = error.msg if isinstance(error, SyntaxError) else error
+        raise ContractError(f"{_place(module, error)}: cannot be imported: {type(error).__name__}: {said}") from error
+
+
+def _place(module: str, error: Exception) -> str:
+    """The file of a module, and the line of it that an error came through last."""
+    spec = importlib.util.find_spec(module)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if spec is not None and frame.filename == spec.origin]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    return f"{_file(module)}, line {line}" if line else _file(module)
+
+
+def _file(module: str) -> str:
+    return f"{module.replace('.', '/')}.py"
+
+
+def _made_in(module: ModuleType, contract: type) -> Iterator[type]:
+    for value in vars(module).values():
+        if inspect.isclass(value) and issubclass(value, contract) and value.__module__ == module.__name__:
+            yield value
+
+
+def _wanted(contract: type, a_class: bool) -> str:
+    return (
+        f"a class derived from {contract.__name__}"
+        if a_class
+        else f"an object of a class derived from {contract.__name__}"
+    )
+
+
+def refuse_unfit_columns(statistics: Iterable[Any]) -> None:
+    """ContractError where the columns that statistics declare cannot stand beside one another, or in Parquet."""
+    owners = dict.fromkeys((key.name for key in unit_keys("neurons")), "each row's key")
+    types = {(table, column.name): column.dtype for table, columns in BASE.items() for column in columns}
+    for statistic in statistics:
+        for column in statistic.COLUMNS:
+            where = f"{_file(type(statistic).__module__)}: column {column.table}.{column.name}"
+            if column.dtype not in get_args(DType):
+                raise ContractError(f"{where}: dtype {column.dtype!r}: {nearest(str(column.dtype), get_args(DType))}")
+            if column.se and column.table != "neurons":
+                raise ContractError(f"{where}: se = True: expected of columns of neurons only")
+            if (other := types.setdefault((column.table, column.name), column.dtype)) != column.dtype:
+                raise ContractError(f"{where}: dtype {column.dtype!r}: {other!r} elsewhere")
+            for name in _names(column) if column.table == "neurons" else ():
+                if owner := owners.get(name):
+                    raise ContractError(f"{where}: {name} is there already ({owner}); expected a name of its own")
+                owners[name] = statistic.name
+
+
+def _names(column: Column) -> list[str]:
+    return [column.name, f"{column.name}_se"] if column.se else [column.name]

@@ -1,0 +1,63 @@
+"""Whether the rows that a statistic gives of a site are as its columns declare them: Parquet would not always say.
+
+Layer 1: torch, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pipeline.base_columns import BASE, unit_keys
+from pipeline.columns import Column
+from pipeline.errors import ContractError, nearest
+
+_KINDS = {
+    **dict.fromkeys(("int32", "int64"), "integers"),
+    **dict.fromkeys(("float32", "float64"), "floats"),
+    "bool": "booleans",
+}
+
+
+def refuse_unfit_rows(statistic: Any, site: Any, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """ContractError unless what a statistic gives of a site has its declared columns, their types and equal lengths."""
+    declared = {(column.table, column.name): column for column in statistic.COLUMNS}
+    for table, values in rows.items():
+        where = f"statistic {statistic.name} at site {site.name}"
+        keys = {key.name: key for key in BASE.get(table, unit_keys(table))}
+        lengths: dict[str, int] = {"the units of the site": site.units} if table == "neurons" else {}
+        for name, given in values.items():
+            column = declared.get((table, name), None if table == "neurons" else keys.get(name))
+            if column is None:
+                known = nearest(name, [one for of, one in declared if of == table])
+                raise ContractError(f"{where}: it declares no column {table}.{name}; {known}")
+            if problem := _misfit(column, given):
+                raise ContractError(f"{where}: column {table}.{name}: {problem}")
+            lengths[f"{table}.{name}"] = len(given[0]) if isinstance(given, tuple) else len(given)
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{count} of {name}" for name, count in lengths.items())
+            raise ContractError(f"{where}: expected as many values of each column: {listed}")
+
+
+def _misfit(column: Column, given: Any) -> str | None:
+    """What of values does not fit their column, in words."""
+    content = given[0] if isinstance(given, tuple) else given
+    if isinstance(content, list):
+        return None
+    if not isinstance(content, torch.Tensor):
+        return f"got {type(content).__name__}; expected a tensor, Nullable or a list"
+    axes = 2 if column.dtype.startswith("list") else 1
+    if content.ndim != axes:
+        return f"got a tensor of shape {tuple(content.shape)}; expected {axes} axis, one value for each row"
+    declared = column.dtype.removeprefix("list<").removesuffix(">")
+    if _kind(content.dtype) != _KINDS.get(declared):
+        return f"got {content.dtype}, declared as {column.dtype}"
+    if declared == "float64" and content.dtype != torch.float64:
+        return f"got {content.dtype}, declared as {column.dtype}: digits are lost"
+    return None
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "booleans" if dtype == torch.bool else "floats" if dtype.is_floating_point else "integers"

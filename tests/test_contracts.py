@@ -1,0 +1,159 @@
+"""What is wrong with an added statistic, family or source is one message, before anything is measured or written."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import pipeline.models
+import pipeline.sources
+import pipeline.statistics
+from pipeline import registry
+from pipeline.cli import cli
+from pipeline.errors import ContractError
+from pipeline.measure import measure
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+(STATISTIC,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "STATISTIC = " in block]
+FAMILY = """
+from torch import nn
+from pipeline.models.base import Family, Hyperparameters
+class Line(Family):
+    name, version, parameters = "added", 1, Hyperparameters
+    def build(self, parameters, task): return nn.Linear(task.shape[0], task.outputs)
+    def inputs(self, parameters, task, names=None): return {}
+FAMILY = Line()
+"""
+SOURCE = """
+from pipeline.sources.base import FileSource
+class Rows(FileSource):
+    name = "added"
+SOURCE = Rows
+"""
+PLACES = {
+    "statistics": (pipeline.statistics, "variation", STATISTIC),
+    "families": (pipeline.models, "added", FAMILY),
+    "sources": (pipeline.sources, "added", SOURCE),
+}
+Add = Callable[..., Any]
+
+
+@pytest.fixture
+def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
+    """Write a file beside those of a kind, with something in it replaced, and ask the registry for all of the kind."""
+    added: list[str] = []
+
+    def write(kind: str, *replaced: tuple[str, str]) -> Any:
+        package, name, source = PLACES[kind]
+        for old, new in replaced:
+            assert old in source
+            source = source.replace(old, new)
+        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+        added.append(f"{package.__name__}.{name}")
+        return getattr(registry, kind)()[name]
+
+    yield forgetting(write)
+    for name in added:
+        sys.modules.pop(name, None)
+    forget()
+
+
+def forget() -> None:
+    registry.statistics.cache_clear()
+    registry._found.cache_clear()
+
+
+def forgetting(write: Add) -> Add:
+    forget()
+    return write
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_file_adds_one(add: Add, kind: str) -> None:
+    assert add(kind).name == PLACES[kind][1]
+
+
+VALUES = 'spread_U / (z["absolute"] / z["n"].double())'
+DECLARED = '"variation",\n            "float64",'
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "said"),
+    [
+        (
+            "statistics",
+            "import numpy as np",
+            "import numpyy as np",
+            ", line 8: cannot be imported: ModuleNotFoundError",
+        ),
+        ("statistics", "STATISTIC = ", "STATISTICS = ", "Variation is not offered; expected STATISTIC = Variation()"),
+        ("statistics", "Variation()", "Variation", "expected an object of a class derived from Statistic"),
+        ("statistics", 'name = "variation"', 'name = "response"', "STATISTIC.name = 'response': expected 'variation'"),
+        (
+            "statistics",
+            "    def define",
+            "    def defined",
+            "cannot be imported: TypeError: Can't instantiate abstract",
+        ),
+        ("statistics", "(frozen=True)", "", "cannot be imported: TypeError: cannot inherit non-frozen dataclass"),
+        ("statistics", DECLARED, '"variation",\n"float65",', "dtype 'float65': did you mean 'float64'?"),
+        ("statistics", DECLARED, '"fire_rate",\n"float64",', "fire_rate is there already (response)"),
+        ("statistics", DECLARED, '"unit",\n"float64",', "column neurons.unit: dtype 'float64': 'int32' elsewhere"),
+        ("statistics", "se=True,", 'se=True, table="classes",', "expected of columns of neurons only"),
+        ("families", "FAMILY = Line()", "", "Line is not offered; expected FAMILY = Line()"),
+        ("families", '"added"', '"mlp"', "FAMILY.name = 'mlp': expected 'added', as its file"),
+        ("sources", "SOURCE = Rows", "SOURCE = Rows.name", "expected a class derived from Source"),
+        ("sources", "(FileSource)", "(FileSource", ", line 3: cannot be imported: SyntaxError: invalid syntax"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_file(add: Add, kind: str, old: str, new: str, said: str) -> None:
+    package, name, _ = PLACES[kind]
+    with pytest.raises(ContractError) as refused:
+        add(kind, (old, new))
+    assert str(refused.value).startswith(f"{package.__name__.replace('.', '/')}/{name}.py")
+    assert said in str(refused.value)
+
+
+def test_the_command_line_says_it_without_a_traceback(add: Add) -> None:
+    with pytest.raises(ContractError):
+        add("statistics", (DECLARED, '"fire_rate",\n"float64",'))
+    answer = CliRunner().invoke(cli, ["tables", "neurons"])
+    assert answer.exit_code == 2
+    assert answer.output.startswith("error: pipeline/statistics/variation.py: column neurons.fire_rate")
+    assert answer.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            VALUES,
+            f"({VALUES})[:-1]",
+            "expected as many values of each column: 2 of the units of the site, 1 of neurons",
+        ),
+        (VALUES, f"({VALUES})[:, None]", "got a tensor of shape (2, 1); expected 1 axis"),
+        (VALUES, f"({VALUES}).mean()", "got a tensor of shape (); expected 1 axis"),
+        (VALUES, f"({VALUES}).float()", "got torch.float32, declared as float64: digits are lost"),
+        (VALUES, f"({VALUES}).long()", "got torch.int64, declared as float64"),
+        (VALUES, f"({VALUES}).numpy()", "got ndarray; expected a tensor, Nullable or a list"),
+        (
+            '{"variation": spread',
+            '{"variaton": spread',
+            "declares no column neurons.variaton; did you mean 'variation'?",
+        ),
+        ('{"neurons": {"variation": spread', '{"neuron": {"variation": spread', "no column neuron.variation; none is"),
+    ],
+)
+def test_rows_are_as_declared(add: Add, old: str, new: str, said: str) -> None:
+    statistic = add("statistics", (old, new))
+    with pytest.raises(ContractError, match=r"^statistic variation at site ") as refused:
+        measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
+    assert said in str(refused.value)
