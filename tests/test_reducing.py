@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from functools import partial, reduce
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
 
 from pipeline import merging
 from pipeline.cell_parts import CellParts
-from pipeline.cells import CellState, Rows, decode_cell, encode_cell
+from pipeline.cells import CellState, Rows, cell_key, decode_cell, encode_cell
 from pipeline.errors import SpoiltObject
 from pipeline.hashing import sha256
 from pipeline.job import load_job
+from pipeline.kernels.base import State
+from pipeline.registry import statistics
+from pipeline.sites import Site
+from pipeline.sources.base import Chunk
 from pipeline.store import DirectoryStore
 from tests.census import run_inline, write_job
+from tests.laws.drawn import make_presentations, make_site
+
+RESPONSE = statistics()["response"]
 
 EVERY = """
 [statistics.composition]
@@ -53,6 +63,42 @@ def test_sites_merged_one_by_one_give_the_same_bytes(tmp_path: Path, monkeypatch
     run_inline(job, str(apart))
     assert set(read) == {str(path.relative_to(apart)) for path in apart.glob("states/*/*/*")}
     assert rows(apart) == rows(whole)
+
+
+def stored_chunks(store: DirectoryStore, sites: list[Site]) -> tuple[list[Chunk], list[dict[str, State]]]:
+    """Thirty chunks of uneven sizes with their cells, and the states in these."""
+    draws = np.random.default_rng(0)
+    chunks = [Chunk(str(index), "d", "s", "u", "f", 0, 1, 5 + index % 4, 0, 0) for index in range(30)]
+    states = []
+    for chunk in chunks:
+        x = draws.normal(10 * draws.normal(), 10.0 ** draws.integers(-2, 2), (chunk.rows, 3))
+        states.append({site.name: RESPONSE.observe(make_presentations(site, x, dtype=torch.float64)) for site in sites})
+        content = encode_cell(CellState(states[-1], Rows(chunk.rows, chunk.rows), {"right": 1.0}, "cpu", "w"))
+        store.put_once(cell_key("m", "response", chunk.id), content)
+    return chunks, states
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_cells_are_merged_in_the_order_of_the_plan_and_those_of_a_block_too(tmp_path: Path, at_once: int):
+    store, sites = DirectoryStore(str(tmp_path)), [replace(make_site(np.eye(3)), name=name) for name in ("a", "b")]
+    chunks, states = stored_chunks(store, sites)
+    cells = merging.Cells("m", "w", RESPONSE, "response", chunks)
+    for part in (sites[start : start + at_once] for start in range(0, 2, at_once)):
+        found = merging.merged(cells, part, store, every=sites, is_first=True)
+        assert [rows for _, rows in found.blocks] == [
+            sum(one.rows for one in chunks[k : k + 3]) for k in range(0, 30, 3)
+        ]
+        assert len(found.scores) == len(found.receipts) == 30
+        for site in part:
+            seen, in_order = [state[site.name] for state in states], partial(reduce, partial(RESPONSE.merge, site))
+            expect_bits(found.states[site.name], in_order([RESPONSE.empty(site), *seen]))
+            for number, block in enumerate(found.blocks_of(site)):
+                expect_bits(block.state, in_order(seen[3 * number : 3 * number + 3]))
+
+
+def expect_bits(found: State, expected: State) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def cell() -> CellState:
