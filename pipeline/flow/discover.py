@@ -25,7 +25,7 @@ from pipeline.flow.reading import Choice, Reading
 from pipeline.flow.record import Recorder
 from pipeline.flow.state import unchanged
 from pipeline.flow.tap import evaluate, quiet, tapped_forward
-from pipeline.flow.trace import mark_state
+from pipeline.flow.trace import copied, mark_state
 
 __all__ = ["Discovery", "discover", "refuse_no_choice"]
 
@@ -57,7 +57,7 @@ def discover(
         reading = Reading(model, recorder, Choice(include, exclude, rows), trust)
         found = reading.discovery()
         with unchanged(model):
-            checked = _checked(model, found, batch)
+            checked = _checked(model, found, copied(batch) if found.writes_inputs else batch)
         if not checked.failed:
             apart = not keeps_state and _runs_apart(model, found, batch, checked.row)
             return replace(_with_errors(found, checked), apart=apart)
@@ -117,7 +117,7 @@ def _record(model: nn.Module, batch: Batch) -> Recorder:
     recorder = Recorder(model, batch)
     try:
         with quiet(model), recorder.naming(model), recorder:
-            batch.forward(model)
+            recorder.batch.forward(model)
     except Exception as error:
         raise recorder.blame(error, module=recorder.module) from error
     return recorder

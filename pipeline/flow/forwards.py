@@ -20,7 +20,7 @@ from pipeline.flow.replay import Replay
 from pipeline.flow.script import Script
 from pipeline.flow.signature import Signature, signature_of
 from pipeline.flow.tap import Observe, Tap, forward_under, quiet, tapped_forward
-from pipeline.flow.trace import mark_state
+from pipeline.flow.trace import copied, mark_state
 
 # batches of more lengths than this come in no order that would pay
 MOST = 16
@@ -38,6 +38,7 @@ class Forwards:
 
     def run(self, model: nn.Module, batch: Batch, observe: Observe) -> Any:
         """Run the model on a batch, call `observe` once per site call, return what the model returns."""
+        batch = copied(batch) if self.discovery.writes_inputs else batch
         signature = signature_of(batch) if self.may_script else None
         if signature is None:
             return tapped_forward(model, self.discovery, batch, observe)

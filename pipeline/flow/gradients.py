@@ -24,6 +24,7 @@ from pipeline.flow.layout import arrange
 from pipeline.flow.plan import Discovery
 from pipeline.flow.rows import Rows
 from pipeline.flow.tap import Observe, Tap, quiet
+from pipeline.flow.trace import copied
 from pipeline.sites import Presentations
 
 # of the largest activation: a folded BatchNorm rounds otherwise than the model's own
@@ -45,7 +46,7 @@ def observe_gradients(model: nn.Module, discovery: Discovery, batch: Batch, obse
     A site whose activation stands nowhere in the forward in its own layout (a pool comes before the gate) is left out,
     and all are where the model has no derivative. Holds the activations of the whole batch: give small batches.
     """
-    batch = _without_inference(batch)
+    batch = _without_inference(copied(batch) if discovery.writes_inputs else batch)
     tap = _GradientTap(model, discovery, batch)
     try:
         with _differentiable(model), quiet(model), torch.inference_mode(False), torch.enable_grad():

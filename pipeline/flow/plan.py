@@ -96,6 +96,7 @@ class Discovery:
     gains      the keys of norm gains that are folded into the site behind
     leaf_axes  the axis of the rows of each input tensor, as the probe had it
     apart      a row of the probe gave the same by itself as in its batch, see `apart.py`
+    writes_inputs  the forward writes to what it is given, and is to be given copies
     """
 
     sites: tuple[Site, ...]
@@ -104,6 +105,7 @@ class Discovery:
     gains: frozenset[int] = field(default=frozenset(), repr=False)
     leaf_axes: tuple[int | None, ...] = field(default=(), repr=False)
     apart: bool = field(default=False, repr=False)
+    writes_inputs: bool = field(default=False, repr=False)
 
     @cached_property
     def weights(self) -> frozenset[str]:

@@ -74,6 +74,7 @@ class Reading:
             calls,
             frozenset[int]().union(*gains),
             tuple(self.recorder.leaf_axes),
+            writes_inputs=self.recorder.writes_inputs,
         )
 
     def _open_slots(self, found: Sequence[FoundCall]) -> dict[CallKey, list[list[SitePlan]]]:

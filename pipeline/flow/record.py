@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
+from pipeline.errors import ModelError
 from pipeline.flow.affine import Affine, affine_of, is_affine
 from pipeline.flow.operators import Operator
-from pipeline.flow.trace import Tracker
+from pipeline.flow.trace import Tracker, copied, input_leaves, memory_of, written
 from pipeline.flow.values import Call, Origin, Value, tensors_in
 
 _REWRITTEN = Operator("rewritten", (), (), ())
@@ -69,10 +70,17 @@ class Graph:
 
 
 class Recorder(Tracker):
-    """Builds the graph of a forward; `constant_maps` are the weights that multiply constants."""
+    """Builds the graph of a forward of a copy of a batch.
+
+    constant_maps  the weights that multiply constants
+    writes_inputs  the forward writes to what it is given
+    """
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
-        super().__init__(model, batch)
+        self.batch = copied(batch)
+        super().__init__(model, self.batch)
+        self.writes_inputs = False
+        self._uncopied = {memory_of(leaf) for leaf, _ in input_leaves(batch)}
         self.graph = Graph()
         self.constant_maps: set[str] = set()
         self._modules: list[str] = [""]
@@ -114,6 +122,15 @@ class Recorder(Tracker):
                 value.node = (index, part)
             self.graph.shapes[value] = shape
         self.graph.add(Node(index, op, func, args, kwargs, inputs, outputs, self._modules[-1], affine))
+
+    def on_input_written(self, call: Call) -> None:
+        """ModelError if what is written to could not be copied."""
+        self.writes_inputs = True
+        if any(memory_of(tensor) in self._uncopied for tensor in written(call)):
+            raise ModelError(
+                f"the forward writes to its input in place ({call.op.name}), in an object that cannot be copied: "
+                "whoever else is shown the batch would see other numbers; let it write to a copy"
+            )
 
     def on_fixed(self, call: Call, names: frozenset[str]) -> None:
         """Remember the weights that multiply something no input of the model takes part in."""

@@ -30,7 +30,7 @@ from pipeline.flow.registers import Of, Pattern, Plain
 from pipeline.flow.row_joins import SCATTERS
 from pipeline.flow.script import Result, Script, Step, freed
 from pipeline.flow.tap import Notes, Observe, Tap
-from pipeline.flow.trace import outlasting
+from pipeline.flow.trace import memory_of, outlasting
 from pipeline.flow.values import Call, Origin, Value, tensors_in
 from pipeline.sites import Presentations
 
@@ -84,7 +84,7 @@ class Recording(Tap):
         self._presenter = self._sharing = _Sharing(batch)
         self._inputs = leaves
         self._numbering = Numbering(leaves, self._held)
-        self._memory = {_memory(held) for held in (*leaves, *(held for _, held in self._held.values()))}
+        self._memory = {memory_of(held) for held in (*leaves, *(held for _, held in self._held.values()))}
         # weak: a value leads to tensors
         self._values: WeakKeyDictionary[Value, Value] = WeakKeyDictionary()
         self._lazy: WeakKeyDictionary[Lazy, LazyAt] = WeakKeyDictionary()
@@ -143,7 +143,7 @@ class Recording(Tap):
             raise UnscriptableError
         for index in op.writes:
             # done again, beside a forward that departs, it would give something else
-            if index < len(args) and any(_memory(one) in self._memory for one in tensors_in(args[index])):
+            if index < len(args) and any(memory_of(one) in self._memory for one in tensors_in(args[index])):
                 raise UnscriptableError
         is_fresh = op.name == "lift_fresh"
         positional = tuple(self._numbering.pattern(arg, fresh=is_fresh) for arg in args)
@@ -307,10 +307,6 @@ class _Begun:
     def is_fresh(self) -> bool:
         """Whether no tensor that was there before is among its arguments."""
         return not any(one.numbers for one in (*self.positional, *self.keywords.values()))
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
 
 
 def _drawn() -> list[Any]:

@@ -133,6 +133,14 @@ class Tap(Tracker):
         self._ups: dict[SitePlan, Pending] = {}
         self._collected: dict[SitePlan, Collected] = {}
 
+    def on_input_written(self, call: Call) -> None:
+        """ModelError unless the model is given copies."""
+        if not self._discovery.writes_inputs:
+            raise ModelError(
+                f"the forward writes to its input in place ({call.op.name}), which it did not with the probe batch: "
+                "whoever else is shown the batch would see other numbers; let it write to a copy"
+            )
+
     def on_data(self, call: Call) -> Any:
         """Run one operation; present the sites that it completes."""
         affine = affine_of(call) if is_affine(call) else None

@@ -6,10 +6,12 @@ Layer 1. A tensor that enters from outside and belongs to no module is data, how
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.batch import Batch
@@ -65,6 +67,7 @@ class Tracker(TorchDispatchMode):
         self._failure: tuple[Exception, Call] | None = None
         self._defect: Exception | None = None
         self.leaf_axes: list[int | None] = []
+        self._given: set[int] = set()
         self.finds_positions = positions_of(batch) < 2
         self._fixed: dict[int, Value] = {}
         # kept alive: a tensor that is freed gives its id to another
@@ -81,6 +84,7 @@ class Tracker(TorchDispatchMode):
             value.places = places_of_leaf(leaf.shape, rows, batch, first=number == 0)
             self.finds_positions |= value.places is not None and leaf is not batch.mask_NS
             self.attach(leaf, value)
+            self._given.add(memory_of(leaf))
 
     def _leaves(self, batch: Batch, preferred: Sequence[int | None]) -> Iterator[tuple[torch.Tensor, Rows | None]]:
         leaves = list(input_leaves(batch))
@@ -166,6 +170,8 @@ class Tracker(TorchDispatchMode):
             self._know_numbers(tensors[0])
         values = [self.value_of(tensor) for tensor in tensors]
         call = Call(op, func, args, kwargs or {}, tensors, values)
+        if op.writes and any(memory_of(tensor) in self._given for tensor in written(call)):
+            self.on_input_written(call)
         origins = [value.origin for value in values]
         if Origin.DATA in origins and op.name not in LIKES:
             parametrised = Origin.PARAMETER in origins
@@ -247,6 +253,10 @@ class Tracker(TorchDispatchMode):
             self._fixed.pop(id(result), None)
         self.attach(result, value)
 
+    def on_input_written(self, call: Call) -> None:
+        """An operation is about to write to what the model was given."""
+        raise NotImplementedError
+
     def on_data(self, call: Call) -> Any:
         """Run an operation of which some argument is data."""
         raise NotImplementedError
@@ -281,6 +291,17 @@ class Tracker(TorchDispatchMode):
         """A tensor's memory was changed through another view."""
 
 
+def written(call: Call) -> list[torch.Tensor]:
+    """The tensors that an operation writes to."""
+    return [tensor for index in call.op.writes if index < len(call.args) for tensor in tensors_in(call.args[index])]
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """Where the numbers of a tensor are; of one that has none, or has them elsewhere, a place of its own."""
+    place = tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+    return place or -id(tensor)
+
+
 def _shares_memory(left: torch.Tensor, right: torch.Tensor) -> bool:
     if left.layout is not torch.strided or right.layout is not torch.strided:
         return False
@@ -293,6 +314,20 @@ def input_leaves(batch: Batch) -> Iterator[tuple[torch.Tensor, int | None]]:
         yield from _leaves_of(argument, batch.rows, None)
     if batch.mask_NS is not None:
         yield batch.mask_NS, None
+
+
+def copied(batch: Batch) -> Batch:
+    """The batch with tensors of its own among its arguments, but for those within objects."""
+    copies: dict[int, torch.Tensor] = {}
+
+    def of(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and id(value) not in copies:
+            copies[id(value)] = value.clone()
+        return copies.get(id(value), value)
+
+    # one that is given twice stays one
+    given = {"inputs": batch.inputs, "kwargs": dict(batch.kwargs), "mask_NS": batch.mask_NS}
+    return replace(batch, **pytree.tree_map(of, given))
 
 
 def _leaves_of(value: Any, rows: int, row: int | None) -> Iterator[tuple[torch.Tensor, int | None]]:
