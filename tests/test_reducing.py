@@ -96,6 +96,16 @@ def test_cells_are_merged_in_the_order_of_the_plan_and_those_of_a_block_too(tmp_
                 expect_bits(block.state, in_order(seen[3 * number : 3 * number + 3]))
 
 
+def test_a_cell_of_other_sites_or_weights_is_refused(tmp_path: Path):
+    store, sites = DirectoryStore(str(tmp_path)), [replace(make_site(np.eye(3)), name=name) for name in ("a", "b")]
+    cells = merging.Cells("m", "w", RESPONSE, "response", stored_chunks(store, sites)[0])
+    for part in (sites[:1], []):
+        with pytest.raises(SpoiltObject, match="holds other sites than the model has"):
+            merging.merged(cells, part, store, every=sites[:1], is_first=True)
+    with pytest.raises(SpoiltObject, match="was measured on other weights"):
+        merging.merged(replace(cells, checkpoint="other"), sites, store, every=sites, is_first=True)
+
+
 def expect_bits(found: State, expected: State) -> None:
     assert found.keys() == expected.keys()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())

@@ -181,6 +181,21 @@ def test_no_row_counts_twice_and_none_is_lost(awkward: Awkward) -> None:
     assert set(read.values()) == {rows}
 
 
+def test_a_model_is_scored_on_every_row_with_a_label(awkward: Awkward) -> None:
+    model, made = awkward.models["mlp-0"], awkward.module("mlp-0")
+    label_N = torch.cat([batch.label_N for batch in awkward.batches])
+    with torch.no_grad():
+        logits_NC = torch.cat([batch.forward(made) for batch in awkward.batches]).double()
+    known_N = label_N >= 0
+    right = (logits_NC.argmax(1) == label_N)[known_N].double().mean().item()
+    loss = torch.nn.functional.cross_entropy(logits_NC[known_N], label_N[known_N]).item()
+    told = connect(awkward.store).sql(f"SELECT metric, value, rows FROM scores WHERE model = '{model.id}' ORDER BY ALL")
+    rows = int(known_N.sum())
+    expected = [("accuracy", right, rows), ("log_loss", loss, rows)]
+    for one, (metric, value, number) in zip(told.fetchall(), expected, strict=True):
+        assert one == (metric, pytest.approx(value, nan_ok=True), number)
+
+
 def test_standard_errors_are_those_of_leaving_chunks_out(awkward: Awkward) -> None:
     """Each block in turn left out of a whole new measurement, and Busing et al.'s formula with unequal blocks."""
     model = awkward.module("mlp-0")
