@@ -14,11 +14,12 @@ from typing import Any
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.errors import JobError
+from pipeline.errors import JobError, ModelError
 from pipeline.flow.apart import Held, cut
 from pipeline.flow.discover import Discovery
 from pipeline.flow.forwards import Forwards
 from pipeline.flow.gradients import observe_gradients
+from pipeline.flow.state import versions
 from pipeline.kernels import choose
 from pipeline.kernels.accumulate import Accumulator
 from pipeline.kernels.base import Primitive, State
@@ -70,9 +71,11 @@ class Running:
         self._sampled = [one for one in self.statistics if one.sample_shift > 0 and self.discovery.apart]
         self._others = [one for one in self.statistics if one not in self._sampled]
         self._most_rows = 0
+        self._weights: dict[str, Any] = {}
 
     def add(self, model: nn.Module, batch: Batch) -> Any:
         """Run the model on a batch, add what its sites are shown, return what the model returns."""
+        self._weights = self._weights or versions(model)
         part = self._in_any_sample(batch)
         out = self._show(model, batch, self._others if part is not None else self.statistics)
         self._most_rows = max(self._most_rows, batch.rows)
@@ -82,9 +85,16 @@ class Running:
         return out
 
     def finish(self, model: nn.Module) -> None:
-        """Add the rows that are held back still, behind the last batch."""
+        """Add the rows that are held back still, behind the last batch; ModelError if the weights are others by now."""
         for due in self._held.rest():
             self._show(model, due, self._sampled)
+        weights = versions(model) if self._weights else {}
+        for name, version in weights.items():
+            if self._weights.get(name) != version:
+                raise ModelError(
+                    f"parameter {name} was changed while the model was measured: what is told of its patterns would be "
+                    "of other weights than some of the batches met; measure before or after"
+                )
 
     def _in_any_sample(self, batch: Batch) -> Batch | None:
         """The rows that some statistic of a sample takes; None where they are not cut out of the batch."""

@@ -129,13 +129,14 @@ class Rowwise:
         return all(
             len(seen) == len(other._shown[name])
             and all(
-                _same(*pair) for both in zip(seen, other._shown[name], strict=True) for pair in zip(*both, strict=True)
+                same(*pair) for both in zip(seen, other._shown[name], strict=True) for pair in zip(*both, strict=True)
             )
             for name, seen in self._shown.items()
         )
 
 
-def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
+def same(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors are equal up to rounding."""
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
     most = float(left.abs().nan_to_num().amax()) if left.numel() else 0.0

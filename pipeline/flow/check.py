@@ -28,7 +28,7 @@ CHECKED_PRODUCTS = 1 << 26
 class Checking(Tap):
     """A tapped forward that compares instead of observing: `errors` by site, why any site `failed`, which are
     `unmasked` or `unlabelled`: the batch has a mask, or labels, of other positions than theirs. And what it shows of
-    one `row`."""
+    one `row`, and what the model `returned`."""
 
     def __init__(self, model: nn.Module, discovery: Discovery, batch: Batch) -> None:
         super().__init__(model, discovery, batch, self._compare)
@@ -36,6 +36,7 @@ class Checking(Tap):
         self.failed: dict[str, str] = {}
         self.unmasked: set[str] = set()
         self.unlabelled: set[str] = set()
+        self.returned: Any = None
         # one in the middle: what stands at either end of a batch may be treated otherwise
         self.row = Rowwise(torch.arange(batch.rows) == batch.rows // 2)
 

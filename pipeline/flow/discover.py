@@ -9,21 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from pipeline.batch import Batch
 from pipeline.errors import ModelError
-from pipeline.flow.apart import Rowwise, cut
+from pipeline.flow.apart import Rowwise, cut, same
 from pipeline.flow.check import Checking
 from pipeline.flow.found import Trust
 from pipeline.flow.holdings import plain_tensors
 from pipeline.flow.plan import Discovery
 from pipeline.flow.reading import Choice, Reading
 from pipeline.flow.record import Recorder
-from pipeline.flow.state import unchanged
+from pipeline.flow.state import unchanged, undrawn
 from pipeline.flow.tap import evaluate, quiet, tapped_forward
 from pipeline.flow.trace import copied, mark_state
 
@@ -41,10 +43,11 @@ def discover(
     """Find the sites of a model by following a probe batch; puts the model in eval mode.
 
     `include` and `exclude` are glob patterns on a site's name, kind or gate (see `selecting`); without `include` all
-    are included. `rows` gives the fraction of the rows on which the sites of a pattern are measured.
+    are included. `rows` gives the fraction of the rows on which the sites of a pattern are measured. Random generators
+    are left as they were.
     Every site's w·x + b is compared with the model's own pre-activation: what cannot be reproduced is no site but
     `unread`, with the reason. Raises ModelError where the model cannot run on the batch, changes its buffers in eval
-    mode, or is TorchScript.
+    mode, returns other numbers for the same batch a second time, or is TorchScript.
     """
     _refuse_scripts(model)
     _refuse_unmade(model)
@@ -54,10 +57,12 @@ def discover(
         recorder = _record(model, batch)
     trust: dict[str, Trust] = {}
     while True:
-        reading = Reading(model, recorder, Choice(include, exclude, rows), trust)
-        found = reading.discovery()
+        with undrawn():
+            reading = Reading(model, recorder, Choice(include, exclude, rows), trust)
+            found = reading.discovery()
         with unchanged(model):
             checked = _checked(model, found, copied(batch) if found.writes_inputs else batch)
+        _refuse_others(recorder.returned, checked.returned)
         if not checked.failed:
             apart = not keeps_state and _runs_apart(model, found, batch, checked.row)
             return replace(_with_errors(found, checked), apart=apart)
@@ -117,7 +122,7 @@ def _record(model: nn.Module, batch: Batch) -> Recorder:
     recorder = Recorder(model, batch)
     try:
         with quiet(model), recorder.naming(model), recorder:
-            recorder.batch.forward(model)
+            recorder.returned = recorder.batch.forward(model)
     except Exception as error:
         raise recorder.blame(error, module=recorder.module) from error
     return recorder
@@ -127,12 +132,28 @@ def _checked(model: nn.Module, found: Discovery, batch: Batch) -> Checking:
     checking = Checking(model, found, batch)
     try:
         with quiet(model), checking:
-            checking.row.note_output(batch.forward(model))
+            checking.returned = batch.forward(model)
+            checking.row.note_output(checking.returned)
     except Exception as error:
         raise checking.blame(error) from error
     with torch.inference_mode():
         checking.finish()
     return checking
+
+
+def _refuse_others(first: Any, second: Any) -> None:
+    """ModelError if two forwards of a batch returned other numbers."""
+    returned = [[one for one in pytree.tree_leaves(out) if _is_of_numbers(one)] for out in (first, second)]
+    if len(returned[0]) != len(returned[1]) or not all(same(*pair) for pair in zip(*returned, strict=True)):
+        raise ModelError(
+            "the same batch gives other numbers in a second forward: the model has dropout left on, or counts or keeps "
+            "something where it cannot be put back (a global variable, a closure); what is measured must follow from "
+            "the batch"
+        )
+
+
+def _is_of_numbers(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout is torch.strided
 
 
 _OTHERS = "its positions are not those of the batch's labels"

@@ -74,12 +74,14 @@ class Recorder(Tracker):
 
     constant_maps  the weights that multiply constants
     writes_inputs  the forward writes to what it is given
+    returned  what the model returned
     """
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         self.batch = copied(batch)
         super().__init__(model, self.batch)
         self.writes_inputs = False
+        self.returned: Any = None
         self._uncopied = {memory_of(leaf) for leaf, _ in input_leaves(batch)}
         self.graph = Graph()
         self.constant_maps: set[str] = set()

@@ -1,14 +1,16 @@
-"""What a model keeps on itself between forwards: refused where it is a buffer, found and put back where it is not.
+"""What a forward leaves behind, on the model and in generators: refused where it is a buffer, else put back.
 
 Layer 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,12 +20,13 @@ from pipeline.flow.holdings import plain_tensors
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Refuse a model that changes its buffers in eval mode; put back whatever else it keeps on itself."""
+    """Refuse a model that changes its buffers in eval mode; put back what else it keeps on itself, and draws from."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     kept = [(module, dict(vars(module)), _contents(module)) for module in model.modules()]
     contents = [(tensor, tensor.detach().clone()) for tensor in plain_tensors(model).values()]
     try:
-        yield
+        with undrawn():
+            yield
     finally:
         for module, attributes, contents_of in kept:
             vars(module).update(attributes)
@@ -40,6 +43,25 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 f"buffer {name} changes in a forward pass in eval mode: a measurement would depend on the order of "
                 "batches; make the update conditional on self.training"
             )
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Let whoever draws random numbers next draw what was drawn in here."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
+
+
+def versions(model: nn.Module) -> dict[str, Hashable]:
+    """Which tensors the parameters are, and how often each was written to: equal as long as torch changed none."""
+    held = model.named_parameters(remove_duplicate=False)
+    return {name: (id(one), None if one.is_inference() else one._version) for name, one in held}
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:

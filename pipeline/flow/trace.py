@@ -138,6 +138,7 @@ class Tracker(TorchDispatchMode):
             self.forward,
             storage.origin,
             key=hash((value.key, storage.key, storage.writes)),
+            names=value.names,
             rows=value.rows or self._rows_written(tensor.shape, storage),
             learned=value.learned or storage.learned,
             storage=storage,

@@ -1,0 +1,104 @@
+"""A model must make the same of a batch whenever it is shown it; what it draws at random it may draw again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipeline.errors import ModelError
+from pipeline.flow.discover import discover
+from pipeline.measure import measure
+from pipeline.registry import statistics
+from tests.flow.models import Free
+from tests.flow.shown import batch_of
+
+RESPONSE = [statistics()["response"]]
+
+
+def _model(forward: Callable[..., Any]) -> nn.Module:
+    torch.manual_seed(0)
+    return Free(forward, first=nn.Linear(4, 4), second=nn.Linear(4, 3)).eval()
+
+
+def _batches() -> list[torch.Tensor]:
+    return [torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
+
+
+def test_one_that_counts_elsewhere_is_refused() -> None:
+    calls = [0]
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return self.second(torch.relu(self.first(x)) + torch.tensor(float(calls[0])))
+
+    with pytest.raises(ModelError, match="the same batch gives other numbers in a second forward"):
+        measure(_model(forward), _batches())
+
+
+def test_one_that_drops_in_eval_mode_is_refused() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.second(functional.dropout(torch.relu(self.first(x)), 0.5, training=True))
+
+    with pytest.raises(ModelError, match="dropout left on"):
+        measure(_model(forward), _batches())
+
+
+def test_what_one_draws_is_what_it_would_have_drawn_by_itself() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(4) + random.random() + np.random.random()
+        return self.second(torch.relu(self.first(x)) + noise)
+
+    def seed() -> None:
+        torch.manual_seed(1)
+        random.seed(2)
+        np.random.seed(3)
+
+    model, seen = _model(forward), list[torch.Tensor]()
+    seed()
+    tables = measure(model, _batches(), statistics=RESPONSE)
+    model.second.register_forward_hook(lambda module, args, out: seen.append(out.detach()))
+    seed()
+    for x in _batches():
+        model(x)
+    found = tables["neurons"].to_pandas().query("site == 'second'")["z_mean"].to_numpy()
+    np.testing.assert_allclose(found, torch.cat(seen).double().mean(0), rtol=1e-6)
+
+
+def test_weights_may_not_change_between_batches() -> None:
+    model = _model(lambda self, x: self.second(torch.relu(self.first(x))))
+
+    def trained() -> Any:
+        for x in _batches():
+            yield x
+            with torch.no_grad():
+                model.second.weight.mul_(0.9)
+
+    with pytest.raises(ModelError, match=r"parameter second.weight was changed while the model was measured"):
+        measure(model, trained())
+
+
+def test_weights_may_not_change_within_a_forward() -> None:
+    calls = [0]
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] > 6:
+            self.second.weight.data.mul_(2)
+        return self.second(torch.relu(self.first(x)))
+
+    with pytest.raises(ModelError, match=r"weight second.weight: acts through linear in a form"):
+        measure(_model(forward), _batches())
+
+
+def test_finding_sites_draws_nothing() -> None:
+    model = _model(lambda self, x: self.second(torch.relu(self.first(x)) + torch.rand(4)))
+    before = torch.get_rng_state()
+    assert len(discover(model, batch_of(_batches()[0])).sites) == 2
+    assert torch.equal(torch.get_rng_state(), before)
