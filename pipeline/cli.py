@@ -200,6 +200,31 @@ def plan(
         screen().print(projected(project(units, overheads(made, store), target)))
 
 
+@cli.command(short_help="Print what a job can say.")
+@click.argument("name", required=False)
+def keys(name: str | None) -> None:
+    """Print the dictionary of a job: its sections, sources, families and statistics, or the keys of one.
+
+    \b
+      neuron-census keys
+      neuron-census keys data
+      neuron-census keys tabular
+    """
+    from pipeline.errors import nearest
+    from pipeline.report.keys import entries, explained, overview
+    from pipeline.report.screen import screen
+
+    known = entries()
+    if name is None:
+        screen().print(overview(known))
+        return
+    found = [one for listed in known.values() for one in listed if one.name == name]
+    if not found:
+        names = [one.name for listed in known.values() for one in listed]
+        raise click.UsageError(f"there is nothing {name!r} in a job: {nearest(name, names)}")
+    screen().print(*map(explained, found))
+
+
 @cli.command(short_help="Answer a question in SQL.")
 @click.argument("sql", required=False)
 @store_option

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import traceback
 from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
 from types import ModuleType
 from typing import Any, get_args
 
@@ -37,7 +38,16 @@ def offered(module: str, constant: str, contract: type, *, a_class: bool) -> Any
         raise ContractError(
             f"{file}: {constant}.name = {getattr(given, 'name', None)!r}: expected {name!r}, as its file"
         )
+    if missing := [one for one in _promised(contract) if not hasattr(given, one)]:
+        raise ContractError(f"{file}: {constant} has no {missing[0]}; expected one, as {contract.__name__} says")
+    if is_dataclass(contract) and "__dataclass_fields__" not in vars(type(given)):
+        raise ContractError(f"{file}: {type(given).__name__}: expected @dataclass(frozen=True) above it")
     return given
+
+
+def _promised(contract: type) -> list[str]:
+    """The names that a class declares of what derives from it."""
+    return [name for name, kind in inspect.get_annotations(contract).items() if str(kind).startswith("ClassVar")]
 
 
 def _imported(module: str) -> ModuleType:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from pipeline.allocator import freed_memory_kept
 from pipeline.arrow_bytes import arrow_bytes, read_arrow
 from pipeline.batch import Batch
 from pipeline.cells import CellState, Rows, decode_cell, encode_cell
-from pipeline.cost import cost_of
+from pipeline.cost import clock, cost_of
 from pipeline.devices import CPU, device_named, moved
 from pipeline.errors import DataError
 from pipeline.flow.discover import Discovery, discover
@@ -29,6 +30,7 @@ from pipeline.parquet import parquet_bytes
 from pipeline.plan import Plan, probe_of
 from pipeline.registry import sources
 from pipeline.resolve import Resolved
+from pipeline.rows.decode import UID_MASK
 from pipeline.running import Running, States
 from pipeline.statistics.base import Statistic
 from pipeline.store import Store
@@ -36,6 +38,10 @@ from pipeline.unit_tables import arrow_tables, controls_of
 
 # seconds of reading that a rate is taken from, at most
 READ_S = 2.0
+# by which uids are moved, so that a batch's rows are new: a large odd number leaves no two of them equal
+_STRIDE = 0x5851F42D4C957F2D
+# batches of a chunk that are looked at as its first: states are made there, forwards recorded, most rows kept
+BEGINNING = 3
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class ShapeCost:
     rows         rows of the batch
     forward_s    seconds per row of the bare forward
     statistics_s seconds per row of the statistics, beyond the forward
+    begin_s      seconds that the first batches of a chunk, BEGINNING of them, take beyond as many later ones
     start_s      seconds to build one and find its sites, once per worker that meets it
     store_s      seconds to encode the states of one chunk
     state_bytes  bytes of the states of one chunk
@@ -74,6 +81,7 @@ class ShapeCost:
     rows: int
     forward_s: float
     statistics_s: float
+    begin_s: float
     start_s: float
     store_s: float
     state_bytes: int
@@ -84,6 +92,10 @@ class ShapeCost:
     def ratio(self) -> float:
         """What measuring costs, the bare forward being 1."""
         return (self.forward_s + self.statistics_s) / self.forward_s
+
+    def beginning_s(self, rows: int) -> float:
+        """Seconds that the first batches of a chunk of so many rows take beyond later ones."""
+        return self.begin_s * min(1.0, rows / (BEGINNING * self.rows))
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ class Estimate:
             for cell in task.cells:
                 cost = shape[cell.model.id]
                 total["forward"] += cell.chunk.rows * cost.forward_s
-                total["statistics"] += cell.chunk.rows * cost.statistics_s
+                total["statistics"] += cell.chunk.rows * cost.statistics_s + cost.beginning_s(cell.chunk.rows)
                 total["storing"] += cost.store_s
         tasks = Counter(model for task in plan.measure for model in task.models)
         total["start"] = sum(shape[model].start_s * min(count, workers) for model, count in tasks.items())
@@ -171,9 +183,7 @@ def _shape_cost(resolved: Resolved, data: str, same: tuple[Origin, str, tuple[st
     discovery = discover(module, batch, include=sites.include, exclude=sites.exclude, rows=sites.rows)
     built = time.perf_counter() - start
     cost = cost_of(module, discovery, statistics, batch, classes=classes, kernel=resolved.kernel)
-    running = Running(discovery, statistics, classes, resolved.kernel)
-    running.add(module, batch)
-    running.finish(module)
+    running, begun = _begun(Running(discovery, statistics, classes, resolved.kernel), module, batch)
     statistic_of = {one.name: one for one in statistics}
     start = time.perf_counter()
     stored = _encoded(running, batch.rows)
@@ -189,12 +199,22 @@ def _shape_cost(resolved: Resolved, data: str, same: tuple[Origin, str, tuple[st
         rows=batch.rows,
         forward_s=cost.forward / batch.rows,
         statistics_s=cost.statistics / batch.rows,
+        begin_s=max(0.0, begun - BEGINNING * cost.measured),
         start_s=built,
         store_s=encoded - start,
         state_bytes=sum(len(content) for content in stored.values()),
         merge_s=merged - encoded,
         finish_s=finished - merged,
     )
+
+
+def _begun(running: Running, model: nn.Module, batch: Batch) -> tuple[Running, float]:
+    """The states of the first batches of a chunk, and the seconds that they took; each time the rows have new names."""
+    start = clock(batch)
+    for number in range(BEGINNING):
+        running.add(model, replace(batch, uid_N=(batch.uid_N + number * _STRIDE) & UID_MASK))
+    running.finish(model)
+    return running, clock(batch) - start
 
 
 def _encoded(running: Running, rows: int) -> dict[str, bytes]:

@@ -28,7 +28,7 @@ MOST_ROUNDS = 5
 
 
 class Job(Section):
-    """Everything that is asked for. `place` names the file in messages."""
+    """Everything that is asked for."""
 
     name: str = Field(min_length=1, description="for people; in the manifest")
     seed: int = Field(default=0, ge=0, le=MAX_SEED // SEED_STEP, description="everything random is drawn from it")

@@ -56,7 +56,7 @@ class Columns(Section):
     )
     key: str | None = Field(default=None, description="column that names a row: integers ≥ 0 or strings, unique")
     split: str | None = Field(default=None, description="column with the split; without it all rows are split 'all'")
-    shape: tuple[PositiveInt, ...] | None = Field(default=None, description="shape of a row's features, (8, 8) say")
+    shape: tuple[PositiveInt, ...] | None = Field(default=None, description="shape of a row's features, [8, 8] say")
 
 
 def _located(directory: str, name: str) -> str:

@@ -111,11 +111,16 @@ def project(units: Estimate, overheads: Overheads, target: Target) -> Projection
     # states are read back once each to be merged
     requests = 2 * cells * target.statistics + 12 * target.models
     each = _mean(units)
+
+    def statistics_s(cost: ShapeCost) -> float:
+        begin_s = target.chunks * cost.beginning_s(target.chunk_rows)
+        return target.rows * cost.statistics_s + begin_s
+
     reading_s = sum(one.s for one in units.reading) / len(units.reading)
     seconds = {
         "reading": target.groups * target.rows * reading_s / workers,
         "forward": target.models * target.rows * each(lambda one: one.forward_s) / workers / target.speed,
-        "statistics": target.models * target.rows * each(lambda one: one.statistics_s) / workers / target.speed,
+        "statistics": target.models * each(statistics_s) / workers / target.speed,
         "finding sites": target.models
         * min(target.chunks, 2 * TASKS_PER_WORKER)
         * each(lambda one: one.start_s)

@@ -20,7 +20,21 @@ from tests.command_line import call, command, refused
 from tests.handmade import write_run
 from tests.servers import wait_until
 
-COMMANDS = ("run", "plan", "query", "tables", "show", "status", "verify", "gc", "catalogue", "submit", "logs", "cancel")
+COMMANDS = (
+    "run",
+    "plan",
+    "keys",
+    "query",
+    "tables",
+    "show",
+    "status",
+    "verify",
+    "gc",
+    "catalogue",
+    "submit",
+    "logs",
+    "cancel",
+)
 COMMANDS = (*COMMANDS, "up")
 HEAVY = {"torch", "ray", "prefect", "duckdb", "pyarrow", "pydantic", "rich", "numpy", "fsspec"}
 

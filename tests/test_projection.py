@@ -26,6 +26,7 @@ def shape(models: int, *, scale: float) -> ShapeCost:
         rows=128,
         forward_s=1e-6 * scale,
         statistics_s=2e-6 * scale,
+        begin_s=0.1 * scale,
         start_s=0.5 * scale,
         store_s=0.01 * scale,
         state_bytes=round(1000 * scale),
@@ -50,7 +51,7 @@ def test_every_part_is_its_unit_times_what_there_is_of_it() -> None:
         {
             "reading": groups * 1e8 * 1e-6 / 64,
             "forward": 1000 * 1e8 * 2e-6 / 64 / 10,
-            "statistics": 1000 * 1e8 * 4e-6 / 64 / 10,
+            "statistics": 1000 * (1e8 * 4e-6 + chunks * 0.2) / 64 / 10,
             "finding sites": 1000 * 8 * 1.0 / 64,
             "encoding and merging states": cells * 0.06 / 64,
             "store requests": requests * 0.02 / 64,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,20 @@ def test_a_page_says_it_with_its_controls(con: Connection) -> None:
     assert not {"▀", "\x1b"} & set(text)
     dead = "\n".join(lines(page(neuron(con, "mlp-0/layers.0/1"), width=80, colour=False)))
     assert "dead: it fired for none of these rows" in dead
+
+
+def test_a_page_has_the_numbers_of_every_statistic(con: Connection) -> None:
+    found = neuron(con)
+    asked_otherwise = replace(found, numbers={**found.numbers, "redundancy_r": 0.625, "redundancy_r_se": 0.03125})
+    text = lines(page(asked_otherwise, width=100, colour=False))
+    at = text.index(next(line for line in text if line.strip() == "redundancy"))
+    assert text[at + 1].split() == ["redundancy_r", "0.625", "0.031", "–"]
+
+
+def test_a_page_without_numbers_has_no_table_of_them(con: Connection) -> None:
+    found = neuron(con)
+    keys = {key: found.numbers[key] for key in ("run", "model", "data", "split", "site", "unit")}
+    assert not any("this unit" in line for line in lines(page(replace(found, numbers=keys), width=80, colour=False)))
 
 
 def test_colour_pictures_are_half_blocks(con: Connection) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.counted import counted
+from pipeline.registry import statistics
 from pipeline.report.pattern import pattern_picture
 from pipeline.report.printing import cell, fitted
 from pipeline.report.words import in_words
@@ -84,7 +85,8 @@ def page(found: Neuron | Listing, *, width: int, colour: bool) -> RenderableType
         parts += [pattern_picture(found.site, found.pattern, width=width, colour=colour), Text()]
     if words := in_words(found.site, found.pattern, found.meanings):
         parts += [words, Text()]
-    parts.append(_numbers(found))
+    if numbers := _numbers(found):
+        parts.append(numbers)
     if found.exemplars:
         parts += [Text(), Text("exemplars", style="bold"), _exemplars(found.exemplars, width), _how_to_see(found)]
     if found.classes:
@@ -116,12 +118,14 @@ def _history(model: Row) -> str:
     return f"seed {model['seed']}, {counted(model['step'], 'step')}"
 
 
-def _numbers(neuron: Neuron) -> RenderableType:
-    """The numbers that were measured, by group: the unit's, its untrained twin's, and by chance."""
+def _numbers(neuron: Neuron) -> RenderableType | None:
+    """The numbers that were measured, if any, by group: the unit's, its untrained twin's, and by chance."""
     numbers, twin = neuron.numbers, neuron.twin or {}
     measured = {
-        group: [line for line in lines if numbers.get(line.column) is not None] for group, lines in _GROUPS.items()
+        group: [line for line in lines if numbers.get(line.column) is not None] for group, lines in _groups().items()
     }
+    if not any(measured.values()):
+        return None
     with_errors = any(numbers.get(f"{line.column}_se") is not None for lines in measured.values() for line in lines)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
@@ -140,6 +144,17 @@ def _numbers(neuron: Neuron) -> RenderableType:
             for other in others:
                 table.add_row(*[""] * (3 + with_errors), other)
     return table
+
+
+def _groups() -> dict[str, tuple[_Line, ...]]:
+    """The groups, and one by the names of its columns for every statistic that has no line in them."""
+    shown = {line.column for lines in _GROUPS.values() for line in lines}
+    columns = {
+        name: [column.name for column in statistic.COLUMNS if column.table == "neurons"]
+        for name, statistic in statistics().items()
+    }
+    others = {name: tuple(_Line(one, one) for one in named) for name, named in columns.items() if not shown & {*named}}
+    return _GROUPS | others
 
 
 def _chance(line: _Line, numbers: Row) -> list[str]:
