@@ -1,15 +1,15 @@
-"""A state object that is too large to be held whole: the part of it that is of some sites, and the hash of all of it.
+"""A state object that is too large to be held whole: the part of it that is of some sites or units, and its hash.
 
-Layer 1: pure. Tensors lie in the object one after the other, so that those of a few sites are a few ranges of bytes;
-what is cut out is a state object again.
+Layer 1: pure. Tensors lie in the object one after the other and row by row, so that those of a few sites, or their rows
+of some units, are a few ranges of bytes; what is cut out is a state object again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pipeline.cells import SEPARATOR, damaged
@@ -18,9 +18,19 @@ from pipeline.cells import SEPARATOR, damaged
 HEADER_BYTES = 256 << 10
 # what is held at once of an object that is hashed
 HASHED_BYTES = 16 << 20
+# what lies between two ranges and is read with them: a bucket takes as long to answer as to give some 100 kB
+GAP_BYTES = 64 << 10
 
 # the bytes of an object from one place to another, fewer where it ends before
 Read = Callable[[int, int], bytes]
+
+
+class Units(NamedTuple):
+    """The units first…stop of a site of so many."""
+
+    first: int
+    stop: int
+    units: int
 
 
 class _Tensor(NamedTuple):
@@ -29,18 +39,28 @@ class _Tensor(NamedTuple):
     first: int
     last: int
     name: str
-    said: Mapping[str, Any]
+    shape: Sequence[int]
+    dtype: str
+
+    def rows_of(self, wanted: Units) -> _Tensor:
+        """Its rows of some units; itself where it has not one for each."""
+        if wanted.units == 1 or self.shape[:1] != [wanted.units]:
+            return self
+        row = (self.last - self.first) // wanted.units
+        shape = [wanted.stop - wanted.first, *self.shape[1:]]
+        return _Tensor(self.first + wanted.first * row, self.first + wanted.stop * row, self.name, shape, self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class CellParts:
-    """Where everything is in a state object: its `tensors` from byte `start` on, in order of their places."""
+    """Where everything is in a state object of `size` bytes: its `tensors` from `start` on, by their places."""
 
     key: str
     read: Read
     start: int
     metadata: Mapping[str, str]
     tensors: Sequence[_Tensor]
+    size: int
 
     @classmethod
     def opened(cls, read: Read, *, key: str) -> CellParts:
@@ -51,45 +71,63 @@ class CellParts:
         try:
             header: dict[str, Any] = json.loads(head[8:start])
             metadata = header.pop("__metadata__")
-            places = {name: said["data_offsets"] for name, said in header.items()}
-            found = [_Tensor(places[name][0], places[name][1], name, said) for name, said in header.items()]
-            return cls(key, read, start, metadata, sorted(found, key=lambda one: one[:3]))
+            found = [
+                _Tensor(said["data_offsets"][0], said["data_offsets"][1], name, list(said["shape"]), said["dtype"])
+                for name, said in header.items()
+            ]
+            size = start + max((one.last for one in found), default=0)
+            return cls(key, read, start, metadata, sorted(found, key=lambda one: one[:3]), size)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise damaged(key, error) from error
 
-    def of(self, sites: Collection[str]) -> bytes:
-        """The state object with the states of these sites alone; those of all others are empty in it."""
+    def only(self, sites: Container[str]) -> CellParts:
+        """Where what is of these sites is."""
         kept = [one for one in self.tensors if one.name == SEPARATOR or one.name.rsplit(SEPARATOR, 1)[0] in sites]
+        return replace(self, tensors=kept)
+
+    def of(self, sites: Mapping[str, Units | None]) -> bytes:
+        """The state object with the states of these sites alone, or of some units of each; all others are empty in it.
+
+        Of units it has the rows of tensors with one for each unit, and whole what has another number of rows.
+        """
+        kept = self.only(sites).tensors
+        wanted = {name: units for name, units in sites.items() if units is not None}
+        if wanted:
+            units = [wanted.get(one.name.rsplit(SEPARATOR, 1)[0]) for one in kept]
+            kept = [one if some is None else one.rows_of(some) for one, some in zip(kept, units, strict=True)]
         header: dict[str, Any] = {"__metadata__": self.metadata}
-        ranges: list[tuple[int, int]] = []
         size = 0
         for one in kept:
-            header[one.name] = {**one.said, "data_offsets": [size, size + one.last - one.first]}
+            place = [size, size + one.last - one.first]
+            header[one.name] = {"dtype": one.dtype, "shape": one.shape, "data_offsets": place}
             size += one.last - one.first
-            if ranges and ranges[-1][1] == one.first:
-                ranges[-1] = (ranges[-1][0], one.last)
-            else:
-                ranges.append((one.first, one.last))
         said = json.dumps(header).encode()
         said += b" " * (-len(said) % 8)
-        tensors = [self.read(self.start + first, self.start + last) for first, last in ranges if first < last]
-        return b"".join([len(said).to_bytes(8, "little"), said, *tensors])
+        return b"".join([len(said).to_bytes(8, "little"), said, *self._contents(kept)])
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the whole object."""
-        return self.start + max((one.last for one in self.tensors), default=0)
+    def _contents(self, tensors: Sequence[_Tensor]) -> Iterator[memoryview]:
+        """The bytes of tensors in order of their places; neighbours are read at once."""
+        runs: list[list[_Tensor]] = []
+        for one in tensors:
+            if runs and one.first - runs[-1][-1].last <= GAP_BYTES:
+                runs[-1].append(one)
+            elif one.first < one.last:
+                runs.append([one])
+        for run in runs:
+            first = run[0].first
+            content = memoryview(self.read(self.start + first, self.start + run[-1].last))
+            yield from (content[one.first - first : one.last - first] for one in run)
 
     def sha256(self) -> str:
         """SHA-256 of the whole object, read a part after the other; SpoiltObject if it has another length."""
         hashed, done = hashlib.sha256(), 0
-        while done < self.bytes:
+        while done < self.size:
             # one byte more than there should be at the end
-            content = self.read(done, min(done + HASHED_BYTES, self.bytes + 1))
+            content = self.read(done, min(done + HASHED_BYTES, self.size + 1))
             if not content:
                 break
             hashed.update(content)
             done += len(content)
-        if done != self.bytes:
-            raise damaged(self.key, ValueError(f"{done} bytes read, {self.bytes} expected"))
+        if done != self.size:
+            raise damaged(self.key, ValueError(f"{done} bytes read, {self.size} expected"))
         return hashed.hexdigest()

@@ -7,11 +7,11 @@ chunks: of an object with more than these only their bytes are read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from pipeline.cell_parts import CellParts
+from pipeline.cell_parts import CellParts, Units
 from pipeline.cells import CellState, cell_key, decode_cell, misfit
 from pipeline.errors import SpoiltObject
 from pipeline.flow.discover import Discovery
@@ -19,7 +19,7 @@ from pipeline.hashing import sha256
 from pipeline.jackknife import Block, block_of
 from pipeline.kernels.base import State
 from pipeline.models.base import checkpoint_key
-from pipeline.scores import Sums
+from pipeline.scores import Sums, added
 from pipeline.sites import Site
 from pipeline.sources.base import Chunk
 from pipeline.statistics.base import Statistic
@@ -35,6 +35,7 @@ class Cells:
 
     checkpoint  SHA-256 of the model's weights, as stored
     state_name  the folder of the statistic's states
+    opened      where everything of a site is in them, by key, while its parts are read one after the other
     """
 
     model: str
@@ -42,6 +43,7 @@ class Cells:
     statistic: Statistic
     state_name: str
     chunks: Sequence[Chunk]
+    opened: dict[str, CellParts] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,22 +61,58 @@ class Merged:
         return [Block(states[site.name], rows) for states, rows in self.blocks]
 
 
-def grouped_sites(found: Discovery, statistics: Sequence[Statistic], classes: int) -> list[tuple[Site, ...]]:
+class Group(NamedTuple):
+    """Sites that are reduced together, and the bytes of all their states of one chunk."""
+
+    sites: tuple[Site, ...] = ()
+    bytes: int = 0
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the states are not small: then they are of one site."""
+        return self.bytes > GROUP_BYTES
+
+
+def grouped_sites(found: Discovery, statistics: Sequence[Statistic], classes: int) -> list[Group]:
     """The sites in order of their names, in groups whose states are small, or that are of one site."""
-    groups: list[list[Site]] = [[]]
-    filled = 0
+    groups = [Group()]
     for site in sorted(found.sites, key=lambda one: one.name):
         size = sum(one.state_bytes(site, classes) for one in statistics if one.applies(site))
-        if groups[-1] and filled + size > GROUP_BYTES:
-            groups.append([])
-            filled = 0
-        groups[-1].append(site)
-        filled += size
-    return [tuple(group) for group in groups]
+        if groups[-1].sites and groups[-1].bytes + size > GROUP_BYTES:
+            groups.append(Group())
+        groups[-1] = Group((*groups[-1].sites, site), groups[-1].bytes + size)
+    return groups
+
+
+@dataclass
+class Reading:
+    """The cells of one model on a split as they are merged, and what they say of their chunks, each asked once.
+
+    sites  all that the model has
+    """
+
+    sites: Sequence[Site]
+    store: Store
+    receipts: list[dict[str, Any]]
+    scores: Sums = field(default_factory=dict)
+    damage: list[dict[str, Any]] = field(default_factory=list)
+    _hashed: set[str] = field(default_factory=set)
+
+    def merged(self, cells: Cells, sites: Sequence[Site]) -> Merged:
+        """The merged states of those of the sites, or parts of them, at which the statistic applies."""
+        statistic = cells.statistic
+        every, some = ([site for site in those if statistic.applies(site)] for those in (self.sites, sites))
+        is_first = statistic.name not in self._hashed
+        found = merged(cells, some, self.store, every=every, is_first=is_first)
+        if is_first:
+            self._hashed.add(statistic.name)
+            self.receipts += found.receipts
+            self.scores, self.damage = added(found.scores), found.damage
+        return found
 
 
 def merged(cells: Cells, sites: Sequence[Site], store: Store, *, every: Sequence[Site], is_first: bool) -> Merged:
-    """Merge the states of some of the sites that the statistic has (`every`).
+    """Merge the states of some of the sites that the statistic has (`every`), or of a part of one of them.
 
     Receipts are made where `is_first`: an object is hashed once. SpoiltObject if a cell is of other sites or weights.
     """
@@ -86,7 +124,8 @@ def merged(cells: Cells, sites: Sequence[Site], store: Store, *, every: Sequence
     found = Merged(empty, [], [], [], [])
     for index, chunk in enumerate(chunks):
         key = cell_key(cells.model, cells.state_name, chunk.id)
-        stored = _whole(key, store) if len(sites) == len(every) else _part(key, sites, store, is_hashed=is_first)
+        is_all = len(sites) == len(every) and not any(site.whole for site in sites)
+        stored = _whole(key, store) if is_all else _part(cells, key, sites, store, is_hashed=is_first)
         cell = stored.cell
         _refuse_misfit(cell, key, cells, every)
         for site in sites:
@@ -118,10 +157,17 @@ def _whole(key: str, store: Store) -> _Stored:
     return _Stored(decode_cell(content, key=key), key, sha256(content), len(content))
 
 
-def _part(key: str, sites: Sequence[Site], store: Store, *, is_hashed: bool) -> _Stored:
-    parts = CellParts.opened(partial(store.get_range, key), key=key)
-    cell = decode_cell(parts.of({site.name for site in sites}), key=key)
-    return _Stored(cell, key, parts.sha256() if is_hashed else "", parts.bytes)
+def _part(cells: Cells, key: str, sites: Sequence[Site], store: Store, *, is_hashed: bool) -> _Stored:
+    wanted = {site.name: _units_of(site) for site in sites}
+    parts = (cells.opened or {}).get(key) or CellParts.opened(partial(store.get_range, key), key=key)
+    if cells.opened is not None:
+        cells.opened[key] = parts.only(wanted)
+    cell = decode_cell(parts.of(wanted), key=key)
+    return _Stored(cell, key, parts.sha256() if is_hashed else "", parts.size)
+
+
+def _units_of(site: Site) -> Units | None:
+    return Units(site.first, site.first + site.units, site.whole.units) if site.whole else None
 
 
 def _refuse_misfit(cell: CellState, key: str, cells: Cells, every: Sequence[Site]) -> None:

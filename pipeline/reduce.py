@@ -24,18 +24,18 @@ from pipeline.flow.discover import Discovery
 from pipeline.jackknife import standard_errors
 from pipeline.job_sections import Numerics, SiteSelection
 from pipeline.loading import Loaded, Probe, keep_only, load
-from pipeline.merging import Cells, Merged, grouped_sites, merged
+from pipeline.merging import Cells, Reading, grouped_sites
 from pipeline.numerics import in_force
 from pipeline.origins import columns_of, task_of
 from pipeline.resolve import Split
 from pipeline.rows.decode import UID_MASK
 from pipeline.run_models import Model
 from pipeline.running import States
-from pipeline.scores import Sums, added, means
+from pipeline.scores import means
+from pipeline.site_parts import tables_in_parts
 from pipeline.site_table import site_table
-from pipeline.sites import Site
 from pipeline.sources.base import Chunk
-from pipeline.statistics.base import Statistic
+from pipeline.statistics.base import Controls, Statistic
 from pipeline.store import Store
 from pipeline.tables import arrow_table
 from pipeline.unit_tables import arrow_tables, controls_of
@@ -150,53 +150,53 @@ def _split_rows(
     store: Store,
     receipts: list[dict[str, Any]],
 ) -> Iterator[tuple[str, pa.Table]]:
-    """The rows of one split, of a few sites at a time; what was read is put into `receipts`."""
+    """The rows of one split, of a few sites or a part of one at a time; what was read is put into `receipts`."""
     keys = {"run": task.run, "model": task.model.id, "data": measured.split.data, "split": measured.split.name}
     controls = controls_of(loaded.discovery, twin)
-    scores: Sums = {}
-    damage: list[dict[str, Any]] = []
-    groups = grouped_sites(loaded.discovery, measured.statistics, task_of(task.model.origin).outputs)
-    for number, sites in enumerate(groups):
-        states: States = {}
-        errors: dict[str, dict[str, torch.Tensor]] = {site.name: {} for site in sites}
-        for statistic in measured.statistics:
-            found = _merged(task, measured, statistic, loaded, sites, store, is_first=number == 0)
-            states[statistic.name] = found.states
-            for site in sites:
-                if statistic.applies(site):
-                    blocks, whole = found.blocks_of(site), found.states[site.name]
-                    errors[site.name] |= standard_errors(statistic, site, blocks, whole, controls[site.name])
-            if number == 0:
-                receipts += found.receipts
-                scores, damage = added(found.scores), found.damage
-            del found
-        part = replace(loaded.discovery, sites=sites)
-        tables = arrow_tables(part, states, measured.statistics, keys=keys, controls=controls, errors=errors)
-        if "exemplars" in tables:
-            tables["exemplars"] = located(tables["exemplars"], measured.split.chunks)
-        yield from tables.items()
+    cells = [
+        Cells(task.model.id, loaded.sha256, one, measured.state_names[one.name], measured.split.chunks)
+        for one in measured.statistics
+    ]
+    reading = Reading(loaded.discovery.sites, store, receipts)
+    classes = task_of(task.model.origin).outputs
+    for group in grouped_sites(loaded.discovery, measured.statistics, classes):
+        if group.is_wide:
+            site = group.sites[0]
+            tables = tables_in_parts(site, reading, cells, keys=keys, controls=controls[site.name], classes=classes)
+        else:
+            part = replace(loaded.discovery, sites=group.sites)
+            tables = _tables_at_once(part, reading, cells, keys=keys, controls=controls)
+        for name, table in tables:
+            yield name, located(table, measured.split.chunks) if name == "exemplars" else table
     yield "receipts", arrow_table("receipts", BASE["receipts"], {**keys, **_by_column(receipts)})
-    yield "unreadable", arrow_table("unreadable", BASE["unreadable"], {**keys, **_by_column(damage)})
-    values = means(scores)
-    rows = {"metric": list(values), "value": list(values.values()), "rows": int(scores.get("labelled", 0))}
+    yield "unreadable", arrow_table("unreadable", BASE["unreadable"], {**keys, **_by_column(reading.damage)})
+    values = means(reading.scores)
+    rows = {"metric": list(values), "value": list(values.values()), "rows": int(reading.scores.get("labelled", 0))}
     yield "scores", arrow_table("scores", BASE["scores"], {**keys, **rows})
 
 
-def _merged(
-    task: ReduceTask,
-    measured: Measured,
-    statistic: Statistic,
-    loaded: Loaded,
-    sites: Sequence[Site],
-    store: Store,
+def _tables_at_once(
+    discovery: Discovery,
+    reading: Reading,
+    cells: Sequence[Cells],
     *,
-    is_first: bool,
-) -> Merged:
-    name = measured.state_names[statistic.name]
-    cells = Cells(task.model.id, loaded.sha256, statistic, name, measured.split.chunks)
-    every = [site for site in loaded.discovery.sites if statistic.applies(site)]
-    some = [site for site in sites if statistic.applies(site)]
-    return merged(cells, some, store, every=every, is_first=is_first)
+    keys: Mapping[str, str],
+    controls: Mapping[str, Controls],
+) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of a few sites by table."""
+    states: States = {}
+    errors: dict[str, dict[str, torch.Tensor]] = {site.name: {} for site in discovery.sites}
+    for of_one in cells:
+        statistic = of_one.statistic
+        found = reading.merged(of_one, discovery.sites)
+        states[statistic.name] = found.states
+        for site in discovery.sites:
+            if statistic.applies(site):
+                blocks, whole = found.blocks_of(site), found.states[site.name]
+                errors[site.name] |= standard_errors(statistic, site, blocks, whole, controls[site.name])
+        del found
+    statistics = [one.statistic for one in cells]
+    yield from arrow_tables(discovery, states, statistics, keys=keys, controls=controls, errors=errors).items()
 
 
 def _by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

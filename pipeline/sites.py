@@ -80,6 +80,7 @@ class Site:
     error       max |w·x + b − z| over the probe batch, divided by max(‖w‖‖x‖ + |b|)
     row_fraction  share of the rows that it is measured on, drawn by the hash of their uid
     note        why anything about the site is not as it usually is, else None
+    whole       of a part the site that it is of, whose unit `first` is the part's first one, else None
     """
 
     name: str
@@ -100,6 +101,20 @@ class Site:
     error: float = 0.0
     row_fraction: float = 1.0
     note: str | None = None
+    whole: Site | None = None
+    first: int = 0
+
+    def part(self, first: int, stop: int) -> Site:
+        """The units first…stop as a site of their own, of a site whose units all share their inputs."""
+        return replace(
+            self,
+            pattern_UD=self.pattern_UD[first:stop],
+            bias_U=self.bias_U[first:stop],
+            raw_UD=self.raw_UD[first:stop],
+            up_UD=None if self.up_UD is None else self.up_UD[first:stop],
+            whole=self,
+            first=first,
+        )
 
     @property
     def units(self) -> int:

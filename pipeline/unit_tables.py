@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from pipeline.columns import Column
 from pipeline.declared import refuse_unfit_rows
 from pipeline.flow.discover import Discovery
 from pipeline.kernels.base import State
@@ -32,6 +33,11 @@ def _comparable(site: Site, other: Site | None) -> Site | None:
     return other if other is not None and site.pattern_UD.shape == other.pattern_UD.shape else None
 
 
+def unit_columns(statistics: Sequence[Statistic]) -> dict[str, tuple[Column, ...]]:
+    """The columns of every table with those of the statistics."""
+    return table_columns([replace(column, version=one.version) for one in statistics for column in one.COLUMNS])
+
+
 def arrow_tables(
     discovery: Discovery,
     states: States,
@@ -45,7 +51,7 @@ def arrow_tables(
 
     `errors` holds further columns of `neurons` by site: the standard errors.
     """
-    columns = table_columns([replace(column, version=one.version) for one in statistics for column in one.COLUMNS])
+    columns = unit_columns(statistics)
     parts: dict[str, list[pa.Table]] = {}
     for site in sorted(discovery.sites, key=lambda one: one.name):
         given = {one.name: states[one.name][site.name] for one in statistics if one.applies(site)}

@@ -102,6 +102,7 @@ LAYERS: dict[str, int] = {
             "described",
             "named",
             "origins",
+            "site_parts",
             "sizes",
             "staging",
             "training",

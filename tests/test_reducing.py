@@ -6,22 +6,24 @@ import shutil
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
 
-from pipeline import merging
-from pipeline.cell_parts import CellParts
+from pipeline import merging, site_parts
+from pipeline.cell_parts import CellParts, Units
 from pipeline.cells import CellState, Rows, cell_key, decode_cell, encode_cell
 from pipeline.errors import SpoiltObject
 from pipeline.hashing import sha256
-from pipeline.job import load_job
+from pipeline.job import Job, load_job
 from pipeline.kernels.base import State
 from pipeline.registry import statistics
 from pipeline.sites import Site
 from pipeline.sources.base import Chunk
+from pipeline.statistics.base import Statistic
 from pipeline.store import DirectoryStore
 from tests.census import run_inline, write_job
 from tests.laws.drawn import make_presentations, make_site
@@ -45,24 +47,50 @@ def rows(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): sha256(path.read_bytes()) for path in files}
 
 
-def test_sites_merged_one_by_one_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_sites_and_units_reduced_a_few_at_a_time_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # blocks of 32 cosines with 75 units, and of 58 with 41; 64 units are permuted at once
+    monkeypatch.setattr("pipeline.kernels.vectors.BLOCK_NUMBERS", 2400)
+    monkeypatch.setattr("pipeline.statistics.template.PERMUTED_NUMBERS", 1)
     path = write_job(tmp_path / "job.toml")
-    path.write_text(path.read_text() + EVERY)
-    job, whole, apart = load_job(path), tmp_path / "whole", tmp_path / "apart"
+    text = path.read_text().replace("[12]", "[75, 41]").replace(', "train"', "").replace("[statistics.template]", "")
+    path.write_text(text + EVERY + "[statistics.template]\nwhitened_fan_in = 50\n")
+    job, whole = load_job(path), tmp_path / "whole"
     run_inline(job, str(whole))
-    shutil.copytree(whole, apart, ignore=shutil.ignore_patterns("runs"))
+
     read: list[str] = []
     get_range = DirectoryStore.get_range
 
-    def noted(self: DirectoryStore, key: str, start: int, stop: int) -> bytes:
+    def noted_read(self: DirectoryStore, key: str, start: int, stop: int) -> bytes:
         read.append(key)
         return get_range(self, key, start, stop)
 
-    monkeypatch.setattr(DirectoryStore, "get_range", noted)
+    monkeypatch.setattr(DirectoryStore, "get_range", noted_read)
     monkeypatch.setattr(merging, "GROUP_BYTES", 1)
-    run_inline(job, str(apart))
-    assert set(read) == {str(path.relative_to(apart)) for path in apart.glob("states/*/*/*")}
+    with monkeypatch.context() as at_once:
+        at_once.setattr(merging.Group, "is_wide", False)
+        apart = reduced_anew(job, whole, tmp_path / "apart")
+        assert set(read) == {str(path.relative_to(apart)) for path in apart.glob("states/*/*/*")}
     assert rows(apart) == rows(whole)
+
+    judged: list[int] = []
+    standard_errors = site_parts.standard_errors
+
+    def noted_units(statistic: Statistic, site: Site, *rest: Any) -> dict[str, torch.Tensor]:
+        judged.append(site.units)
+        return standard_errors(statistic, site, *rest)
+
+    monkeypatch.setattr(site_parts, "standard_errors", noted_units)
+    monkeypatch.setattr(site_parts, "JUDGED_BYTES", 1)
+    monkeypatch.setattr(site_parts, "MADE_BYTES", 1)
+    assert rows(reduced_anew(job, whole, tmp_path / "parts")) == rows(whole)
+    assert {16, 11, 9} <= set(judged), "parts, and the rest of 75 and of 41 units"
+
+
+def reduced_anew(job: Job, whole: Path, other: Path) -> Path:
+    """A run with the states of another, which is still to be reduced."""
+    shutil.copytree(whole, other, ignore=shutil.ignore_patterns("runs"))
+    run_inline(job, str(other))
+    return other
 
 
 def stored_chunks(store: DirectoryStore, sites: list[Site]) -> tuple[list[Chunk], list[dict[str, State]]]:
@@ -137,16 +165,36 @@ def test_a_part_of_a_cell_is_a_cell_of_some_sites(sites: list[str], header_bytes
 
     parts = CellParts.opened(ranged, key="k")
     opened = len(read)
-    found = decode_cell(parts.of(sites))
+    found = decode_cell(parts.of(dict.fromkeys(sites)))
     assert len(read) - opened <= 3, "what lies end to end is read at once"
     assert (found.rows, found.scores, found.checkpoint) == (whole.rows, whole.scores, whole.checkpoint)
     assert found.states.keys() == whole.states.keys()
     for site, state in whole.states.items():
         assert found.states[site].keys() == (state.keys() if site in sites else set())
         assert all(torch.equal(value, state[name]) for name, value in found.states[site].items())
-    assert load(parts.of(sites)).keys() == {"|", *(f"{site}|{name}" for site in sites for name in whole.states[site])}
+    assert load(parts.of(dict.fromkeys(sites))).keys() == {
+        "|",
+        *(f"{site}|{name}" for site in sites for name in whole.states[site]),
+    }
     monkeypatch.setattr("pipeline.cell_parts.HASHED_BYTES", 64)
-    assert (parts.bytes, parts.sha256()) == (len(content), sha256(content))
+    assert (parts.size, parts.sha256()) == (len(content), sha256(content))
+
+
+@pytest.mark.parametrize("gap", [0, 1 << 16])
+@pytest.mark.parametrize(("first", "stop"), [(0, 5), (0, 2), (1, 4), (4, 5)])
+def test_a_part_of_a_cell_has_the_rows_of_some_units(gap: int, first: int, stop: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipeline.cell_parts.GAP_BYTES", gap)
+    whole = cell()
+    content = encode_cell(whole)
+    parts = CellParts.opened(lambda start, stop: content[start:stop], key="k")
+    found = decode_cell(parts.of({"a": Units(first, stop, 5), "a|b": Units(0, 1, 1), "a.b": None})).states
+    # of another number of rows than the site has units, or of no axis
+    kept = {"a|b": whole.states["a|b"], "a.b": whole.states["a.b"]}
+    wanted = {"a": {name: value[first:stop] for name, value in whole.states["a"].items()}, "c": {}, **kept}
+    assert found.keys() == wanted.keys()
+    for site, state in wanted.items():
+        assert found[site].keys() == state.keys()
+        assert all(torch.equal(found[site][name], value) for name, value in state.items())
 
 
 def test_a_damaged_cell_is_said_to_be(tmp_path: Path):

@@ -24,19 +24,32 @@ def cosine(left_UD: torch.Tensor, right_UD: torch.Tensor) -> torch.Tensor:
     return ((left_UD * right_UD).sum(-1) / norms_U).clamp(-1, 1)
 
 
-def cosine_blocks(left_GuD: torch.Tensor, right_GuD: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+def block_rows(units: int) -> int:
+    """Rows of a block of cosines with so many."""
+    return max(1, BLOCK_NUMBERS // units)
+
+
+def cosine_blocks(
+    left_GuD: torch.Tensor, right_GuD: torch.Tensor, *, first: int = 0
+) -> Iterator[tuple[slice, torch.Tensor]]:
     """Cosines of each row of left with the other rows of right in its group, NaN with its own number.
 
-    Yields a slice of all rows (in order, numbered over the groups) and their cosines with the u rows of the group.
+    Yields a slice of all rows (in order, numbered over the groups) and their cosines with the u rows of the group. Left
+    may be some rows of a single group, from number `first` on: of the same bits as all of them, where that begins a
+    block.
     """
-    units = left_GuD.shape[1]
-    step = max(1, BLOCK_NUMBERS // units)
+    rows, units = left_GuD.shape[1], right_GuD.shape[1]
+    step = block_rows(units)
     for group, (left_uD, right_uD) in enumerate(zip(left_GuD, right_GuD, strict=True)):
-        left_uD, right_uD = (rows / rows.norm(dim=-1, keepdim=True) for rows in (left_uD, right_uD))
-        for start in range(0, units, step):
-            cosines = (left_uD[start : start + step] @ right_uD.T).clamp(-1, 1)
-            cosines.diagonal(start).fill_(torch.nan)
+        right_uD = _unit_length(right_uD)
+        for start in range(0, rows, step):
+            cosines = (_unit_length(left_uD[start : start + step]) @ right_uD.T).clamp(-1, 1)
+            cosines.diagonal(first + start).fill_(torch.nan)
             yield slice(group * units + start, group * units + start + len(cosines)), cosines
+
+
+def _unit_length(rows_UD: torch.Tensor) -> torch.Tensor:
+    return rows_UD / rows_UD.norm(dim=-1, keepdim=True)
 
 
 @lru_cache(maxsize=16)

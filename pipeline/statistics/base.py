@@ -121,6 +121,16 @@ class Statistic(ABC):
         """The columns of "neurons" that have a standard error; less than `columns` where the others cost much."""
         return self.columns(site, state, controls).get("neurons", {})
 
+    def rows_together(self, site: Site) -> int | None:
+        """How many units in a row have their `columns` made together, for a site too wide to be reduced at once.
+
+        Of a number, any of its multiples may be made by themselves, as the `part` of the site that those units are:
+        every tensor of the state has a row for each unit or is of all of them, merging and the numbers with a standard
+        error are a unit's own (these are made of fewer units at a time), and the rows of every table are in order of
+        units, or the number is all. None: units depend on each other's states, and the site is reduced at once.
+        """
+        return None
+
     @abstractmethod
     def define(self, site: Site, whole: Presentations, controls: Controls) -> Rows:
         """The same rows by their definition, from all presentations at once in float64: the oracle of the laws."""

@@ -111,6 +111,10 @@ class Composition(Statistic):
         """The co-moments of firing with x, together with those of a: template's, so that they are computed once."""
         return {"comoment": CoMoment(fired=True, positions=self.positions)}
 
+    def rows_together(self, site: Site) -> int:
+        """Each unit alone."""
+        return 1
+
     def columns(self, site: Site, state: State, controls: Controls) -> Rows:
         """The sum of contributions, and the largest as edges."""
         seen = part(state, "comoment")

@@ -70,6 +70,10 @@ class Importance(Statistic):
         """Co-moments of a and g."""
         return {"gradients": GradientSums()}
 
+    def rows_together(self, site: Site) -> int:
+        """Each unit alone."""
+        return 1
+
     def columns(self, site: Site, state: State, controls: Controls) -> Rows:
         """Both effects, from one co-moment and two means."""
         sums = part(state, "gradients")

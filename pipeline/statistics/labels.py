@@ -130,6 +130,10 @@ class Labels(Statistic):
         """Bytes of the state of one site: it grows with the classes."""
         return site.units * classes * _BYTES_PER_CLASS
 
+    def rows_together(self, site: Site) -> int:
+        """Each unit alone."""
+        return 1
+
     def columns(self, site: Site, state: State, controls: Controls) -> Rows:
         """One row per unit, and one per unit and class; nothing without labels."""
         true, null = part(state, "true"), part(state, "null")

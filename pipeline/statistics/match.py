@@ -94,6 +94,10 @@ class MatchStatistic(Statistic):
         """Bins and moments of both forms, firing and silent apart, and the mean length of the inputs."""
         return {"pearson": MatchBins("pearson"), "cosine": MatchBins("cosine"), "input": InputNorm()}
 
+    def rows_together(self, site: Site) -> int:
+        """All units: the bins of one form come before those of the other."""
+        return site.units
+
     def columns(self, site: Site, state: State, controls: Controls) -> Rows:
         """One row per unit, and the bins that hold something: the reliability curve of firing against match."""
         neurons: dict[str, Values] = {"tau": _tau(site, part(state, "input"))}

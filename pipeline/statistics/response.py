@@ -113,6 +113,10 @@ class Response(Statistic):
         """Counts, moments of z and of a to the fourth, the histogram of z."""
         return {"firing": Firing(), "z": Moments("z", 4), "a": Moments("a", 4), "bins": Bins()}
 
+    def rows_together(self, site: Site) -> int:
+        """Each unit alone."""
+        return 1
+
     def columns(self, site: Site, state: State, controls: Controls) -> Rows:
         """One row per unit, and the bins that hold something."""
         neurons = {

@@ -14,18 +14,23 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from pipeline.columns import Column
 from pipeline.hashing import splitmix64
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.comoment import CoMoment, InputCovariance
-from pipeline.kernels.vectors import cosine, cosine_blocks, permutations
+from pipeline.kernels.vectors import block_rows, cosine, cosine_blocks, permutations
 from pipeline.kernels.whole import Array, Whole
 from pipeline.sites import Presentations, Site
 from pipeline.statistics.base import Controls, Rows, Statistic, Values, at_least, part
 
 # with 100 permutations the 95th percentile is the fifth largest: its own spread is a tenth of the null's
 PERMUTATIONS = 100
+# numbers of the patterns that are permuted at once, 8 MiB of float64
+PERMUTED_NUMBERS = 1 << 20
+# a sum over rows takes other steps in the last few columns: in columns by so many it takes the same ones
+ABREAST = 64
 # of the mean variance of an input; digits have inputs that never vary, so Σ alone has no inverse
 RIDGE = 1e-3
 # of sd(a)·sd(x): a smaller co-moment is chance in 10⁸ presentations and loses its digits in float32 products
@@ -159,6 +164,10 @@ class Template(Statistic):
             needed["inputs"] = InputCovariance(self.positions)
         return needed
 
+    def rows_together(self, site: Site) -> int:
+        """A block of cosines with the other units; all where the whitened form is solved for all at once."""
+        return site.units if self._whitened(site) else block_rows(site.units)
+
     def columns(self, site: Site, state: State, controls: Controls) -> Rows:
         """Cosines, their nulls, and the patterns themselves."""
         seen = _from_state(site, part(state, "comoment"))
@@ -245,11 +254,12 @@ def _own_cosines(site: Site, seen: _Seen) -> dict[str, Values]:
 
 
 def _other_cosines(site: Site, cov_UD: torch.Tensor) -> dict[str, Values]:
-    if site.units == site.groups:
+    whole = site.whole or site
+    if whole.units == site.groups:
         return {}
     null_3U = torch.empty((3, site.units), dtype=torch.float64)
-    by_group = (value.view(site.groups, -1, site.fan_in) for value in (cov_UD, site.pattern_UD))
-    for units, cosines in cosine_blocks(*by_group):
+    by_group = (value.view(site.groups, -1, site.fan_in) for value in (cov_UD, whole.pattern_UD))
+    for units, cosines in cosine_blocks(*by_group, first=site.first):
         null_3U[0, units] = cosines.abs().nanmean(-1)
         null_3U[1, units] = cosines.abs().nanquantile(0.95, dim=-1).clamp(max=1)
         null_3U[2, units] = cosines.nanmean(-1)
@@ -258,12 +268,26 @@ def _other_cosines(site: Site, cov_UD: torch.Tensor) -> dict[str, Values]:
 
 
 def _permuted_cosines(site: Site, cov_UD: torch.Tensor) -> dict[str, Values]:
+    """Mean and 95th percentile, for some units at a time; of a part each among the same units as of its site."""
+    null_2U = torch.empty((2, site.units), dtype=torch.float64)
+    step = max(1, PERMUTED_NUMBERS // (ABREAST * site.fan_in)) * ABREAST
+    is_last = site.whole is None or site.first + site.units == site.whole.units
+    for start in range(-(site.first % ABREAST), site.units, step):
+        units = slice(max(start, 0), min(start + step, site.units))
+        front, end = units.start - start, units.stop - start
+        padding = (0, 0, front, 0 if is_last and units.stop == site.units else -end % ABREAST)
+        both = (rows[units] for rows in (cov_UD, site.pattern_UD))
+        among = _permuted(*(pad(rows, padding) if any(padding) else rows for rows in both))
+        null_2U[:, units] = among[:, front:end]
+    return {"template_cos_permuted_mean": null_2U[0], "template_cos_permuted_p95": null_2U[1]}
+
+
+def _permuted(cov_UD: torch.Tensor, pattern_UD: torch.Tensor) -> torch.Tensor:
     # entries first: a permutation then moves whole rows
-    cov_DU, pattern_DU = ((rows / rows.norm(dim=-1, keepdim=True)).T.contiguous() for rows in (cov_UD, site.pattern_UD))
-    orders = permutations(site.fan_in, PERMUTATIONS)
+    cov_DU, pattern_DU = ((rows / rows.norm(dim=-1, keepdim=True)).T.contiguous() for rows in (cov_UD, pattern_UD))
+    orders = permutations(len(cov_DU), PERMUTATIONS)
     null_KU = torch.stack([(cov_DU * pattern_DU[order]).sum(0).abs().clamp(max=1) for order in orders])
-    p95_U = null_KU.quantile(0.95, dim=0).clamp(max=1)
-    return {"template_cos_permuted_mean": null_KU.mean(0), "template_cos_permuted_p95": p95_U}
+    return torch.stack([null_KU.mean(0), null_KU.quantile(0.95, dim=0).clamp(max=1)])
 
 
 def _whitened(cov_UD: torch.Tensor, sigma_GDD: torch.Tensor) -> torch.Tensor:

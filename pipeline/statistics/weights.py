@@ -107,22 +107,11 @@ class Weights(Statistic):
     def columns(self, site: Site, state: State, controls: Controls) -> Rows:
         """The columns of every unit from the site's patterns."""
         w_UD = site.pattern_UD
-        mean_U1 = w_UD.mean(-1, keepdim=True)
-        rest_UD = w_UD - mean_U1
-        # a sum of equal entries may not divide back to them: below this, the spread is rounding
-        flat_U = rest_UD.abs().amax(-1) <= 2.0**-50 * w_UD.abs().amax(-1)
-        std_U = torch.where(flat_U, 0.0, rest_UD.square().mean(-1).sqrt())
-        standard_UD = rest_UD / std_U[:, None]
-        # scaled to a largest entry of 1, or the fourth power of small weights would vanish
-        square_UD = (w_UD / w_UD.abs().amax(-1, keepdim=True)).square()
         neurons: dict[str, Values] = {
             "weight_norm": w_UD.norm(dim=-1),
             "bias": site.bias_U,
-            "weight_mean": mean_U1[:, 0],
-            "weight_std": std_U,
-            "weight_skewness": torch.where(flat_U, torch.nan, standard_UD.pow(3).mean(-1)),
-            "weight_kurtosis": torch.where(flat_U, torch.nan, standard_UD.pow(4).mean(-1) - 3).clamp(min=-2),
-            "effective_fan_in": (square_UD.sum(-1).square() / square_UD.square().sum(-1)).clamp(1, site.fan_in),
+            **_moments(w_UD),
+            "effective_fan_in": _effective_fan_in(w_UD),
             **_neighbours(site),
         }
         if controls.twin is not None:
@@ -140,6 +129,27 @@ class Weights(Statistic):
             known_U = ~numbers["neighbour_cos"].isnan()
             neurons["neighbour_unit"] = Nullable(numbers["neighbour_unit"].long(), known_U)
         return {"neurons": neurons}
+
+
+def _moments(w_UD: torch.Tensor) -> dict[str, Values]:
+    mean_U1 = w_UD.mean(-1, keepdim=True)
+    rest_UD = w_UD - mean_U1
+    # a sum of equal entries may not divide back to them: below this, the spread is rounding
+    flat_U = rest_UD.abs().amax(-1) <= 2.0**-50 * w_UD.abs().amax(-1)
+    std_U = torch.where(flat_U, 0.0, rest_UD.square().mean(-1).sqrt())
+    standard_UD = rest_UD / std_U[:, None]
+    return {
+        "weight_mean": mean_U1[:, 0],
+        "weight_std": std_U,
+        "weight_skewness": torch.where(flat_U, torch.nan, standard_UD.pow(3).mean(-1)),
+        "weight_kurtosis": torch.where(flat_U, torch.nan, standard_UD.pow(4).mean(-1) - 3).clamp(min=-2),
+    }
+
+
+def _effective_fan_in(w_UD: torch.Tensor) -> torch.Tensor:
+    # scaled to a largest entry of 1, or the fourth power of small weights would vanish
+    square_UD = (w_UD / w_UD.abs().amax(-1, keepdim=True)).square()
+    return (square_UD.sum(-1).square() / square_UD.square().sum(-1)).clamp(1, w_UD.shape[1])
 
 
 def _neighbours(site: Site) -> dict[str, Values]:

@@ -138,6 +138,32 @@ def law_unit_permutation(statistic: Statistic, shown: Presentations, random: np.
     assert_same_rows(statistic, _rows_renamed(renamed, order_U, tied), _undrawn(found, tied), shown)
 
 
+def law_parts(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
+    """Some of the units alone, where a statistic lets them be cut out, have what they have among all."""
+    site = shown.site
+    together = statistic.rows_together(site) if site.groups == 1 else None
+    if together is None:
+        return
+    states = [statistic.observe(piece) for piece in _pieces(shown, random)]
+    merged, controls = reduce(lambda left, right: statistic.merge(site, left, right), states), controls_of(site)
+    step = int(random.integers(1, site.units + 1))
+    parts = []
+    for first in range(0, site.units, step):
+        part = site.part(first, min(first + step, site.units))
+        cut = [_of_units(state, site, part) for state in states]
+        alone = reduce(lambda left, right, part=part: statistic.merge(part, left, right), cut)  # type: ignore[misc]
+        assert_same_bits(alone, _of_units(merged, site, part))
+        assert controls.twin is not None
+        beside = Controls(twin=controls.twin.part(first, first + part.units))
+        judged = statistic.estimates(part, alone, beside)
+        parts.append({column.name: plain(judged[column.name]) for column in statistic.COLUMNS if column.name in judged})
+    whole = statistic.estimates(site, merged, controls)
+    for column in statistic.COLUMNS:
+        if column.se and column.name in whole:
+            found = [value for part in parts for value in part[column.name]]
+            assert _equal(torch.tensor(found), torch.tensor(plain(whole[column.name]))), column.name
+
+
 def law_encoding(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
     """A stored state comes back bit for bit."""
     state = statistic.observe(shown)
@@ -318,6 +344,11 @@ def _pieces(shown: Presentations, random: np.random.Generator) -> list[Presentat
         fixed = max(1, shown.rows // 4)
         piece_N[:fixed], piece_N[-fixed:] = 0, 1
     return [*split(shown, piece_N), shown.select_rows(torch.zeros(shown.rows, dtype=torch.bool))]
+
+
+def _of_units(state: State, site: Site, part: Site) -> State:
+    rows = slice(part.first, part.first + part.units)
+    return {name: value[rows] if value.shape[:1] == (site.units,) else value for name, value in state.items()}
 
 
 def _tensors(shown: Presentations) -> list[torch.Tensor | None]:
