@@ -83,7 +83,7 @@ def peaks(width: int, chosen: Sequence[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     asked = parser("reducing", __doc__, takes="half a minute at a width of 2048, two minutes at 4096")
-    asked.add_argument("width", type=int)
+    asked.add_argument("width", type=int, nargs="?", default=2048)
     asked.add_argument("statistics", nargs="*")
     given = asked.parse_args()
     print(json.dumps(peaks(given.width, given.statistics or sorted(statistics())), indent=1))
