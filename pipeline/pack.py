@@ -94,14 +94,24 @@ def run_pack(task: PackTask, store: Store) -> File:
 
 
 def _rows(task: PackTask, compressed: Sequence[bytes]) -> Iterator[pa.Table]:
-    """The rows of each model in turn, as they come; StoreError if some have other columns."""
+    """The rows of each model in turn, as they come; StoreError if some have other columns, or are another model's."""
     schema = None
     for model, content in zip(task.models, compressed, strict=True):
-        for table in read_batches(content):
+        key, anew = rows_key(task.run, model, task.table), f"remove what is below runs/{task.run}/reduced/"
+        for table in _read(content, key, f"{anew}{model}/ and run again"):
             schema = schema or table.schema
             if table.schema != schema:
                 raise StoreError(
-                    f"{rows_key(task.run, model, task.table)} has other columns than that of {task.models[0]}, from "
-                    f"another version of neuron-census: remove what is below runs/{task.run}/reduced/ and run again"
+                    f"{key} has other columns than that of {task.models[0]}, from another version of neuron-census: "
+                    f"{anew} and run again"
                 )
+            if others := set(table["model"].unique().to_pylist()) - {model}:
+                raise StoreError(f"{key} holds rows of model {min(others)}: {anew}{model}/ and run again")
             yield table
+
+
+def _read(content: bytes, key: str, advice: str) -> Iterator[pa.Table]:
+    try:
+        yield from read_batches(content)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{key} is damaged ({error}): {advice}") from error

@@ -112,3 +112,22 @@ def test_a_damaged_checkpoint_is_not_its_models_fault(tmp_path: Path) -> None:
     done = call("run", str(tmp_path / "job.toml"), "--ray", "none", "--store", str(store))
     refused(done, f"{weights.relative_to(store)} is damaged", "delete it and run again")
     assert not list(store.glob("runs/*/_manifest.json"))
+
+
+def test_reduced_rows_of_another_model_or_damaged(tmp_path: Path) -> None:
+    store = committed(tmp_path)
+    arguments = ("run", str(tmp_path / "job.toml"), "--ray", "none", "--store", str(store))
+    for path in [*store.glob("runs/*/_manifest.json"), *store.glob("runs/*/tables/*/*")]:
+        path.unlink()
+    one, other = sorted(store.glob("runs/*/reduced/*"))
+    sound = (one / "neurons.arrow.zst").read_bytes()
+    (one / "neurons.arrow.zst").write_bytes((other / "neurons.arrow.zst").read_bytes())
+    said = f"reduced/{one.name}/neurons.arrow.zst holds rows of model {other.name}: remove what is below runs/"
+    refused(call(*arguments), said)
+    for content in (sound[:-9], sound[:99] + bytes(9) + sound[108:], b""):
+        (one / "neurons.arrow.zst").write_bytes(content)
+        refused(call(*arguments), f"reduced/{one.name}/neurons.arrow.zst is damaged", "remove what is below runs/")
+    assert not list(store.glob("runs/*/_manifest.json"))
+    shutil.rmtree(one)
+    assert call(*arguments).exit_code == 0
+    assert call("verify", "--deep", "--store", str(store)).exit_code == 0
