@@ -38,8 +38,9 @@ def offered(module: str, constant: str, contract: type, *, a_class: bool) -> Any
         raise ContractError(
             f"{file}: {constant}.name = {getattr(given, 'name', None)!r}: expected {name!r}, as its file"
         )
-    if missing := [one for one in _promised(contract) if not hasattr(given, one)]:
-        raise ContractError(f"{file}: {constant} has no {missing[0]}; expected one, as {contract.__name__} says")
+    lacking = [one for one in _promised(contract) if not hasattr(given, one)]
+    if missing := [*lacking, *sorted(getattr(given, "__abstractmethods__", ()))]:
+        raise ContractError(f"{file}: {constant} has no {', '.join(missing)}: expected, as {contract.__name__} says")
     if is_dataclass(contract) and "__dataclass_fields__" not in vars(type(given)):
         raise ContractError(f"{file}: {type(given).__name__}: expected @dataclass(frozen=True) above it")
     return given

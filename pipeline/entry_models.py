@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from pipeline.devices import machine_bytes
 from pipeline.entries import LoadEntry, TrainEntry, seed_of
-from pipeline.errors import DataError, JobError, ModelError, nearest
+from pipeline.errors import CensusError, DataError, JobError, ModelError, nearest
 from pipeline.fit.recipe import Recipe
 from pipeline.foreign.entry import Place, loaded_models, twins
 from pipeline.job import Job, misfit, refusal
@@ -24,6 +25,8 @@ from pipeline.store import Store
 
 # of each weight while it is trained: itself, its gradient, and at least one number of the optimizer
 COPIES = 3
+# made up to try a model with
+ROWS = 2
 
 
 def models_of(job: Job, entry: TrainEntry | LoadEntry, source: Source, store: Store) -> list[Model]:
@@ -150,9 +153,37 @@ def _try_to_build(job: Job, where: str, recipe: Recipe) -> None:
     try:
         with _named(job, where), torch.device("meta"):
             module = recipe.build()
-    except (RuntimeError, TypeError) as error:  # sizes that torch cannot count
-        raise refusal(job, where, f"it cannot be built: {str(error).splitlines()[0]}") from error
+    except CensusError:
+        raise
+    except Exception as error:  # sizes that torch cannot count, mistakes of the family
+        raise refusal(job, where, f"it cannot be built: {_first_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        problem = f"family {recipe.family} builds {type(module).__name__}: expected a torch.nn.Module"
+        raise refusal(job, where, problem)
     needed = COPIES * sum(weight.nbytes for weight in module.parameters())
     if needed > (memory := machine_bytes()):
         taken = f"weights, gradients and the optimizer's memory of them would take {needed / 2**30:.0f} GiB"
         raise refusal(job, where, f"{taken}, this machine has {memory / 2**30:.0f}: choose a smaller model")
+    _try_to_run(job, where, recipe, module)
+
+
+def _try_to_run(job: Job, where: str, recipe: Recipe, module: nn.Module) -> None:
+    """Refuse a module that cannot take the data's rows, or gives anything but a score for each class or token."""
+    task, dtype = recipe.task, getattr(torch, recipe.dtype)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            given = module.to(dtype).eval()(*recipe.kind.example(task, ROWS, dtype))
+    except Exception as error:
+        # a forward that asks for values, which tensors without any cannot tell
+        if isinstance(error, NotImplementedError) or "meta" in str(error):
+            return
+        problem = f"it does not run on rows of shape {task.shape}: {_first_line(error)}"
+        raise refusal(job, where, problem) from error
+    expected = (ROWS, *task.shape, task.vocabulary) if recipe.kind.objective != "classes" else (ROWS, task.outputs)
+    if (shape := tuple(getattr(given, "shape", ()))) != expected:
+        problem = f"of {ROWS} rows it gives a {type(given).__name__} of shape {shape}: expected scores of {expected}"
+        raise refusal(job, where, problem)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -17,8 +17,11 @@ import pipeline.sources
 import pipeline.statistics
 from pipeline import registry
 from pipeline.cli import cli
-from pipeline.errors import ContractError
+from pipeline.errors import ContractError, JobError
+from pipeline.job import load_job
 from pipeline.measure import measure
+from pipeline.resolve import resolve
+from pipeline.store import open_store
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 (STATISTIC,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "STATISTIC = " in block]
@@ -105,7 +108,7 @@ DECLARED = '"variation",\n            "float64",'
         ),
         ("statistics", "(frozen=True)", "", "cannot be imported: TypeError: cannot inherit non-frozen dataclass"),
         ("statistics", "@dataclass(frozen=True)\n", "", "Variation: expected @dataclass(frozen=True) above it"),
-        ("statistics", "    version = 1\n", "", "STATISTIC has no version; expected one, as Statistic says"),
+        ("statistics", "    version = 1\n", "", "STATISTIC has no version: expected, as Statistic says"),
         ("families", "name, version, parameters", "name, version, hyperparameters", "FAMILY has no parameters"),
         ("statistics", DECLARED, '"variation",\n"float65",', "dtype 'float65': did you mean 'float64'?"),
         ("statistics", DECLARED, '"fire_rate",\n"float64",', "fire_rate is there already (response)"),
@@ -113,6 +116,7 @@ DECLARED = '"variation",\n            "float64",'
         ("statistics", "se=True,", 'se=True, table="classes",', "expected of columns of neurons only"),
         ("families", "FAMILY = Line()", "", "Line is not offered; expected FAMILY = Line()"),
         ("families", '"added"', '"mlp"', "FAMILY.name = 'mlp': expected 'added', as its file"),
+        ("sources", "FileSource", "Source", "SOURCE has no chunks, classes, read, shape, splits: expected, as Source"),
         ("sources", "SOURCE = Rows", "SOURCE = Rows.name", "expected a class derived from Source"),
         ("sources", "(FileSource)", "(FileSource", ", line 3: cannot be imported: SyntaxError: invalid syntax"),
     ],
@@ -160,3 +164,43 @@ def test_rows_are_as_declared(add: Add, old: str, new: str, said: str) -> None:
     with pytest.raises(ContractError, match=r"^statistic variation at site ") as refused:
         measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
     assert said in str(refused.value)
+
+
+ADDED = """
+name = "added"
+[data.digits]
+source = "digits"
+[[models]]
+family = "added"
+data = "digits"
+training = { steps = 2 }
+[statistics.response]
+"""
+BUILT = "nn.Sequential(nn.Flatten(), nn.Linear(64, task.outputs))"
+
+
+@pytest.mark.parametrize(
+    ("built", "said"),
+    [
+        (BUILT, None),
+        (
+            BUILT.replace("64", "65"),
+            r"it does not run on rows of shape \(1, 8, 8\): RuntimeError: .*65, 10",
+        ),
+        (BUILT.replace("outputs", "outputs + 1"), r"gives a Tensor of shape \(2, 11\): expected scores of \(2, 10\)$"),
+        (BUILT[:-1] + ", nn.GRU(10, 10))", r"of 2 rows it gives a tuple of shape \(\): expected scores of \(2, 10\)$"),
+        ("None", "family added builds NoneType: expected a torch.nn.Module"),
+        ("1 / 0", "it cannot be built: ZeroDivisionError: division by zero$"),
+    ],
+)
+def test_a_family_is_tried_before_anything_is_trained(add: Add, tmp_path: Path, built: str, said: str | None) -> None:
+    add("families", ("nn.Linear(task.shape[0], task.outputs)", built))
+    path = tmp_path / "job.toml"
+    path.write_text(ADDED, encoding="utf-8")
+    store = open_store(str(tmp_path / "store"))
+    if said is None:
+        assert [model.name for model in resolve(load_job(path), store).models] == ["added-0", "added-0-init"]
+        return
+    with pytest.raises(JobError, match=said) as refused:
+        resolve(load_job(path), store)
+    assert str(refused.value).startswith(f"{path}:5: [models[0]] ")
