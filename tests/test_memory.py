@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -64,3 +65,13 @@ def test_torch_may_use_large_pages_unless_told_otherwise(before: dict[str, str],
 def test_ten_times_the_rows_take_no_more_memory() -> None:
     few, many = peaks()
     assert many <= 1.02 * few
+
+
+@pytest.mark.slow
+def test_a_wide_site_is_reduced_in_little_more_than_three_of_its_states():
+    # merged and judged at once, one of 2,048 × 2,048 took 26
+    code = "import json; from benchmarks.reducing import peaks; print(json.dumps(peaks(2048, ['template'])))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    found = json.loads(done.stdout)
+    assert found["chunks"] > 10, "all blocks of the jackknife"
+    assert found["peak"]["ReduceTask"] <= (400 << 20) + 3 * found["largest_cell"]

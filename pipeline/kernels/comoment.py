@@ -137,7 +137,7 @@ def products(left: Centred, right: Centred) -> torch.Tensor:
     if min(one.shape[2], other.shape[2]) < NARROW:
         one, other = one.double(), other.double()
     product_GKK = bulk.multiply(one.mT, other) if bulk.in_bulk(one) else (one.mT @ other).double()
-    return product_GKK * left.scale_GK[:, :, None] * right.scale_GK[:, None]
+    return product_GKK.mul_(left.scale_GK[:, :, None]).mul_(right.scale_GK[:, None])
 
 
 def squares(values: Centred) -> torch.Tensor:
@@ -148,10 +148,10 @@ def squares(values: Centred) -> torch.Tensor:
 
 
 def plus_outer(sum_UD: torch.Tensor, left_U: torch.Tensor, right_KD: torch.Tensor) -> torch.Tensor:
-    """The sum plus left ⊗ right, where each row of right serves U / K consecutive units."""
+    """The sum plus left ⊗ right, where each row of right serves U / K consecutive units. Takes the sum's memory."""
     rows = len(right_KD)
-    by_row_KuD = sum_UD.view(rows, -1, sum_UD.shape[1])
-    return torch.baddbmm(by_row_KuD, left_U.view(rows, -1, 1), right_KD[:, None]).flatten(0, 1)
+    sum_UD.view(rows, -1, sum_UD.shape[1]).baddbmm_(left_U.view(rows, -1, 1), right_KD[:, None])
+    return sum_UD
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ class InputCovariance(Primitive):
         return {
             "n_G": n_G,
             "mean_GD": left["mean_GD"] + step_GD * share_G[:, None],
-            "m2_GDD": torch.baddbmm(left["m2_GDD"] + right["m2_GDD"], weighted_GD[:, :, None], step_GD[:, None]),
+            "m2_GDD": (left["m2_GDD"] + right["m2_GDD"]).baddbmm_(weighted_GD[:, :, None], step_GD[:, None]),
         }
 
     def _slice(self, presentations: Presentations, start: int, stop: int) -> State:
