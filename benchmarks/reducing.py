@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,20 @@ training = {{ steps = 1 }}
 
 
 class Watched(InlineExecutor):
-    """Runs tasks here and notes the peak of each kind in bytes."""
+    """Runs tasks here and notes the peak of each kind in bytes, and the CPU's seconds of all of a kind."""
 
     def __init__(self) -> None:
         self.peaks: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
 
     def map(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """See `InlineExecutor`."""
         for number, task in enumerate(tasks):
             Path("/proc/self/clear_refs").write_text("5")
-            before = status("VmRSS")
+            before, start = status("VmRSS"), time.process_time()
             receipt = function(task)
             name = type(task).__name__
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - start
             self.peaks[name] = max(self.peaks.get(name, 0), status("VmHWM") - before)
             yield number, receipt
 
@@ -64,7 +67,7 @@ def status(name: str) -> int:
 
 
 def peaks(width: int, chosen: Sequence[str]) -> dict[str, Any]:
-    """Bytes by kind of task, bytes of the largest cell, and the SHA-256 of all that was reduced and published."""
+    """Bytes and seconds by kind of task, bytes of the largest cell, SHA-256 of all that was reduced and published."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         path = root / "job.toml"
@@ -75,6 +78,7 @@ def peaks(width: int, chosen: Sequence[str]) -> dict[str, Any]:
         names = {one: str(one.relative_to(root / "store")) for one in files}
         return {
             "peak": executor.peaks,
+            "seconds": executor.seconds,
             "chunks": len({one.name for one in root.glob("store/states/**/*.safetensors")}),
             "largest_cell": max(one.stat().st_size for one in root.glob("store/states/**/*.safetensors")),
             "sha256": {name: sha256(one.read_bytes()) for one, name in sorted(names.items())},

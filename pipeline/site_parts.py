@@ -114,7 +114,7 @@ def _gathered(states: Sequence[State], first: int) -> State:
     if len(states) == 1:
         return states[0]
     return {
-        name: torch.cat([state[name] for state in states]) if len(value) == first else value
+        name: torch.cat([state[name] for state in states]) if value.shape[:1] == (first,) else value
         for name, value in states[0].items()
     }
 
