@@ -172,8 +172,8 @@ class Presentations:
     z_LSU       the gate's real input (the folded affine output, or its norm's output where `site.norm`)
     a_LSU       the gate's output; the same tensor as z_LSU for gate "identity"; of a gated pair φ(z)·up
     affine_LSU  w·x + b in the space of `site.pattern_UD`; None where it is z_LSU itself
-    uid_N       int64 uid of each row of the batch; label_N its class (−1 unknown) or None
-    label_LS    int64 class of each presentation (−1 unknown) where positions have labels and the site's are those
+    uid_N       int64 uid of each row of the batch; label_N its class (unknown outside 0 … classes − 1) or None
+    label_LS    int64 class of each presentation where positions have labels and the site's are those, else None
     row_L       int64, which row of the batch each entry belongs to; None where entry i is row i (then L = N)
     mask_LS     bool, False where the position is padding or absent; None if all are presentations
     position_LS int64 number of each position within its row; None where it is 0 … S−1

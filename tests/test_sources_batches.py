@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import DataError
+from pipeline.batch import Batch
+from pipeline.errors import ContractError, DataError
 from pipeline.job_sections import Columns
 from pipeline.rows.reading import Piece, batched, prefetched
 from tests.row_files import parquet, read_all, rows_table, write
@@ -45,7 +47,23 @@ def test_a_ledger_that_does_not_add_up_is_a_defect(tmp_path: Path):
     source = parquet(write(tmp_path / "a.parquet", rows_table(20)))
     reading = source.read(source.chunks("test")[0], 7)
     reading.rows += 1
-    with pytest.raises(RuntimeError, match="does not add up"):
+    with pytest.raises(ContractError, match=r"does not add up: .* expected the 21 of the chunk$"):
+        list(reading)
+
+
+@pytest.mark.parametrize("named", ["uids", "labels"])
+def test_a_batch_has_a_uid_and_a_label_for_each_row(tmp_path: Path, named: str):
+    source = parquet(write(tmp_path / "a.parquet", rows_table(20)))
+    reading = source.read(source.chunks("test")[0], 7)
+    joined = reading.join
+
+    def join(stretches: Any) -> Batch:
+        batch = joined(stretches)
+        fewer = {"uids": {"uid_N": batch.uid_N[1:]}, "labels": {"label_N": batch.uid_N[1:]}}
+        return replace(batch, **fewer[named])
+
+    reading.join = join
+    with pytest.raises(ContractError, match=rf"a batch has \d+ {named}; expected \d+, one for each row$"):
         list(reading)
 
 

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pipeline.batch import Batch
-from pipeline.errors import DataError
+from pipeline.errors import ContractError, DataError
 
 T = TypeVar("T")
 G = TypeVar("G")
@@ -76,16 +76,31 @@ class Reading(Generic[G, T]):
         return sum(one.rows for one in self.damage)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the rows in order, `batch_rows` at a time. DataError where more are unreadable than may be."""
+        """Yield the rows in order, `batch_rows` at a time. DataError where more are unreadable than may be.
+
+        ContractError where pieces or batches have not the rows that they should.
+        """
         return self.batches(prefetched(self.fetch(), ahead=self.ahead))
 
     def batches(self, fetched: Iterator[G]) -> Iterator[Batch]:
         """The same of what `fetch` gave."""
         self.read, self.excluded, self.damage = 0, 0, []
         for stretches in batched(self._counted(fetched), self.batch_rows):
-            yield self.join(stretches)
+            yield self._joined(stretches)
         if self.read + self.unreadable + self.excluded != self.rows:
-            raise RuntimeError(f"the ledger of {self.where} does not add up: {self}")
+            raise ContractError(
+                f"the ledger of {self.where} does not add up: {self.read} rows read, {self.unreadable} unreadable, "
+                f"{self.excluded} excluded; expected the {self.rows} of the chunk"
+            )
+
+    def _joined(self, stretches: Sequence[Stretch[T]]) -> Batch:
+        batch = self.join(stretches)
+        expected = sum(one.stop - one.start for one in stretches)
+        counts = {"uids": len(batch.uid_N), "labels": expected if batch.label_N is None else len(batch.label_N)}
+        for named, count in counts.items():
+            if count != expected:
+                raise ContractError(f"{self.where}: a batch has {count} {named}; expected {expected}, one for each row")
+        return batch
 
     def _counted(self, fetched: Iterator[G]) -> Iterator[Piece[T]]:
         for piece in self.pieces(fetched):
