@@ -149,7 +149,8 @@ class Recorder(Tracker):
         """Know which module is running, for as long as the context lasts."""
 
         def enter(module: nn.Module, args: Any) -> None:
-            self._modules.append(self._names[id(module)])
+            # a copy that the forward made has the hooks too
+            self._modules.append(self._names.get(id(module), ""))
 
         def leave(module: nn.Module, args: Any, out: Any) -> None:
             self._modules.pop()

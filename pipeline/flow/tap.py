@@ -128,7 +128,8 @@ class Tap(Tracker):
         self._presenter = Presenter(batch)
         self._observe = observe
         self._seen: dict[tuple[str, int], int] = {}
-        self._waiting: set[Pending] = set()
+        # in the order of the forward: the first that waits in vain is named
+        self._waiting: dict[Pending, None] = {}
         self._gates: dict[SitePlan, Pending] = {}
         self._ups: dict[SitePlan, Pending] = {}
         self._collected: dict[SitePlan, Collected] = {}
@@ -234,7 +235,7 @@ class Tap(Tracker):
             following = Pending(pending.met, pending.step + 1, x, root)
             self._await(result, following)
             return
-        self._waiting.remove(root)
+        del self._waiting[root]
         root.forget()
         if plan.meets_gate:
             z = call.args[position] if pending.before is None else pending.before
@@ -272,7 +273,7 @@ class Tap(Tracker):
             if plan.branch is not None and plan.branch.key is not None:
                 self._pair(plan, pending, result, is_gate=plan.branch.key != key)
             elif plan.trail:
-                self._waiting.add(pending)
+                self._waiting[pending] = None
                 self._await(result, pending)
             else:
                 self._present(pending.met)
@@ -295,11 +296,11 @@ class Tap(Tracker):
         own, other = (self._gates, self._ups) if is_gate else (self._ups, self._gates)
         if plan not in other:
             own[plan] = pending
-            self._waiting.add(pending)
+            self._waiting[pending] = None
             self._await(result, pending)
             return
         partner = other.pop(plan)
-        self._waiting.remove(partner)
+        del self._waiting[partner]
         partner.forget()
         gate, up = (pending, partner) if is_gate else (partner, pending)
         self._present(gate.met, up=up.met)

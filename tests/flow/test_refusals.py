@@ -245,3 +245,18 @@ def test_values_that_are_not_finite_stay_in_their_rows(value):
     for name in ("sum_LSG", "square_LSG", "centred_LSG"):
         torch.testing.assert_close(getattr(sums, name)[untouched], getattr(expected, name)[untouched])
         assert not torch.isfinite(getattr(sums, name)[1, 1:4]).any()
+
+
+def test_of_sites_that_wait_in_vain_the_first_one_is_named():
+    """A reason stands in a table, whose bytes are the same after every run."""
+    names = [f"layer{number}" for number in range(9)]
+
+    def forward(self, x):
+        made = [getattr(self, name)(x) for name in names]
+        return torch.stack([torch.relu(z) for z in made] if float(x.sum()) < 9 else made).sum(0)
+
+    model = Free(forward, **{name: nn.Linear(4, 4) for name in names}).eval()
+    found = discover(model, batch_of(torch.zeros(3, 4)))
+    for _ in range(3):
+        with pytest.raises(ModelError, match=r"site layer0: its output did not reach relu"):
+            tapped_forward(model, found, batch_of(torch.ones(3, 4)), lambda _: None)
