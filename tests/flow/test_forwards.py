@@ -25,6 +25,7 @@ from pipeline.flow.tap import tapped_forward
 from pipeline.kernels import choose, native_sums
 from pipeline.models.base import Task
 from pipeline.sites import Presentations
+from tests.flow.models import Free
 from tests.flow.shown import batch_of, copied, expect_equal, expect_the_same_by_script
 from tests.models.build import build
 
@@ -319,6 +320,24 @@ def test_a_model_that_goes_other_ways_is_left_to_the_tap_at_last() -> None:
         for batch in [usual, usual, usual, unusual]:
             _expect_as_tapped(forwards, model, batch)
     assert not forwards.may_script
+
+
+def test_a_forward_that_ends_early_is_missed() -> None:
+    """Where a site still waits for its gate then, the tap says so; and so it does where a script was followed."""
+    ends = [False]
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        z = self.first(x)
+        return z if ends[0] else self.second(torch.relu(z))
+
+    model, batch = Free(forward, first=nn.Linear(6, 6), second=nn.Linear(6, 6)).eval(), batch_of(_numbers(4, 6))
+    forwards = Forwards(discover(model, batch))
+    for _ in range(3):
+        forwards.run(model, batch, lambda _: None)
+    assert forwards.scripts == 1
+    ends[0] = True
+    with pytest.raises(ModelError, match="site first: its output did not reach relu"):
+        forwards.run(model, batch, lambda _: None)
 
 
 class Choosing(nn.Module):
