@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -318,8 +319,8 @@ def show(
     from pipeline.report.row import row_page
     from pipeline.report.screen import screen
     from pipeline.row import TABLES as ROW_TABLES
-    from pipeline.row import find_row
-    from pipeline.show import TABLES, Listing, find
+    from pipeline.row import find_row, labels_of
+    from pipeline.show import TABLES, Listing, Neuron, find
     from pipeline.store import open_store
 
     console = screen()
@@ -327,6 +328,8 @@ def show(
     with _connected(url, run, tables=(*TABLES, *ROW_TABLES)) as con:
         found = find(con, "/".join(neuron), data=data, split=split)
         if row is None:
+            if isinstance(found, Neuron):
+                found = replace(found, labels=labels_of(open_store(url), found.numbers))
             console.print(page(found, width=console.width, colour=colour))
             return
         if isinstance(found, Listing):

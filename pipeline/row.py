@@ -65,6 +65,11 @@ def find_row(con: Connection, store: Store, measured: Mapping[str, Any], uid: in
     return shown
 
 
+def labels_of(store: Store, measured: Mapping[str, Any]) -> Sequence[str]:
+    """What the data of a row of `neurons` calls its classes, by their numbers; nothing where they are numbers there."""
+    return read_manifest(store, str(measured["run"])).job["data"][str(measured["data"])].get("labels") or ()
+
+
 def row_in(source: Source, chunks: Sequence[Chunk], uid: int) -> Shown | None:
     """The row of a uid in some chunks of a source; None if none of them has it."""
     for chunk in _candidates(chunks, uid):

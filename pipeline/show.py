@@ -19,7 +19,10 @@ TABLES = ("models", "sites", "neurons", "patterns", "exemplars", "classes", "mea
 
 @dataclass(frozen=True)
 class Neuron:
-    """One unit on one split: its rows of every table, and the same row of its untrained twin where it has one."""
+    """One unit on one split: its rows of every table, and the same row of its untrained twin where it has one.
+
+    `labels` is what the data calls its classes, where it does and the caller knows.
+    """
 
     model: Row
     site: Row
@@ -30,6 +33,7 @@ class Neuron:
     classes: Sequence[Row]
     meanings: Sequence[Row]
     also_measured_on: Sequence[str]
+    labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,14 @@ def test_a_page_has_the_numbers_of_every_statistic(con: Connection) -> None:
     assert text[at + 1].split() == ["redundancy_r", "0.625", "0.031", "–"]
 
 
+def test_classes_have_their_labels(con: Connection) -> None:
+    found = neuron(con)
+    for labels, wanted in (((), "2"), (("north", "south", "west"), "2 (west)")):
+        text = lines(page(replace(found, labels=labels), width=100, colour=False))
+        at = text.index("classes it fires for")
+        assert text[at + 3].lstrip().startswith(f"{wanted} ")
+
+
 def test_a_page_without_numbers_has_no_table_of_them(con: Connection) -> None:
     found = neuron(con)
     keys = {key: found.numbers[key] for key in ("run", "model", "data", "split", "site", "unit")}

@@ -17,6 +17,7 @@ from pipeline.counted import counted
 from pipeline.registry import statistics
 from pipeline.report.pattern import pattern_picture
 from pipeline.report.printing import cell, fitted
+from pipeline.report.row import named_class
 from pipeline.report.words import in_words
 from pipeline.show import Listing, Neuron, Row
 
@@ -90,7 +91,7 @@ def page(found: Neuron | Listing, *, width: int, colour: bool) -> RenderableType
     if found.exemplars:
         parts += [Text(), Text("exemplars", style="bold"), _exemplars(found.exemplars, width), _how_to_see(found)]
     if found.classes:
-        parts += [Text(), Text("classes it fires for", style="bold"), _classes(found.classes, width)]
+        parts += [Text(), Text("classes it fires for", style="bold"), _classes(found, width)]
     return Group(*parts)
 
 
@@ -182,10 +183,10 @@ def _short(column: str, value: Any) -> Any:
     return value.rsplit("/", 1)[-1] if column == "file" and isinstance(value, str) else value
 
 
-def _classes(rows: Sequence[Row], width: int) -> RenderableType:
-    rates = [
-        (row["fired"] / row["n"] if row["n"] else float("nan"), row) for row in rows if row.get("fired") is not None
-    ]
+def _classes(neuron: Neuron, width: int) -> RenderableType:
+    rows = [row for row in neuron.classes if row.get("fired") is not None]
+    rates = [(row["fired"] / row["n"] if row["n"] else float("nan"), row) for row in rows]
     best = sorted(rates, key=lambda one: -one[0])[:_CLASSES]
+    called = {row["class"]: named_class(neuron.labels, row["class"]) if neuron.labels else row["class"] for row in rows}
     columns = ("class", "rows", "fires in", "share")
-    return fitted(columns, [(row["class"], row["n"], row["fired"], rate) for rate, row in best], width=width)
+    return fitted(columns, [(called[row["class"]], row["n"], row["fired"], rate) for rate, row in best], width=width)

@@ -45,13 +45,14 @@ def row_page(shown: Shown, *, width: int, colour: bool) -> RenderableType:
 def _label(shown: Shown) -> Iterator[str]:
     batch = shown.batch
     if batch.label_N is not None:
-        yield f"class {_named(shown.labels, int(batch.label_N[shown.place]))}"
+        yield f"class {named_class(shown.labels, int(batch.label_N[shown.place]))}"
     if batch.label_NS is not None:
-        found = [_named(shown.labels, int(label)) for label in _real(shown, batch.label_NS[shown.place])]
+        found = [named_class(shown.labels, int(label)) for label in _real(shown, batch.label_NS[shown.place])]
         yield f"classes of its positions: {_listed(found, _WORDS)}"
 
 
-def _named(labels: Sequence[str], label: int) -> str:
+def named_class(labels: Sequence[str], label: int) -> str:
+    """A class by its number, and by what the data calls it where it does."""
     if label < 0:
         return "unknown"
     return f"{label} ({labels[label]})" if labels else str(label)
