@@ -322,6 +322,20 @@ def test_a_model_that_goes_other_ways_is_left_to_the_tap_at_last() -> None:
     assert not forwards.may_script
 
 
+def test_another_number_among_the_arguments_is_another_way() -> None:
+    """Of a convolution whose output has the same shape the patches are others."""
+    dilation = [2]
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(functional.conv1d(x, self.layer.weight, padding=dilation[0], dilation=dilation[0]))
+
+    torch.manual_seed(0)
+    model = Free(forward, layer=nn.Conv1d(3, 4, 3, bias=False)).eval()
+    forwards = Forwards(discover(model, batch_of(_numbers(4, 3, 9))))
+    for seed, dilation[0] in enumerate([2, 2, 2, 3, 2, 3, 3, 2]):
+        _expect_as_tapped(forwards, model, batch_of(_numbers(4, 3, 9, seed=seed)))
+
+
 def test_a_forward_that_ends_early_is_missed() -> None:
     """Where a site still waits for its gate then, the tap says so; and so it does where a script was followed."""
     ends = [False]
