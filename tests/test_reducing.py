@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load
@@ -20,6 +21,7 @@ from pipeline.errors import SpoiltObject
 from pipeline.hashing import sha256
 from pipeline.job import Job, load_job
 from pipeline.kernels.base import State
+from pipeline.reduce import located
 from pipeline.registry import statistics
 from pipeline.sites import Site
 from pipeline.sources.base import Chunk
@@ -132,6 +134,22 @@ def test_a_cell_of_other_sites_or_weights_is_refused(tmp_path: Path):
             merging.merged(cells, part, store, every=sites[:1], is_first=True)
     with pytest.raises(SpoiltObject, match="was measured on other weights"):
         merging.merged(replace(cells, checkpoint="other"), sites, store, every=sites, is_first=True)
+
+
+def test_an_exemplar_is_in_the_file_and_row_that_its_uid_counts_to():
+    base = (1 << 63) - 3  # uids wrap at 2⁶³, within the second chunk
+    chunks = [
+        Chunk("0", "d", "s", "one", "f", 0, 1, 2, 0, base),
+        Chunk("1", "d", "s", "one", "f", 1, 2, 4, 2, base),
+        Chunk("2", "d", "s", "two", "g", 0, 1, 3, 5, 100),
+        Chunk("3", "d", "s", "named", "h", 0, 1, 9, 0, None),
+    ]
+    uid = [*[(base + row) & (1 << 63) - 1 for row in range(7)], *range(104, 109), 99]
+    empty = {"file": pa.nulls(len(uid), pa.string()), "row": pa.nulls(len(uid), pa.int64())}
+    found = located(pa.table({"uid": uid, **empty}), chunks).to_pylist()
+    ones, twos = [("one", row) for row in range(6)], [("two", row) for row in range(5, 8)]
+    none = (None, None)
+    assert [(one["file"], one["row"]) for one in found] == [*ones, none, none, *twos, none, none]
 
 
 def expect_bits(found: State, expected: State) -> None:
