@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import pipeline.estimate
 from pipeline.cli import cli
+from pipeline.cost import Cost
 from pipeline.estimate import Estimate, ReadingCost, ShapeCost, estimate
 from pipeline.plan import make_plan
 from pipeline.resolve import resolve
@@ -35,6 +37,15 @@ def test_units_are_measured_for_each_shape_and_agree_with_the_plan(tmp_path: Pat
     stored = chunks * sum(one.state_bytes * len(one.models) for one in found.shapes)
     assert planned < stored < 1.2 * planned
     assert not store.keys("states/")
+
+
+def test_what_a_batch_costs_is_shared_among_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path / "store"))
+    batch = Cost(rows=128, forward=2.0, measured=5.0, passes=1)
+    monkeypatch.setattr(pipeline.estimate, "cost_of", lambda *_, **__: batch)
+    found = estimate(resolve(small_job(tmp_path), store), store).shapes[0]
+    assert (found.rows, found.forward_s, found.statistics_s) == (128, 2 / 128, 3 / 128)
+    assert found.ratio == 2.5
 
 
 def test_seconds_are_rows_and_chunks_times_units(tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ class Moments(Primitive):
     quantity: Quantity
     order: Literal[2, 4]
 
+    def __post_init__(self) -> None:
+        if self.order not in (2, 4):
+            raise ValueError(f"Moments({self.quantity!r}, {self.order}): expected order 2 or 4")
+
     def empty(self, site: Site) -> State:
         """No presentations: extremes at ±inf, everything else 0."""
         sums = {name: torch.zeros(site.units, dtype=torch.float64) for name in ("absolute", *self._central)}

@@ -69,3 +69,8 @@ def test_zeros_have_no_sign_whichever_comes_first(z: list[float]) -> None:
     for pieces in (1, 2):
         state = observed(np.array(z)[:, None], pieces)
         assert not any(bool(state[name].signbit()) for name in ("min", "max", "mean"))
+
+
+def test_another_order_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Moments\('z', 3\): expected order 2 or 4"):
+        Moments("z", 3)  # type: ignore[arg-type]
