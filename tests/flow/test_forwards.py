@@ -476,6 +476,17 @@ def test_labels_and_masks_of_positions() -> None:
     assert expect_the_same_by_script(model, discover(model, batch), batch).scripts == 1
 
 
+def test_whether_there_is_a_mask_is_part_of_the_signature() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 2, 1)).eval()
+    x, mask_NS = _numbers(5, 3, 7), torch.rand(5, 7) < 0.5
+    batches = [batch_of(x), batch_of(x, mask_NS=mask_NS)]
+    forwards = Forwards(discover(model, batches[1]))
+    for batch in batches * 4:
+        _expect_as_tapped(forwards, model, batch)
+    assert forwards.scripts == 2
+
+
 def test_a_way_of_calling_is_part_of_the_signature() -> None:
     torch.manual_seed(0)
     model = Odd("in_place").eval()
