@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,6 +67,22 @@ def expect_the_same_by_script(model: nn.Module, found: Discovery, batch: Batch) 
         for one, expected in zip(other, first, strict=True) if forwards.scripts else ():
             expect_equal(one, expected)
     return forwards
+
+
+def shown_by(run: Callable[[Callable[[Presentations], None]], Any]) -> tuple[list[Presentations], Any]:
+    kept: list[Presentations] = []
+    return kept, run(lambda presented: kept.append(copied(presented)))
+
+
+def expect_as_tapped(forwards: Forwards, model: nn.Module, batch: Batch) -> None:
+    """The next forward presents, and returns, what the tap does."""
+    found = forwards.discovery
+    seen, out = shown_by(lambda observe: forwards.run(model, batch, observe))
+    wanted, expected = shown_by(lambda observe: tapped_forward(model, found, batch, observe))
+    assert [one.site.name for one in seen] == [one.site.name for one in wanted]
+    for one, other in zip(seen, wanted, strict=True):
+        expect_equal(one, other)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
 
 
 def copied(presented: Presentations) -> Presentations:
