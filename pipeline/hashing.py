@@ -30,7 +30,7 @@ def digest(value: Any, *, length: int = 32) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def sha256(content: bytes) -> str:
+def sha256(content: bytes | memoryview) -> str:
     """SHA-256 of an object's bytes, 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 

@@ -124,7 +124,8 @@ def test_reduced_rows_of_another_model_or_damaged(tmp_path: Path) -> None:
     (one / "neurons.arrow.zst").write_bytes((other / "neurons.arrow.zst").read_bytes())
     said = f"reduced/{one.name}/neurons.arrow.zst holds rows of model {other.name}: remove what is below runs/"
     refused(call(*arguments), said)
-    for content in (sound[:-9], sound[:99] + bytes(9) + sound[108:], b""):
+    flipped = sound[:-50] + bytes([sound[-50] ^ 16]) + sound[-49:]
+    for content in (sound[:-9], sound[:99] + bytes(9) + sound[108:], flipped, b""):
         (one / "neurons.arrow.zst").write_bytes(content)
         refused(call(*arguments), f"reduced/{one.name}/neurons.arrow.zst is damaged", "remove what is below runs/")
     assert not list(store.glob("runs/*/_manifest.json"))

@@ -264,6 +264,19 @@ def test_rows_on_their_way_are_the_same_rows_documentation_and_bytes(rows):
         assert arrow_bytes(given.combine_chunks()) == arrow_bytes(back) == content
 
 
+def test_rows_on_their_way_are_refused_if_a_bit_was_changed_or_a_byte_lost():
+    content = arrow_bytes(every_type(100))
+    changed = [
+        content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
+        for place in [*range(0, len(content), 7), *range(len(content) - 40, len(content))]
+    ]
+    for bad in (*changed, content[:-1], content[1:], content + b"\0", content[:40], content[:39], b""):
+        with pytest.raises(pa.ArrowInvalid, match="not those that were written"):
+            next(read_batches(bad))
+    with pa.CompressedInputStream(pa.BufferReader(content), "zstd") as frame:
+        assert pa.ipc.open_stream(frame).read_all().num_rows == 100, "for other readers an Arrow stream in zstd"
+
+
 def test_the_same_rows_are_the_same_bytes_in_another_process():
     code = (
         "import sys, hashlib; sys.path.insert(0, 'tests'); import test_tables; "

@@ -206,11 +206,18 @@ def test_labels_and_masks_of_positions() -> None:
     assert expect_the_same_by_script(model, discover(model, batch), batch).scripts == 1
 
 
-def test_whether_there_is_a_mask_is_part_of_the_signature() -> None:
+@pytest.mark.parametrize("differ", ["mask", "strides", "type"])
+def test_what_is_part_of_the_signature(differ: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 2, 1)).eval()
+    model.register_forward_pre_hook(lambda _, given: given[0].float())
     x, mask_NS = numbers(5, 3, 7), torch.rand(5, 7) < 0.5
-    batches = [batch_of(x), batch_of(x, mask_NS=mask_NS)]
+    others = {
+        "mask": batch_of(x, mask_NS=mask_NS),
+        "strides": batch_of(x.mT.contiguous().mT),
+        "type": batch_of(x.double()),
+    }
+    batches = [batch_of(x), others[differ]]
     forwards = Forwards(discover(model, batches[1]))
     for batch in batches * 4:
         expect_as_tapped(forwards, model, batch)
