@@ -65,50 +65,85 @@ static inline void leave(const float *z, const float *a, int64_t z_step, int64_t
     *sum += sums[0] + sums[1], *square += squares[0] + squares[1];
 }
 
-// BLOCKS times eight units, whose values lie side by side: whole lines of memory, and all sums in registers.
+// Presentations that are read together: their units' sums are taken up and put down once.
+constexpr int TOGETHER = 8;
+
+// Calls `take(rows, z, a, rest, fired)` for up to TOGETHER presentations after the other, in order.
+template <class Take>
+static inline void by_rows(const Slice &slice, Take take) {
+    const float *z[TOGETHER], *a[TOGETHER];
+    float *rest[TOGETHER], *fired[TOGETHER];
+    int rows = 0;
+    for (int64_t l = 0; l < slice.entries; l++)
+        for (int64_t s = 0; s < slice.positions; s++) {
+            int64_t to = l * slice.to_step[0] + s * slice.to_step[1];
+            a[rows] = slice.a + l * slice.a_step[0] + s * slice.a_step[1];
+            z[rows] = slice.z ? slice.z + l * slice.z_step[0] + s * slice.z_step[1] : a[rows];
+            rest[rows] = slice.rest + to, fired[rows] = slice.fired ? slice.fired + to : 0;
+            if (++rows == TOGETHER) take(rows, z, a, rest, fired), rows = 0;
+        }
+    if (rows) take(rows, z, a, rest, fired);
+}
+
+// The first `units`, BLOCKS times eight at a time, whose values lie side by side: memory is read and written as it lies.
 template <int BLOCKS, bool Z>
-static bool of_blocks(const Slice &slice, int64_t unit) {
-    d8 sum[BLOCKS] = {}, rest[BLOCKS] = {}, square[BLOCKS] = {};
-    f8 fired[BLOCKS] = {}, spoilt[BLOCKS] = {}, about[BLOCKS], rate[BLOCKS];
-    for (int64_t l = 0; l < slice.entries; l++) {
-        const float *z = Z ? slice.z + l * slice.z_step[0] + unit : 0, *a = slice.a + l * slice.a_step[0] + unit;
-        for (int64_t s = 0; s < slice.positions; s++, z += Z ? slice.z_step[1] : 0, a += slice.a_step[1])
-            for (int b = 0; b < BLOCKS; b++) {
-                f8 given = load<f8>(a + b * LANES), v = Z ? load<f8>(z + b * LANES) : given;
-                sum[b] += widened(given), spoilt[b] += v - v;
-                if (Z) fired[b] += ones(v);
-            }
-    }
+static bool of_blocks(const Slice &slice, int64_t first, int64_t units) {
+    constexpr int64_t STEP = BLOCKS * LANES;
+    d8 none = {};
+    f8 spoilt = {};
     double n = (double)slice.entries * slice.positions;
-    for (int b = 0; b < BLOCKS; b++) {
-        double sums[LANES];
-        store(sums, sum[b]);
-        for (int lane = 0; lane < LANES; lane++) {
-            if (spoilt[b][lane] != 0) return false;
-            about[b][lane] = sums[lane] / n, rate[b][lane] = fired[b][lane] / (float)n;
-            slice.fired_U[unit + b * LANES + lane] = fired[b][lane];
-        }
-        store(slice.about_U + unit + b * LANES, about[b]);
-    }
-    for (int64_t l = 0; l < slice.entries; l++) {
-        const float *z = Z ? slice.z + l * slice.z_step[0] + unit : 0, *a = slice.a + l * slice.a_step[0] + unit;
-        float *to_rest = slice.rest + l * slice.to_step[0] + unit;
-        float *to_fired = slice.fired ? slice.fired + l * slice.to_step[0] + unit : 0;
-        for (int64_t s = 0; s < slice.positions; s++, z += Z ? slice.z_step[1] : 0, a += slice.a_step[1]) {
+    for (int64_t unit = first; unit < units; unit += LANES)
+        store(slice.rest_U + unit, none), store(slice.fired_U + unit, none);
+    by_rows(slice, [&](int rows, const float **z, const float **a, float **, float **) {
+        for (int64_t unit = first; unit < units; unit += STEP) {
+            d8 sum[BLOCKS];
+            f8 fired[BLOCKS] = {};
+            for (int b = 0; b < BLOCKS; b++) sum[b] = load<d8>(slice.rest_U + unit + b * LANES);
+            for (int row = 0; row < rows; row++)
+                for (int b = 0; b < BLOCKS; b++) {
+                    f8 given = load<f8>(a[row] + unit + b * LANES), v = Z ? load<f8>(z[row] + unit + b * LANES) : given;
+                    sum[b] += widened(given), spoilt += v - v;
+                    if (Z) fired[b] += ones(v);
+                }
             for (int b = 0; b < BLOCKS; b++) {
-                f8 v = load<f8>(a + b * LANES) - about[b];
-                store(to_rest + b * LANES, v);
-                d8 wide = widened(v);
-                rest[b] += wide, square[b] += wide * wide;
+                double *fires = slice.fired_U + unit + b * LANES;
+                store(slice.rest_U + unit + b * LANES, sum[b]);
+                if (Z) store(fires, load<d8>(fires) + widened(fired[b]));
             }
-            to_rest += slice.to_step[1];
-            if (!Z || !to_fired) continue;
-            for (int b = 0; b < BLOCKS; b++) store(to_fired + b * LANES, ones(load<f8>(z + b * LANES)) - rate[b]);
-            to_fired += slice.to_step[1];
         }
-    }
-    for (int b = 0; b < BLOCKS; b++)
-        store(slice.rest_U + unit + b * LANES, rest[b]), store(slice.square_U + unit + b * LANES, square[b]);
+    });
+    for (int lane = 0; lane < LANES; lane++)
+        if (spoilt[lane] != 0) return false;
+    for (int64_t unit = first; unit < units; unit++) slice.about_U[unit] = slice.rest_U[unit] / n;
+    for (int64_t unit = first; unit < units; unit += LANES)
+        store(slice.rest_U + unit, none), store(slice.square_U + unit, none);
+    by_rows(slice, [&](int rows, const float **z, const float **a, float **to_rest, float **to_fired) {
+        for (int64_t unit = first; unit < units; unit += STEP) {
+            d8 rest[BLOCKS], square[BLOCKS];
+            f8 about[BLOCKS], rate[BLOCKS];
+            for (int b = 0; b < BLOCKS; b++) {
+                int64_t at = unit + b * LANES;
+                rest[b] = load<d8>(slice.rest_U + at), square[b] = load<d8>(slice.square_U + at);
+                about[b] = load<f8>(slice.about_U + at);
+                rate[b] = __builtin_convertvector(load<d8>(slice.fired_U + at), f8) / (float)n;
+            }
+            for (int row = 0; row < rows; row++) {
+                for (int b = 0; b < BLOCKS; b++) {
+                    f8 v = load<f8>(a[row] + unit + b * LANES) - about[b];
+                    store(to_rest[row] + unit + b * LANES, v);
+                    d8 wide = widened(v);
+                    rest[b] += wide, square[b] += wide * wide;
+                }
+                if (!Z || !to_fired[row]) continue;
+                for (int b = 0; b < BLOCKS; b++)
+                    store(to_fired[row] + unit + b * LANES, ones(load<f8>(z[row] + unit + b * LANES)) - rate[b]);
+            }
+            for (int b = 0; b < BLOCKS; b++) {
+                int64_t at = unit + b * LANES;
+                store(slice.rest_U + at, rest[b]), store(slice.square_U + at, square[b]);
+            }
+        }
+    });
     return true;
 }
 
@@ -158,11 +193,10 @@ static bool of_one(const Slice &slice, int64_t unit) {
 // 0, or −1 where z is not finite somewhere: then nothing is to be used.
 static int deviate(const Slice &slice) {
     bool beside = slice.z_step[2] == 1 && slice.a_step[2] == 1 && slice.to_step[2] == 1 && slice.units > 1;
-    int64_t unit = 0;
-    for (; beside && unit + 4 * LANES <= slice.units; unit += 4 * LANES)
-        if (!(slice.z ? of_blocks<4, true> : of_blocks<4, false>)(slice, unit)) return -1;
-    for (; beside && unit + LANES <= slice.units; unit += LANES)
-        if (!(slice.z ? of_blocks<1, true> : of_blocks<1, false>)(slice, unit)) return -1;
+    int64_t unit = 0, wide = beside ? slice.units / (4 * LANES) * (4 * LANES) : 0, all = slice.units / LANES * LANES;
+    if (wide && !(slice.z ? of_blocks<4, true> : of_blocks<4, false>)(slice, 0, wide)) return -1;
+    if (beside && all > wide && !(slice.z ? of_blocks<1, true> : of_blocks<1, false>)(slice, wide, all)) return -1;
+    if (beside) unit = all;
     for (; unit < slice.units; unit++)
         if (!of_one(slice, unit)) return -1;
     return 0;
