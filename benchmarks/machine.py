@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pipeline.devices import CPU, GPU
-from pipeline.kernels import choose
+from pipeline.kernels import choose, native_tiles
 
 
 def machine(threads: int, device: torch.device | None = None) -> dict[str, str | int]:
@@ -31,6 +31,7 @@ def machine(threads: int, device: torch.device | None = None) -> dict[str, str |
         "threads": threads,
         "torch": torch.__version__,
         "vectors": torch.backends.cpu.get_cpu_capability(),
+        "matrix_unit": "none" if native_tiles.kernel() is None else "AMX",
         "kernel": choose.name(GPU if of_gpu else CPU),
         "python": platform.python_version(),
         "system": platform.system(),
