@@ -1,6 +1,6 @@
 // What a unit gave, less its mean, and whether it fired, less how often: the left operands of a template's products.
 //
-// A unit's run of a slice is read twice, the second time from the caches. Sums are of doubles.
+// A slice is read twice: a mean comes before what is left of it. Sums are of doubles.
 
 #pragma once
 
@@ -85,7 +85,8 @@ static inline void by_rows(const Slice &slice, Take take) {
     if (rows) take(rows, z, a, rest, fired);
 }
 
-// The first `units`, BLOCKS times eight at a time, whose values lie side by side: memory is read and written as it lies.
+// Units from `first` to `units`, BLOCKS times eight at a time, whose values lie side by side: memory is read and written
+// as it lies, and sums wait in rest_U, square_U and fired_U.
 template <int BLOCKS, bool Z>
 static bool of_blocks(const Slice &slice, int64_t first, int64_t units) {
     constexpr int64_t STEP = BLOCKS * LANES;
