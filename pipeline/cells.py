@@ -55,6 +55,8 @@ class CellState:
 
     checkpoint  SHA-256 of the weights that were measured, as stored: the key names their model, and a model whose
                 checkpoint was removed may have been made anew with others
+    primitives  digest of what the statistic asked of the sites, see `primitives_digest`: the key names the statistic's
+                version, which an edit may have forgotten to raise; empty in cells of before it was written down
     damage      where rows were that could not be read, the first DAMAGE_KEPT stretches of them
     """
 
@@ -63,6 +65,7 @@ class CellState:
     scores: Mapping[str, float]
     device: str
     checkpoint: str
+    primitives: str = ""
     damage: tuple[Damaged, ...] = ()
 
 
@@ -84,6 +87,7 @@ def encode_cell(cell: CellState) -> bytes:
         "scores": dict(cell.scores),
         "device": cell.device,
         "checkpoint": cell.checkpoint,
+        "primitives": cell.primitives,
         "sites": sorted(cell.states),
         "damage": [list(one) for one in cell.damage[:DAMAGE_KEPT]],
     }
@@ -103,7 +107,8 @@ def decode_cell(content: bytes, *, key: str = "a state object") -> CellState:
                 states[site][part] = value
         damage = tuple(Damaged(*one) for one in record.get("damage", []))
         rows = Rows(**record["rows"])
-        return CellState(states, rows, record["scores"], record["device"], record["checkpoint"], damage)
+        primitives = record.get("primitives", "")
+        return CellState(states, rows, record["scores"], record["device"], record["checkpoint"], primitives, damage)
     except SpoiltObject:
         raise
     except Exception as error:  # safetensors raises several kinds

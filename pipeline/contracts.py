@@ -57,9 +57,14 @@ def _imported(module: str) -> ModuleType:
     except CensusError as error:
         raise ContractError(f"{_file(module)}: {error}") from error
     except Exception as error:
-        # of a SyntaxError the place stands in front
-        said = error.msg if isinstance(error, SyntaxError) else error
-        raise ContractError(f"{_place(module, error)}: cannot be imported: {type(error).__name__}: {said}") from error
+        raise raised_by(module, error, doing="cannot be imported") from error
+
+
+def raised_by(module: str, error: Exception, *, doing: str) -> ContractError:
+    """What is to be said of an error that came out of a file that was added, with the line of it."""
+    # of a SyntaxError the place stands in front
+    said = error.msg if isinstance(error, SyntaxError) else error
+    return ContractError(f"{_place(module, error)}: {doing}: {type(error).__name__}: {said}")
 
 
 def _place(module: str, error: Exception) -> str:

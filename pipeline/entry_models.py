@@ -5,7 +5,7 @@ Layer 3. No row is read; what a model's weights will be from is known all the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -18,8 +18,10 @@ from pipeline.fit.recipe import Recipe
 from pipeline.foreign.entry import Place, loaded_models, twins
 from pipeline.job import Job, misfit, refusal
 from pipeline.models.base import Family, Task
+from pipeline.names import UNNAMED
 from pipeline.registry import families
 from pipeline.run_models import Model
+from pipeline.sites import InputSpace
 from pipeline.sources.base import Source
 from pipeline.store import Store
 
@@ -164,7 +166,20 @@ def _try_to_build(job: Job, where: str, recipe: Recipe) -> None:
     if needed > (memory := machine_bytes()):
         taken = f"weights, gradients and the optimizer's memory of them would take {needed / 2**30:.0f} GiB"
         raise refusal(job, where, f"{taken}, this machine has {memory / 2**30:.0f}: choose a smaller model")
+    _try_to_describe(job, where, recipe)
     _try_to_run(job, where, recipe, module)
+
+
+def _try_to_describe(job: Job, where: str, recipe: Recipe) -> None:
+    """Refuse a family that does not answer what its inputs mean, which is asked when rows are written, at the end."""
+    try:
+        given = recipe.kind.inputs(recipe.parameters, recipe.task, UNNAMED)
+    except Exception as error:
+        problem = f"family {recipe.family} cannot say what its inputs mean: {_first_line(error)}"
+        raise refusal(job, where, problem) from error
+    if not isinstance(given, Mapping) or not all(isinstance(space, InputSpace) for space in given.values()):
+        problem = f"of its inputs family {recipe.family} says {given!r}: expected an InputSpace by the path of a weight"
+        raise refusal(job, where, problem)
 
 
 def _try_to_run(job: Job, where: str, recipe: Recipe, module: nn.Module) -> None:

@@ -22,7 +22,7 @@ from pipeline.models.base import checkpoint_key
 from pipeline.scores import Sums, added
 from pipeline.sites import Site
 from pipeline.sources.base import Chunk
-from pipeline.statistics.base import Statistic
+from pipeline.statistics.base import Statistic, primitives_digest
 from pipeline.store import Store
 
 # of the states of one chunk, all statistics together: the jackknife holds some thirty times as much of one of these
@@ -120,14 +120,14 @@ def merged(cells: Cells, sites: Sequence[Site], store: Store, *, every: Sequence
     # a statistic that none of these sites has is read for its receipts alone
     chunks = cells.chunks if sites or is_first else ()
     keeps_blocks = any(column.se for column in statistic.COLUMNS)
-    empty = {site.name: statistic.empty(site) for site in sites}
+    empty, primitives = {site.name: statistic.empty(site) for site in sites}, primitives_digest(statistic, every)
     found = Merged(empty, [], [], [], [])
     for index, chunk in enumerate(chunks):
         key = cell_key(cells.model, cells.state_name, chunk.id)
         is_all = len(sites) == len(every) and not any(site.whole for site in sites)
         stored = _whole(key, store) if is_all else _part(cells, key, sites, store, is_hashed=is_first)
         cell = stored.cell
-        _refuse_misfit(cell, key, cells, every)
+        _refuse_misfit(cell, key, cells, every, primitives)
         for site in sites:
             _refuse_other_kinds(statistic, site, cell.states[site.name], empty[site.name], key)
         found.states.update(_merge(statistic, sites, found.states, cell.states))
@@ -170,13 +170,18 @@ def _units_of(site: Site) -> Units | None:
     return Units(site.first, site.first + site.units, site.whole.units) if site.whole else None
 
 
-def _refuse_misfit(cell: CellState, key: str, cells: Cells, every: Sequence[Site]) -> None:
-    """SpoiltObject unless a cell is of the weights that are stored, and of the sites that they have."""
+def _refuse_misfit(cell: CellState, key: str, cells: Cells, every: Sequence[Site], primitives: str) -> None:
+    """SpoiltObject unless a cell is of the weights that are stored, the sites that they have, and these primitives."""
     if cell.checkpoint != cells.checkpoint:
         raise SpoiltObject(
             f"{key} was measured on other weights (SHA-256 {cell.checkpoint[:12]}…) than {checkpoint_key(cells.model)} "
             f"holds ({cells.checkpoint[:12]}…), which was made anew since: delete what is below states/{cells.model}/ "
             "and run again"
+        )
+    if cell.primitives not in ("", primitives):
+        raise SpoiltObject(
+            f"{key} was measured when {cells.statistic.name} needed other primitives: raise its version "
+            f"({cells.statistic.version}), which names its states, and run again"
         )
     if cell.states.keys() != {site.name for site in every}:
         raise SpoiltObject(f"{key} holds other sites than the model has; delete it and run again")

@@ -6,6 +6,8 @@ job names is checked here, and nothing is written: what was found out at some ex
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -74,13 +76,13 @@ class Resolved:
 
     @cached_property
     def tables_key(self) -> str:
-        """What besides the states decides the rows: the columns with their documentation, our version.
+        """What besides the states decides the rows: the statistics' text, all columns, our version.
 
         A version of this program that has others is another run, which shares no row with one that was left.
         """
         columns = table_columns([column for statistic in self.statistics for column in statistic.COLUMNS])
         described = {table: [asdict(column) for column in those] for table, those in columns.items()}
-        return digest([REDUCE_VERSION, described], length=8)
+        return digest([REDUCE_VERSION, described, [_text_of(one) for one in self.statistics]], length=8)
 
     @cached_property
     def measure_key(self) -> str:
@@ -128,6 +130,17 @@ class Resolved:
     def numerics(self) -> Numerics:
         """The job's numerics."""
         return self.job.numerics
+
+
+def _text_of(statistic: Statistic) -> str:
+    """The text of a statistic's module, so that rows are never those of a formula that was edited since.
+
+    Its states are named by its version alone: a word in a comment shall not cost measuring anew.
+    """
+    try:
+        return inspect.getsource(sys.modules[type(statistic).__module__])
+    except (OSError, TypeError):  # installed without its text, or typed at a prompt
+        return ""
 
 
 def sampled(statistic: Statistic, rows: int) -> Statistic:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from pipeline.contracts import raised_by
 from pipeline.errors import DataError, ModelError
 from pipeline.flow.discover import discover
 from pipeline.job_sections import SiteSelection
 from pipeline.loading import PROBE_ROWS, weight_bytes
 from pipeline.origins import Origin, made, made_up, shape_of, task_of
+from pipeline.sites import Site
 from pipeline.statistics.base import Statistic
 
 
@@ -43,10 +45,13 @@ def _size(origin: Origin, statistics: Sequence[Statistic], sites: SiteSelection)
         # it will be said of every such model, and stops none of the others
         return Size()
     outputs = task_of(origin).outputs
-    states = sum(
-        statistic.state_bytes(site, outputs)
-        for site in found.sites
-        for statistic in statistics
-        if statistic.applies(site)
-    )
+    states = sum(_state_bytes(statistic, site, outputs) for site in found.sites for statistic in statistics)
     return Size(weight_bytes(model), states, has_no_site=not found.sites and not found.idle)
+
+
+def _state_bytes(statistic: Statistic, site: Site, outputs: int) -> int:
+    """Bytes of a statistic's state of a site, 0 where it does not apply; ContractError if it cannot say."""
+    try:
+        return statistic.state_bytes(site, outputs) if statistic.applies(site) else 0
+    except Exception as error:
+        raise raised_by(type(statistic).__module__, error, doing=f"asked of site {site.name}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
 import signal
@@ -17,6 +18,7 @@ import torch
 from pipeline import schedule
 from pipeline.cluster import pool
 from pipeline.cluster.executor import RayExecutor, ray_executor
+from pipeline.cluster.reason import last_line
 from pipeline.cluster.workers import room_of
 from pipeline.errors import DataError, JobError, StoreError
 from pipeline.executor import Lost
@@ -69,7 +71,32 @@ def test_what_poisons_workers_is_lost_alone_and_says_why(executor: RayExecutor) 
     lost = {number: outcome.reason for number, outcome in outcomes.items() if isinstance(outcome, Lost)}
     assert lost.keys() == {2, 4}
     assert lost[2].startswith("2 tries came to nothing, the last with The actor died")
-    assert lost[4] == "2 tries came to nothing, the last with ZeroDivisionError: a defect"
+    lines = inspect.getsource(ray_tasks).splitlines()
+    (raising,) = [number for number, text in enumerate(lines, 1) if "a defect" in text]
+    place = f"{ray_tasks.__file__}:{raising}"
+    assert lost[4] == f"2 tries came to nothing, the last with ZeroDivisionError: a defect ({place})"
+
+
+@pytest.mark.parametrize(
+    ("files", "place"),
+    [
+        (["/venv/lib/python3.11/site-packages/pipeline/task.py", "/src/models/mine.py"], " (/src/models/mine.py:2)"),
+        (
+            ["/src/models/mine.py", "/venv/lib/python3.11/site-packages/pipeline/statistics/added.py"],
+            " (pipeline/statistics/added.py:2)",
+        ),
+        (
+            ["/src/pipeline/reduce.py", "/venv/lib/python3.11/site-packages/torch/functional.py"],
+            " (pipeline/reduce.py:1)",
+        ),
+        (["/usr/lib/python3.11/json/decoder.py"], ""),
+    ],
+)
+def test_a_defect_is_told_with_the_innermost_line_that_is_not_of_a_library(files: list[str], place: str) -> None:
+    frames = "".join(f'  File "{file}", line {line}, in f\n    g()\n' for line, file in enumerate(files, 1))
+    text = f"ray::Worker.call() (pid=1)\n{frames}ValueError: wrong"
+    error = ray.exceptions.RayTaskError("call", text, ValueError("wrong"))
+    assert last_line(error) == f"ValueError: wrong{place}"
 
 
 def test_what_a_person_must_act_on_is_raised_as_it_is(executor: RayExecutor) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,10 +19,13 @@ import pipeline.sources
 import pipeline.statistics
 from pipeline import registry
 from pipeline.cli import cli
-from pipeline.errors import ContractError, JobError
-from pipeline.job import load_job
+from pipeline.errors import ContractError, JobError, StoreError
+from pipeline.executor import InlineExecutor
+from pipeline.job import Job, load_job
+from pipeline.manifest import manifest_key
 from pipeline.measure import measure
 from pipeline.resolve import resolve
+from pipeline.run import run
 from pipeline.store import open_store
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -31,7 +36,6 @@ from pipeline.models.base import Family, Hyperparameters
 class Line(Family):
     name, version, parameters = "added", 1, Hyperparameters
     def build(self, parameters, task): return nn.Linear(task.shape[0], task.outputs)
-    def inputs(self, parameters, task, names=None): return {}
 FAMILY = Line()
 """
 SOURCE = """
@@ -52,6 +56,8 @@ Add = Callable[..., Any]
 def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
     """Write a file beside those of a kind, with something in it replaced, and ask the registry for all of the kind."""
     added: list[str] = []
+    # a file written anew within the second would be taken for the one that was compiled
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def write(kind: str, *replaced: tuple[str, str]) -> Any:
         package, name, source = PLACES[kind]
@@ -61,22 +67,18 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
         (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
         added.append(f"{package.__name__}.{name}")
+        forget(added)
         return getattr(registry, kind)()[name]
 
-    yield forgetting(write)
-    for name in added:
+    yield write
+    forget(added)
+
+
+def forget(modules: Iterable[str]) -> None:
+    for name in modules:
         sys.modules.pop(name, None)
-    forget()
-
-
-def forget() -> None:
     registry.statistics.cache_clear()
     registry._found.cache_clear()
-
-
-def forgetting(write: Add) -> Add:
-    forget()
-    return write
 
 
 @pytest.mark.parametrize("kind", PLACES)
@@ -191,6 +193,14 @@ BUILT = "nn.Sequential(nn.Flatten(), nn.Linear(64, task.outputs))"
         (BUILT[:-1] + ", nn.GRU(10, 10))", r"of 2 rows it gives a tuple of shape \(\): expected scores of \(2, 10\)$"),
         ("None", "family added builds NoneType: expected a torch.nn.Module"),
         ("1 / 0", "it cannot be built: ZeroDivisionError: division by zero$"),
+        (
+            f"{BUILT}\n    def inputs(self, parameters, task): return {{}}",
+            "family added cannot say what its inputs mean: TypeError: .*takes 3 positional arguments but 4 were given$",
+        ),
+        (
+            f"{BUILT}\n    def inputs(self, parameters, task, names): return {{'1.weight': 64}}",
+            "of its inputs family added says {'1.weight': 64}: expected an InputSpace by the path of a weight$",
+        ),
     ],
 )
 def test_a_family_is_tried_before_anything_is_trained(add: Add, tmp_path: Path, built: str, said: str | None) -> None:
@@ -204,3 +214,59 @@ def test_a_family_is_tried_before_anything_is_trained(add: Add, tmp_path: Path, 
     with pytest.raises(JobError, match=said) as refused:
         resolve(load_job(path), store)
     assert str(refused.value).startswith(f"{path}:5: [models[0]] ")
+
+
+MEASURED = """
+name = "measured"
+[data.digits]
+source = "digits"
+[[models]]
+family = "mlp"
+data = "digits"
+hyperparameters = { widths = [4] }
+training = { steps = 2 }
+[statistics.variation]
+"""
+
+
+def measured_job(folder: Path) -> Job:
+    path = folder / "job.toml"
+    path.write_text(MEASURED, encoding="utf-8")
+    return load_job(path)
+
+
+def test_primitives_that_cannot_be_are_told_before_anything_is_written(add: Add, tmp_path: Path) -> None:
+    add("statistics", ('Moments("z", 2)', 'Moments("z", 3)'))
+    store = open_store(str(tmp_path / "store"))
+    line = next(number for number, text in enumerate(STATISTIC.splitlines(), 1) if 'Moments("z", 2)' in text)
+    place = rf"^pipeline/statistics/variation\.py, line {line}: asked of site "
+    with pytest.raises(ContractError, match=rf"{place}hidden0: ValueError: Moments\('z', 3\): expected order 2 or 4$"):
+        run(measured_job(tmp_path), store, InlineExecutor())
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_edited_formula_is_another_run_of_the_same_states(add: Add, tmp_path: Path) -> None:
+    store, found = open_store(str(tmp_path / "store")), []
+    for factor in ("", "100 * "):
+        add("statistics", (VALUES, factor + VALUES))
+        outcome = run(measured_job(tmp_path), store, InlineExecutor())
+        assert (outcome.new, outcome.reused_cells) == (True, 2 if factor else 0)
+        neurons = pq.read_table(Path(store.url, "runs", outcome.run, "tables", "neurons"))
+        found.append(neurons["variation"].to_numpy())
+    assert not run(measured_job(tmp_path), store, InlineExecutor()).new, "nothing was edited since"
+    np.testing.assert_allclose(found[1], 100 * found[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("other", ['Moments("a", 2)', 'Moments("z", 4)'])
+def test_states_of_other_primitives_are_refused_until_the_version_is_raised(
+    add: Add, tmp_path: Path, other: str
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    add("statistics")
+    first = run(measured_job(tmp_path), store, InlineExecutor())
+    add("statistics", ('Moments("z", 2)', other))
+    with pytest.raises(StoreError, match=r"when variation needed other primitives: raise its version \(1\)"):
+        run(measured_job(tmp_path), store, InlineExecutor())
+    assert [key for key in store.keys("runs/") if key.endswith("/_manifest.json")] == [manifest_key(first.run)]
+    add("statistics", ('Moments("z", 2)', other), ("version = 1", "version = 2"))
+    assert run(measured_job(tmp_path), store, InlineExecutor()).reused_cells == 0

@@ -5,12 +5,27 @@ Layer 5.
 
 from __future__ import annotations
 
+import re
+
 import ray
+
+# a frame of a printed traceback
+_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)', re.MULTILINE)
+_OURS = re.compile(r".*/(?=pipeline/)")
+_INSTALLED = re.compile(r"/(site|dist)-packages/|/lib/python3")
 
 
 def last_line(error: BaseException) -> str:
-    """The line of Ray's long messages that says what happened."""
+    """The line of Ray's long messages that says what happened, and where in the code if it is a defect of a task."""
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
     text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1 if cause is None and "Traceback" in text else 0].rstrip(".")
+    said = (lines or [type(error).__name__])[-1 if cause is None and "Traceback" in text else 0].rstrip(".")
+    return said + (_place(str(error)) if cause is not None else "")
+
+
+def _place(traceback: str) -> str:
+    """The innermost line of our code or of a model's, in brackets; what they call is no place to look."""
+    frames = [(frame["file"].replace("\\", "/"), frame["line"]) for frame in _FRAME.finditer(traceback)]
+    own = [(file, line) for file, line in frames if _OURS.match(file) or not _INSTALLED.search(file)]
+    return f" ({_OURS.sub('', own[-1][0])}:{own[-1][1]})" if own else ""

@@ -110,7 +110,7 @@ def _seen(setup: Setup, rows: ChunkRows) -> CellState:
     ledger = rows.ledger
     read = Rows(total=rows.chunk.rows, read=ledger.read, unreadable=ledger.unreadable, excluded=ledger.excluded)
     damage = tuple(Damaged(one.first_row, one.rows, one.reason) for one in ledger.damage)
-    return CellState({}, read, {}, full_name(setup.device), "", damage)
+    return CellState({}, read, {}, full_name(setup.device), "", damage=damage)
 
 
 def _costs(task: MeasureTask, watched: Sequence[Watched], batch: Batch) -> list[ModelCost]:

@@ -15,6 +15,7 @@ from pipeline.loading import Loaded
 from pipeline.measuring.task import Missing
 from pipeline.running import Running
 from pipeline.scores import Sums, added, score
+from pipeline.statistics.base import primitives_digest
 
 
 @dataclass(eq=False)
@@ -61,7 +62,15 @@ class Watched:
     def cells(self, seen: CellState) -> dict[str, CellState]:
         """The cells by statistic, of a chunk of which `seen` says what was read."""
         seen = replace(seen, scores=added(self.scores), checkpoint=self.loaded.sha256)
-        return {name: replace(seen, states=states) for name, states in self.running.states().items()}
+        states = self.running.states()
+        return {
+            statistic.name: replace(
+                seen,
+                states=states[statistic.name],
+                primitives=primitives_digest(statistic, self.loaded.discovery.sites),
+            )
+            for statistic in self.running.statistics
+        }
 
     def cost(self, batch: Batch) -> Cost:
         """What the statistics cost, beside the bare forward of a batch that has been measured."""

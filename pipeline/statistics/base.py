@@ -3,8 +3,9 @@
 Layer 2: pure torch, no I/O, no pyarrow; a statistic imports this file, `kernels`, and what is below, never a sibling.
 
 A statistic is a frozen dataclass: its fields are its parameters, settable in a job under `[statistics.NAME]`, and part
-of the identity of every state together with `version`; `at_least` bounds one, and `expected` refuses any value that
-cannot be, there and where the statistic is made. It names the *primitives* it needs of a site; their union over
+of the identity of every state together with `version`, which is raised whenever its states become others (an edit of
+how rows follow from them is another run by itself). `at_least` bounds a parameter, and `expected` refuses any value
+that cannot be, there and where the statistic is made. It names the *primitives* it needs of a site; their union over
 all statistics is computed in one pass, and the state, merge and encoding follow from them. One that cannot be put as
 primitives overrides `empty`, `observe` and `merge` itself.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar, NamedTuple
@@ -171,6 +172,20 @@ class Statistic(ABC):
     def identity(self) -> str:
         """`name-digest` of name, version and parameters: equal identities mean equal states of equal presentations."""
         return f"{self.name}-{digest([self.name, self.version, self.parameters], length=12)}"
+
+
+def primitives_digest(statistic: Statistic, sites: Iterable[Site]) -> str:
+    """Name the primitives, with their parameters, that a statistic needs of those of the sites at which it applies."""
+    needed = {
+        site.name: {
+            # what is no dataclass says of itself where it lies in memory
+            name: repr(one) if dataclasses.is_dataclass(one) else type(one).__qualname__
+            for name, one in statistic.primitives(site).items()
+        }
+        for site in sites
+        if statistic.applies(site)
+    }
+    return digest(needed, length=12)
 
 
 def joined(parts: Mapping[str, State]) -> State:
