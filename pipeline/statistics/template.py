@@ -260,11 +260,22 @@ def _other_cosines(site: Site, cov_UD: torch.Tensor) -> dict[str, Values]:
     null_3U = torch.empty((3, site.units), dtype=torch.float64)
     by_group = (value.view(site.groups, -1, site.fan_in) for value in (cov_UD, whole.pattern_UD))
     for units, cosines in cosine_blocks(*by_group, first=site.first):
-        null_3U[0, units] = cosines.abs().nanmean(-1)
-        null_3U[1, units] = cosines.abs().nanquantile(0.95, dim=-1).clamp(max=1)
-        null_3U[2, units] = cosines.nanmean(-1)
+        known_u = torch.from_numpy(cosines.shape[1] - np.isnan(cosines.numpy()).sum(-1))
+        sizes = cosines.abs()
+        null_3U[0, units] = sizes.nansum(-1) / known_u
+        null_3U[1, units] = _quantile(sizes, known_u, 0.95).clamp(max=1)
+        null_3U[2, units] = cosines.nansum(-1) / known_u
     names = ("template_cos_other_mean", "template_cos_other_p95", "template_cos_other_signed")
     return dict(zip(names, null_3U, strict=True))
+
+
+def _quantile(rows_uV: torch.Tensor, known_u: torch.Tensor, level: float) -> torch.Tensor:
+    """`nanquantile` of each row, `known_u` of whose values are no NaN: the same bits in a tenth of the time."""
+    # NaN come last; NumPy sorts with the widest vectors of the processor, torch one number after the other
+    ordered_uV = torch.from_numpy(np.sort(rows_uV.numpy(), axis=-1))
+    rank_u = (level * (known_u - 1).double()).clamp(min=0)
+    below_u, above_u = (ordered_uV.gather(1, place.long()[:, None])[:, 0] for place in (rank_u.floor(), rank_u.ceil()))
+    return torch.lerp(below_u, above_u, rank_u - rank_u.floor())
 
 
 def _permuted_cosines(site: Site, cov_UD: torch.Tensor) -> dict[str, Values]:
