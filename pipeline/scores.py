@@ -16,12 +16,15 @@ from torch.nn import functional
 
 from pipeline.batch import Batch
 from pipeline.fit.objective import NOTHING, Objective, next_tokens
+from pipeline.kernels import bulk
 
 # score name → sum over rows (or tokens); "labelled" counts what the sums are over
 Sums = dict[str, float]
 
 # sums of two classes: rows of each class, "odds 0" and "odds 1", by their log-odds in a float of 8 bits of precision
 _ODDS = ("odds 0 ", "odds 1 ")
+# logits that are widened at a time, 8 MiB of float64
+_NUMBERS = 1 << 20
 
 
 def score(output: Any, batch: Batch, objective: Objective = "classes") -> Sums:
@@ -38,20 +41,23 @@ def score(output: Any, batch: Batch, objective: Objective = "classes") -> Sums:
     else:
         return {}
     known = (target != NOTHING) & (target >= 0) & (target < logits.shape[-1])
-    logits_MC, target_M = logits[known].double(), target[known]
-    sums = {
-        "labelled": float(len(target_M)),
-        "correct": float((logits_MC.argmax(1) == target_M).sum()),
-        "log_loss": float(functional.cross_entropy(logits_MC, target_M, reduction="sum")),
-    }
+    target_M, place_M = target[known], known.nonzero()
+    # the logits of a large vocabulary in float64 would take more memory than the model
+    step = max(1, (bulk.NUMBERS if bulk.in_bulk(logits) else _NUMBERS) // logits.shape[-1])
+    right_M, loss_M = torch.empty_like(target_M, dtype=torch.bool), torch.empty_like(target_M, dtype=torch.float64)
+    for some in (slice(start, start + step) for start in range(0, len(target_M), step)):
+        logits_mC = logits[place_M[some].unbind(1)]
+        right_M[some] = logits_mC.argmax(1) == target_M[some]
+        loss_M[some] = functional.cross_entropy(logits_mC.double(), target_M[some], reduction="none")
+    sums = {"labelled": float(len(target_M)), "correct": float(right_M.sum()), "log_loss": float(loss_M.sum())}
     if objective == "next token":
         return {**sums, "tokens": sums["labelled"]}
-    return {**sums, **_odds(logits_MC, target_M)} if logits_MC.shape[1] == 2 else sums
+    return {**sums, **_odds(logits[known], target_M)} if logits.shape[-1] == 2 else sums
 
 
 def _odds(logits_M2: torch.Tensor, label_M: torch.Tensor) -> Sums:
     # one row in 256 apart is a tie: it changes no area by as much as the sample does
-    rounded_M = (logits_M2[:, 1] - logits_M2[:, 0]).to(torch.bfloat16).tolist()
+    rounded_M = (logits_M2[:, 1].double() - logits_M2[:, 0].double()).to(torch.bfloat16).tolist()
     counts = Counter(zip(label_M.tolist(), rounded_M, strict=True))
     return {f"{_ODDS[label]}{value}": float(count) for (label, value), count in sorted(counts.items())}
 

@@ -57,6 +57,26 @@ def test_how_rows_are_cut_changes_no_score(rows: list[tuple[int, float]], cut: i
     assert parts(logits_N2, label_N, [len(rows)]) == pytest.approx(parts(logits_N2, label_N, [cut, len(rows) - cut]))
 
 
+@pytest.mark.parametrize("numbers", [1, 20, 64])
+@pytest.mark.parametrize("classes", [2, 7])
+def test_how_many_logits_are_widened_at_a_time_changes_no_bit(numbers: int, classes: int, monkeypatch):
+    generator = torch.Generator().manual_seed(numbers)
+    label_N = torch.randint(-1, classes, (50,), generator=generator)
+    logits_NC = torch.randn(50, classes, generator=generator)
+    at_once = score(logits_NC, labelled(label_N))
+    widened: list[int] = []
+    double = torch.Tensor.double
+
+    def noted(value: torch.Tensor) -> torch.Tensor:
+        widened.append(value.numel())
+        return double(value)
+
+    monkeypatch.setattr("pipeline.scores._NUMBERS", numbers)
+    monkeypatch.setattr(torch.Tensor, "double", noted)
+    assert score(logits_NC, labelled(label_N)) == at_once
+    assert max(widened) <= max(numbers, classes, 50)
+
+
 def test_rows_without_a_label_and_outputs_that_classify_nothing_have_none():
     assert means(score(torch.randn(3, 2), labelled(torch.tensor([-1, -1, -1])))) == {}
     assert score(torch.randn(3, 4, 2), labelled(torch.tensor([0, 1, 1]))) == {}

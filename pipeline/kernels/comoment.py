@@ -59,9 +59,11 @@ def observe_slices(
     observe_slice: Callable[[Presentations, int, int], State],
     *,
     width: int,
+    numbers: int | None = None,
 ) -> State:
     """The merged states of a batch's slices; the empty state, on the batch's device, where it has no entries."""
-    states = (observe_slice(presentations, start, stop) for start, stop in slices(presentations, width=width))
+    parts = slices(presentations, width=width, numbers=numbers)
+    states = (observe_slice(presentations, start, stop) for start, stop in parts)
     first = next(states, None)
     if first is None:
         device = presentations.z_LSU.device

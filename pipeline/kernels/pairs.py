@@ -20,6 +20,7 @@ from pipeline.kernels import bulk
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.comoment import all_finite, as_float, centred, observe_slices, squares
 from pipeline.kernels.counts import NARROW, added
+from pipeline.kernels.thin import SLICE_NUMBERS
 from pipeline.sites import Presentations, Site
 
 
@@ -103,7 +104,10 @@ class UnitPairs(Primitive):
 
     def observe(self, presentations: Presentations) -> State:
         """Merge the pairs of the batch's slices."""
-        return observe_slices(self, presentations, self._slice, width=presentations.site.units)
+        units = presentations.site.units
+        # the pairs of so many units are more to merge than a small slice is to multiply
+        numbers = max(SLICE_NUMBERS, units * behind(presentations.site, self.largest))
+        return observe_slices(self, presentations, self._slice, width=units, numbers=numbers)
 
     def merge(self, left: State, right: State) -> State:
         """Chan's update of means and co-moments; counts add."""
