@@ -143,13 +143,14 @@ class UnitPairs(Primitive):
         moved_U = order_U if 2 * count + 1 < len(order_U) else None
         a = centred(as_float(a_PU)[None], finite_1PU)
         scale_U = a.scale_GK[0, order_U]
+        co_UK = _products(a.rest_GPK[0], moved_U, count).double()
         bad_U = torch.zeros_like(z_PU[0], dtype=torch.int64) if finite_1PU is None else (~finite_1PU[0]).sum(0)
         state = {
             "n_1": torch.tensor([len(z_PU)], device=z_PU.device),
             "bad_U": bad_U[order_U],
             "mean_U": a.mean_GK[0, order_U],
             "m2_U": squares(a)[0, order_U],
-            "co_UK": _products(a.rest_GPK[0], moved_U, count).double() * scale_U[:, None] * of_behind(scale_U, count),
+            "co_UK": co_UK.mul_(scale_U[:, None]).mul_(of_behind(scale_U, count)),
         }
         if self.fired:
             # float32 counts the presentations of a slice exactly
