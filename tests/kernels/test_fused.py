@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -340,27 +339,3 @@ def test_the_compiler_that_pip_installs_compiles_for_this_processor(
     library = ctypes.CDLL(compiler.compiled(str(source), constants={"KEPT": 41}, processor="AVX2"))
     library.answer.argtypes, library.answer.restype = [ctypes.c_double], ctypes.c_double
     assert library.answer(1.0) == 42
-
-
-@pytest.mark.slow
-def test_every_compiler_and_width_of_vectors_gives_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    shown = [laid_out(draw(LARGE[kind]), layout) for kind in sorted(LARGE) for layout in sorted(LAYOUTS)]
-    known = ["DEFAULT", *compiler.PROCESSORS]
-    widths = known[: known.index(torch.backends.cpu.get_cpu_capability()) + 1]
-    found = []
-    for number, (command, width) in enumerate(product(compiler.compilers(), widths)):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(number)))
-        monkeypatch.setattr(compiler, "compilers", lambda command=command: [command])
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda width=width: width)
-        library = native_build.kernel.__wrapped__()
-        assert isinstance(library, ctypes.CDLL), library
-        states = []
-        for one in shown:
-            kernel = Native(one.site, fused(primitives_of(one.site)), library)
-            kernel.add(one)
-            states += [value.numpy().tobytes() for state in kernel.states().values() for value in state.values()]
-        found.append(states)
-    assert len(found) > 1
-    assert all(states == found[0] for states in found)

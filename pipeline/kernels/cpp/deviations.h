@@ -126,7 +126,7 @@ static bool of_blocks(const Slice &slice, int64_t first, int64_t units) {
                 int64_t at = unit + b * LANES;
                 rest[b] = load<d8>(slice.rest_U + at), square[b] = load<d8>(slice.square_U + at);
                 about[b] = load<f8>(slice.about_U + at);
-                rate[b] = __builtin_convertvector(load<d8>(slice.fired_U + at), f8) / (float)n;
+                rate[b] = narrowed(load<d8>(slice.fired_U + at)) / (float)n;
             }
             for (int row = 0; row < rows; row++) {
                 for (int b = 0; b < BLOCKS; b++) {

@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <stdlib.h>
-
 #include "rows.h"
 
 // what Task.a_is says: a is z, max(z, 0), or given

@@ -22,8 +22,6 @@ struct TileProducts {
 #ifdef MATRIX_UNIT
 
 #include <cpuid.h>
-#include <unistd.h>
-#include <sys/syscall.h>
 
 #define AMX __attribute__((target("amx-tile,amx-bf16")))
 
@@ -127,8 +125,8 @@ AMX static void multiply_tiles(const TileProducts &all_) {
 static bool has_tiles() {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
-    const int ASK = 0x1023, TILE_DATA = 18;
-    return syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
+    const int ARCH_PRCTL = 158, ASK = 0x1023, TILE_DATA = 18;  // of Linux on x86-64
+    return syscall(ARCH_PRCTL, ASK, TILE_DATA) == 0;
 }
 
 #else

@@ -6,12 +6,7 @@
 
 #pragma once
 
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "libc.h"
 
 static const int LANES = 8;
 
@@ -32,6 +27,7 @@ typedef uint64_t u8 __attribute__((vector_size(64)));
 
 static inline d8 widened(f8 v) { return __builtin_convertvector(v, d8); }
 static inline d8 widened(l8 v) { return __builtin_convertvector(v, d8); }
+static inline f8 narrowed(d8 v) { return __builtin_convertvector(v, f8); }
 // listed, not added to 0: so it is read into all lanes at once
 static inline d8 all(double v) { return d8{v, v, v, v, v, v, v, v}; }
 static inline l8 all(int64_t v) { return l8{} + v; }
@@ -92,6 +88,12 @@ static inline d8 widened(f8 v) {
     return {__builtin_convertvector(half[0], d4), __builtin_convertvector(half[1], d4)};
 }
 static inline d8 widened(l8 v) { return {__builtin_convertvector(v.low, d4), __builtin_convertvector(v.high, d4)}; }
+static inline f8 narrowed(d8 v) {
+    f4 half[2] = {__builtin_convertvector(v.low, f4), __builtin_convertvector(v.high, f4)};
+    f8 both;
+    memcpy(&both, half, sizeof both);
+    return both;
+}
 static inline d8 all(double v) { return {d4{v, v, v, v}, d4{v, v, v, v}}; }
 static inline l8 all(int64_t v) { return {l4{} + v, l4{} + v}; }
 static inline u8 all(uint64_t v) { return {u4{} + v, u4{} + v}; }
