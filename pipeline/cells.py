@@ -56,7 +56,7 @@ class CellState:
     checkpoint  SHA-256 of the weights that were measured, as stored: the key names their model, and a model whose
                 checkpoint was removed may have been made anew with others
     primitives  digest of what the statistic asked of the sites, see `primitives_digest`: the key names the statistic's
-                version, which an edit may have forgotten to raise; empty in cells of before it was written down
+                version, which an edit may have forgotten to raise
     damage      where rows were that could not be read, the first DAMAGE_KEPT stretches of them
     """
 
@@ -107,7 +107,7 @@ def decode_cell(content: bytes, *, key: str = "a state object") -> CellState:
                 states[site][part] = value
         damage = tuple(Damaged(*one) for one in record.get("damage", []))
         rows = Rows(**record["rows"])
-        primitives = record.get("primitives", "")
+        primitives = record["primitives"]
         return CellState(states, rows, record["scores"], record["device"], record["checkpoint"], primitives, damage)
     except SpoiltObject:
         raise

@@ -17,6 +17,7 @@ from typing import Any, get_args
 from pipeline.base_columns import BASE, unit_keys
 from pipeline.columns import Column, DType
 from pipeline.errors import CensusError, ContractError, nearest
+from pipeline.texts import text_of
 
 
 def offered(module: str, constant: str, contract: type, *, a_class: bool) -> Any:
@@ -53,7 +54,9 @@ def _promised(contract: type) -> list[str]:
 
 def _imported(module: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
+        imported = importlib.import_module(module)
+        text_of(module)  # before anybody edits it
+        return imported
     except CensusError as error:
         raise ContractError(f"{_file(module)}: {error}") from error
     except Exception as error:

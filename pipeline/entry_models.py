@@ -5,8 +5,10 @@ Layer 3. No row is read; what a model's weights will be from is known all the sa
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,6 +46,9 @@ def _loaded(job: Job, entry: LoadEntry, source: Source, store: Store) -> list[Mo
     if load.family is not None:
         _refuse_unfit_data(job, where, spec.data, families()[load.family], source)
     task = Task(tuple(source.shape), source.classes, tuple(source.categories), source.vocabulary)
+    if load.family is not None:
+        family = families()[load.family]
+        _try_to_describe(job, where, family, family.parameters(**load.arguments), task)
     place = Place(spec.located(load.url), spec.named)
     chunks = source.chunks(job.data[spec.data].train) or source.chunks(job.data[spec.data].measure[0])
     with _named(job, f"{where}.load"):
@@ -166,19 +171,20 @@ def _try_to_build(job: Job, where: str, recipe: Recipe) -> None:
     if needed > (memory := machine_bytes()):
         taken = f"weights, gradients and the optimizer's memory of them would take {needed / 2**30:.0f} GiB"
         raise refusal(job, where, f"{taken}, this machine has {memory / 2**30:.0f}: choose a smaller model")
-    _try_to_describe(job, where, recipe)
+    _try_to_describe(job, where, recipe.kind, recipe.parameters, recipe.task)
     _try_to_run(job, where, recipe, module)
 
 
-def _try_to_describe(job: Job, where: str, recipe: Recipe) -> None:
-    """Refuse a family that does not answer what its inputs mean, which is asked when rows are written, at the end."""
+def _try_to_describe(job: Job, where: str, family: Family, parameters: Any, task: Task) -> None:
+    """Refuse a family that does not answer what it is asked when rows are written, at the end."""
     try:
-        given = recipe.kind.inputs(recipe.parameters, recipe.task, UNNAMED)
+        given = family.inputs(parameters, task, UNNAMED)
+        inspect.signature(family.appearances).bind(None, UNNAMED)
     except Exception as error:
-        problem = f"family {recipe.family} cannot say what its inputs mean: {_first_line(error)}"
+        problem = f"family {family.name} cannot say what its inputs mean where nothing is named: {_first_line(error)}"
         raise refusal(job, where, problem) from error
     if not isinstance(given, Mapping) or not all(isinstance(space, InputSpace) for space in given.values()):
-        problem = f"of its inputs family {recipe.family} says {given!r}: expected an InputSpace by the path of a weight"
+        problem = f"of its inputs family {family.name} says {given!r}: expected an InputSpace by the path of a weight"
         raise refusal(job, where, problem)
 
 

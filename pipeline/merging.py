@@ -120,7 +120,8 @@ def merged(cells: Cells, sites: Sequence[Site], store: Store, *, every: Sequence
     # a statistic that none of these sites has is read for its receipts alone
     chunks = cells.chunks if sites or is_first else ()
     keeps_blocks = any(column.se for column in statistic.COLUMNS)
-    empty, primitives = {site.name: statistic.empty(site) for site in sites}, primitives_digest(statistic, every)
+    empty = {site.name: statistic.empty(site) for site in sites}
+    primitives = primitives_digest(statistic, every) if is_first else None
     found = Merged(empty, [], [], [], [])
     for index, chunk in enumerate(chunks):
         key = cell_key(cells.model, cells.state_name, chunk.id)
@@ -170,21 +171,22 @@ def _units_of(site: Site) -> Units | None:
     return Units(site.first, site.first + site.units, site.whole.units) if site.whole else None
 
 
-def _refuse_misfit(cell: CellState, key: str, cells: Cells, every: Sequence[Site], primitives: str) -> None:
-    """SpoiltObject unless a cell is of the weights that are stored, the sites that they have, and these primitives."""
+def _refuse_misfit(cell: CellState, key: str, cells: Cells, every: Sequence[Site], primitives: str | None) -> None:
+    """SpoiltObject unless a cell is of the stored weights, of the sites that they have, and of primitives if given."""
     if cell.checkpoint != cells.checkpoint:
         raise SpoiltObject(
             f"{key} was measured on other weights (SHA-256 {cell.checkpoint[:12]}…) than {checkpoint_key(cells.model)} "
             f"holds ({cells.checkpoint[:12]}…), which was made anew since: delete what is below states/{cells.model}/ "
             "and run again"
         )
-    if cell.primitives not in ("", primitives):
-        raise SpoiltObject(
-            f"{key} was measured when {cells.statistic.name} needed other primitives: raise its version "
-            f"({cells.statistic.version}), which names its states, and run again"
-        )
     if cell.states.keys() != {site.name for site in every}:
         raise SpoiltObject(f"{key} holds other sites than the model has; delete it and run again")
+    if primitives not in (None, cell.primitives):
+        name, version = cells.statistic.name, cells.statistic.version
+        raise SpoiltObject(
+            f"{key} was measured when {name} needed other primitives: raise its version ({version}), which names its "
+            f"states, or, if it is again what it was, delete what is below {key.rpartition('/')[0]}/, and run again"
+        )
 
 
 def _refuse_other_kinds(statistic: Statistic, site: Site, state: State, empty: State, key: str) -> None:

@@ -19,7 +19,7 @@ from pipeline.fit.recipe import Recipe
 from pipeline.foreign.causal import predicts_next
 from pipeline.foreign.load import restored
 from pipeline.foreign.origin import Loaded, Untrained
-from pipeline.models.base import Appearances, Checkpoint, Task, example
+from pipeline.models.base import Appearances, Checkpoint, Family, Task, example
 from pipeline.names import Names
 from pipeline.registry import families
 from pipeline.sites import InputSpace
@@ -101,6 +101,12 @@ def objective_of(origin: Origin, module: nn.Module, rows: Callable[[], Batch]) -
         next_token = predicts_next(module, rows(), architecture.call.shown, vocabulary=architecture.task.vocabulary)
         return "next token" if next_token else "classes"
     return architecture.objective
+
+
+def family_of(origin: Origin) -> Family | None:
+    """The family that builds it, None of models that come as they are."""
+    name, _ = _family_of(origin)
+    return None if name is None else families()[name]
 
 
 def inputs_of(origin: Origin, names: Names) -> Mapping[str, InputSpace]:

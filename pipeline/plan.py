@@ -166,6 +166,7 @@ def _measure_tasks(
                     sites=resolved.job.sites,
                     classes=resolved.classes[split.data],
                     kernel=resolved.kernel,
+                    texts=resolved.texts,
                     device=resolved.device,
                 )
 
@@ -200,6 +201,7 @@ def reduce_tasks(
             probe=probe_of(resolved, model.data),
             numerics=resolved.numerics,
             sites=resolved.job.sites,
+            texts=resolved.texts,
         )
         for model in resolved.models
         if reduced_key(resolved.run, model.id, DONE) not in stored and not {model.id, model.control} & left_open

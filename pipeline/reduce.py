@@ -52,7 +52,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class ReduceTask:
-    """Turn the cells of one model into its rows; of a model that failed, its `failure` into a row of `models`."""
+    """Turn the cells of one model into its rows; of a model that failed, its `failure` into a row of `models`.
+
+    `texts` are those of the files that make them, see `texts.py`.
+    """
 
     run: str
     model: Model
@@ -62,6 +65,7 @@ class ReduceTask:
     probe: Probe
     numerics: Numerics
     sites: SiteSelection
+    texts: Mapping[str, str]
 
     units: ClassVar[int] = 1
 

@@ -6,8 +6,6 @@ job names is checked here, and nothing is written: what was found out at some ex
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -20,13 +18,14 @@ from pipeline.job import Job, job_identity, misfit
 from pipeline.job_sections import DataSpec, Numerics
 from pipeline.kernels import choose
 from pipeline.named import look_up
-from pipeline.origins import shape_of
+from pipeline.origins import family_of, shape_of
 from pipeline.run_models import Model, once, refuse_duplicates
 from pipeline.sizes import Size, sizes_of
 from pipeline.sources.base import Chunk, Source
 from pipeline.statistics.base import Statistic
 from pipeline.store import Store
 from pipeline.tables import table_columns
+from pipeline.texts import texts_of
 from pipeline.withheld import Withheld
 
 # raised whenever the same model and rows would give other sites, states or scores
@@ -76,13 +75,22 @@ class Resolved:
 
     @cached_property
     def tables_key(self) -> str:
-        """What besides the states decides the rows: the statistics' text, all columns, our version.
+        """What besides the states decides the rows: the texts of statistics and families, all columns, our version.
 
         A version of this program that has others is another run, which shares no row with one that was left.
         """
         columns = table_columns([column for statistic in self.statistics for column in statistic.COLUMNS])
         described = {table: [asdict(column) for column in those] for table, those in columns.items()}
-        return digest([REDUCE_VERSION, described, [_text_of(one) for one in self.statistics]], length=8)
+        return digest([REDUCE_VERSION, described, self.texts], length=8)
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Of the files that make rows: whoever edits a formula shall not be shown what the one before it gave.
+
+        States are named by versions alone, so that a word in a comment does not cost measuring anew.
+        """
+        families = {family_of(model.origin) for model in self.models} - {None}
+        return texts_of([*self.statistics, *families])
 
     @cached_property
     def measure_key(self) -> str:
@@ -130,17 +138,6 @@ class Resolved:
     def numerics(self) -> Numerics:
         """The job's numerics."""
         return self.job.numerics
-
-
-def _text_of(statistic: Statistic) -> str:
-    """The text of a statistic's module, so that rows are never those of a formula that was edited since.
-
-    Its states are named by its version alone: a word in a comment shall not cost measuring anew.
-    """
-    try:
-        return inspect.getsource(sys.modules[type(statistic).__module__])
-    except (OSError, TypeError):  # installed without its text, or typed at a prompt
-        return ""
 
 
 def sampled(statistic: Statistic, rows: int) -> Statistic:

@@ -67,7 +67,7 @@ def carry_out(resolved: Resolved, store: Store, executor: Executor, progress: Pr
     """Do what a resolved job asks for and commit it once; CensusError as for `run`."""
     show = progress or Silent()
     if is_committed(resolved, store):
-        show.note(f"run {resolved.run} is already committed")
+        show.note(f"run {resolved.run} is already committed; where a later one measured the same, ask it by --run")
         return _committed(resolved, store)
     expect_fit(resolved, store)
     resolved.findings.release()

@@ -43,7 +43,7 @@ def score(output: Any, batch: Batch, objective: Objective = "classes") -> Sums:
     known = (target != NOTHING) & (target >= 0) & (target < logits.shape[-1])
     target_M, place_M = target[known], known.nonzero()
     # the logits of a large vocabulary in float64 would take more memory than the model
-    step = max(1, (bulk.NUMBERS if bulk.in_bulk(logits) else _NUMBERS) // logits.shape[-1])
+    step = max(1, (bulk.NUMBERS if bulk.in_bulk(logits) else _NUMBERS) // max(1, logits.shape[-1]))
     right_M, loss_M = torch.empty_like(target_M, dtype=torch.bool), torch.empty_like(target_M, dtype=torch.float64)
     for some in (slice(start, start + step) for start in range(0, len(target_M), step)):
         logits_mC = logits[place_M[some].unbind(1)]

@@ -15,7 +15,7 @@ from pipeline.job_sections import SiteSelection
 from pipeline.loading import PROBE_ROWS, weight_bytes
 from pipeline.origins import Origin, made, made_up, shape_of, task_of
 from pipeline.sites import Site
-from pipeline.statistics.base import Statistic
+from pipeline.statistics.base import Statistic, primitives_digest
 
 
 class Size(NamedTuple):
@@ -52,6 +52,7 @@ def _size(origin: Origin, statistics: Sequence[Statistic], sites: SiteSelection)
 def _state_bytes(statistic: Statistic, site: Site, outputs: int) -> int:
     """Bytes of a statistic's state of a site, 0 where it does not apply; ContractError if it cannot say."""
     try:
+        primitives_digest(statistic, [site])
         return statistic.state_bytes(site, outputs) if statistic.applies(site) else 0
     except Exception as error:
         raise raised_by(type(statistic).__module__, error, doing=f"asked of site {site.name}") from error

@@ -21,6 +21,7 @@ from pipeline.pack import PackTask, run_pack
 from pipeline.reduce import ReduceTask, run_reduce
 from pipeline.staging import LoadTask, run_load
 from pipeline.store import MissingObject, Store
+from pipeline.texts import refuse_other_texts
 from pipeline.training import TrainTask, run_train
 
 Task = TrainTask | LoadTask | MeasureTask | ReduceTask | PackTask
@@ -54,6 +55,8 @@ class Receipt:
 def run_task(task: Task, store: Store) -> Receipt:
     """Run one task against the store."""
     start = time.perf_counter()
+    if isinstance(task, MeasureTask | ReduceTask):
+        refuse_other_texts(task.texts)
     try:
         receipt = _run(task, store)
     except DataError as error:

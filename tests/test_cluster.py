@@ -87,15 +87,27 @@ def test_what_poisons_workers_is_lost_alone_and_says_why(executor: RayExecutor) 
         ),
         (
             ["/src/pipeline/reduce.py", "/venv/lib/python3.11/site-packages/torch/functional.py"],
-            " (pipeline/reduce.py:1)",
+            " (/src/pipeline/reduce.py:1)",
         ),
-        (["/usr/lib/python3.11/json/decoder.py"], ""),
+        (
+            [
+                "/src/pipeline/flow/tap.py",
+                "/home/u/pipeline/.venv/lib/python3.12/site-packages/spacy/pipeline/tagger.py",
+            ],
+            " (/src/pipeline/flow/tap.py:1)",
+        ),
+        (
+            ["/home/pipeline/of/mine.py", "<frozen importlib._bootstrap>", "numpy/random/_generator.pyx", "<key>.3"],
+            " (/home/pipeline/of/mine.py:1)",
+        ),
+        (["/usr/lib64/python3.11/json/decoder.py"], ""),
     ],
 )
 def test_a_defect_is_told_with_the_innermost_line_that_is_not_of_a_library(files: list[str], place: str) -> None:
     frames = "".join(f'  File "{file}", line {line}, in f\n    g()\n' for line, file in enumerate(files, 1))
-    text = f"ray::Worker.call() (pid=1)\n{frames}ValueError: wrong"
-    error = ray.exceptions.RayTaskError("call", text, ValueError("wrong"))
+    said = 'wrong\n  File "/of/the/message.py", line 7'
+    text = f"ray::Worker.call() (pid=1)\n{frames}ValueError: {said}"
+    error = ray.exceptions.RayTaskError("call", text, ValueError(said))
     assert last_line(error) == f"ValueError: wrong{place}"
 
 

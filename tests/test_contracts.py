@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipeline.measure import measure
 from pipeline.resolve import resolve
 from pipeline.run import run
 from pipeline.store import open_store
+from pipeline.texts import text_of
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 (STATISTIC,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "STATISTIC = " in block]
@@ -77,6 +78,7 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
 def forget(modules: Iterable[str]) -> None:
     for name in modules:
         sys.modules.pop(name, None)
+    text_of.cache_clear()
     registry.statistics.cache_clear()
     registry._found.cache_clear()
 
@@ -195,7 +197,11 @@ BUILT = "nn.Sequential(nn.Flatten(), nn.Linear(64, task.outputs))"
         ("1 / 0", "it cannot be built: ZeroDivisionError: division by zero$"),
         (
             f"{BUILT}\n    def inputs(self, parameters, task): return {{}}",
-            "family added cannot say what its inputs mean: TypeError: .*takes 3 positional arguments but 4 were given$",
+            "family added cannot say what its inputs mean where nothing is named: TypeError: .*takes 3 .* 4 were",
+        ),
+        (
+            f"{BUILT}\n    def appearances(self, module): return {{}}",
+            "family added cannot say what its inputs mean where nothing is named: TypeError: too many positional",
         ),
         (
             f"{BUILT}\n    def inputs(self, parameters, task, names): return {{'1.weight': 64}}",
@@ -254,6 +260,9 @@ def test_an_edited_formula_is_another_run_of_the_same_states(add: Add, tmp_path:
         neurons = pq.read_table(Path(store.url, "runs", outcome.run, "tables", "neurons"))
         found.append(neurons["variation"].to_numpy())
     assert not run(measured_job(tmp_path), store, InlineExecutor()).new, "nothing was edited since"
+    edited = tmp_path / "variation.py"
+    edited.write_text(edited.read_text() + "# what this process has not imported is not what it runs\n")
+    assert not run(measured_job(tmp_path), store, InlineExecutor()).new
     np.testing.assert_allclose(found[1], 100 * found[0], rtol=1e-12)
 
 
@@ -270,3 +279,54 @@ def test_states_of_other_primitives_are_refused_until_the_version_is_raised(
     assert [key for key in store.keys("runs/") if key.endswith("/_manifest.json")] == [manifest_key(first.run)]
     add("statistics", ('Moments("z", 2)', other), ("version = 1", "version = 2"))
     assert run(measured_job(tmp_path), store, InlineExecutor()).reused_cells == 0
+
+
+def test_a_worker_with_another_text_refuses(add: Add, tmp_path: Path) -> None:
+    """As one does that was started after an edit, or on a machine with another checkout."""
+    store = open_store(str(tmp_path / "store"))
+    add("statistics")
+
+    class Edited(InlineExecutor):
+        def map(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+            if any(hasattr(task, "texts") for task in tasks):
+                add("statistics", (VALUES, "100 * " + VALUES))
+            return super().map(function, tasks)
+
+    with pytest.raises(ContractError, match=r"^pipeline/statistics/variation\.py has another text on .* than where"):
+        run(measured_job(tmp_path), store, Edited())
+    assert not list(store.keys("states/"))
+
+
+OWN = """class Own(Moments):
+    def observe(self, presentations):
+        return super().observe(presentations)
+
+
+"""
+
+
+def test_an_edit_of_primitives_of_its_own_is_refused_until_the_version_is_raised(add: Add, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    own = [("@dataclass(frozen=True)\n", f"{OWN}@dataclass(frozen=True)\n"), ('Moments("z", 2)', 'Own("z", 2)')]
+    add("statistics", *own)
+    run(measured_job(tmp_path), store, InlineExecutor())
+    add("statistics", *own, ("super().observe(presentations)", "super().observe(presentations)  # edited"))
+    with pytest.raises(StoreError, match=r"needed other primitives: raise its version \(1\)"):
+        run(measured_job(tmp_path), store, InlineExecutor())
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ("@dataclass(frozen=True)\nclass Own(Moments):\n    more: object = frozenset('ab')\n\n\n", "not JSON"),
+        ("class Own:\n    def __init__(self, *given): pass\n\n\n", "dataclass"),
+    ],
+)
+def test_primitives_that_cannot_be_named_are_refused(add: Add, tmp_path: Path, own: str, said: str) -> None:
+    add(
+        "statistics",
+        ("@dataclass(frozen=True)\n", own + "@dataclass(frozen=True)\n"),
+        ('Moments("z", 2)', 'Own("z", 2)'),
+    )
+    with pytest.raises(ContractError, match=rf"^pipeline/statistics/variation\.py.*: asked of site hidden0: .*{said}"):
+        run(measured_job(tmp_path), open_store(str(tmp_path / "store")), InlineExecutor())

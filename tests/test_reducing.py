@@ -25,7 +25,7 @@ from pipeline.reduce import located
 from pipeline.registry import statistics
 from pipeline.sites import Site
 from pipeline.sources.base import Chunk
-from pipeline.statistics.base import Statistic
+from pipeline.statistics.base import Statistic, primitives_digest
 from pipeline.store import DirectoryStore
 from tests.census import run_inline, write_job
 from tests.laws.drawn import make_presentations, make_site
@@ -97,13 +97,13 @@ def reduced_anew(job: Job, whole: Path, other: Path) -> Path:
 
 def stored_chunks(store: DirectoryStore, sites: list[Site]) -> tuple[list[Chunk], list[dict[str, State]]]:
     """Thirty chunks of uneven sizes with their cells, and the states in these."""
-    draws = np.random.default_rng(0)
+    draws, asked = np.random.default_rng(0), primitives_digest(RESPONSE, sites)
     chunks = [Chunk(str(index), "d", "s", "u", "f", 0, 1, 5 + index % 4, 0, 0) for index in range(30)]
     states = []
     for chunk in chunks:
         x = draws.normal(10 * draws.normal(), 10.0 ** draws.integers(-2, 2), (chunk.rows, 3))
         states.append({site.name: RESPONSE.observe(make_presentations(site, x, dtype=torch.float64)) for site in sites})
-        content = encode_cell(CellState(states[-1], Rows(chunk.rows, chunk.rows), {"right": 1.0}, "cpu", "w"))
+        content = encode_cell(CellState(states[-1], Rows(chunk.rows, chunk.rows), {"right": 1.0}, "cpu", "w", asked))
         store.put_once(cell_key("m", "response", chunk.id), content)
     return chunks, states
 

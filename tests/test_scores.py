@@ -77,6 +77,14 @@ def test_how_many_logits_are_widened_at_a_time_changes_no_bit(numbers: int, clas
     assert max(widened) <= max(numbers, classes, 50)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_log_odds_of_half_precision_are_differences_of_float64(dtype: torch.dtype):
+    logits_N2 = torch.tensor([[-40.0, 0.3], [1000.0, -7.25], [-3.1, 60000.0]]).to(dtype)
+    odds_N = (logits_N2[:, 1].double() - logits_N2[:, 0].double()).to(torch.bfloat16)
+    found = score(logits_N2, labelled(torch.ones(3, dtype=torch.int64)))
+    assert {name for name in found if name.startswith("odds")} == {f"odds 1 {value}" for value in odds_N.tolist()}
+
+
 def test_rows_without_a_label_and_outputs_that_classify_nothing_have_none():
     assert means(score(torch.randn(3, 2), labelled(torch.tensor([-1, -1, -1])))) == {}
     assert score(torch.randn(3, 4, 2), labelled(torch.tensor([0, 1, 1]))) == {}

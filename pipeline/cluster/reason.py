@@ -9,10 +9,9 @@ import re
 
 import ray
 
-# a frame of a printed traceback
-_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)', re.MULTILINE)
-_OURS = re.compile(r".*/(?=pipeline/)")
-_INSTALLED = re.compile(r"/(site|dist)-packages/|/lib/python3")
+# a frame of a printed traceback: of a file, not of what a library made up or compiled
+_FRAME = re.compile(r'^\s*File "(?P<file>/[^"]+\.py)", line (?P<line>\d+)', re.MULTILINE)
+_INSTALLED = re.compile(r".*/(site|dist)-packages/|.*/lib(32|64)?/python3[^/]*/")
 
 
 def last_line(error: BaseException) -> str:
@@ -21,11 +20,17 @@ def last_line(error: BaseException) -> str:
     text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = (lines or [type(error).__name__])[-1 if cause is None and "Traceback" in text else 0].rstrip(".")
-    return said + (_place(str(error)) if cause is not None else "")
+    return said + (_place(str(error).removesuffix(str(cause))) if cause is not None else "")
 
 
 def _place(traceback: str) -> str:
     """The innermost line of our code or of a model's, in brackets; what they call is no place to look."""
-    frames = [(frame["file"].replace("\\", "/"), frame["line"]) for frame in _FRAME.finditer(traceback)]
-    own = [(file, line) for file, line in frames if _OURS.match(file) or not _INSTALLED.search(file)]
-    return f" ({_OURS.sub('', own[-1][0])}:{own[-1][1]})" if own else ""
+    own = [(file, line) for file, line in map(_shortened, _FRAME.finditer(traceback)) if file]
+    return f" ({own[-1][0]}:{own[-1][1]})" if own else ""
+
+
+def _shortened(frame: re.Match[str]) -> tuple[str, str]:
+    """A frame's file as a person would look for it, empty if it is of a library; and the line."""
+    file, line = frame["file"], frame["line"]
+    below = _INSTALLED.sub("", file)
+    return below if below == file or below.startswith("pipeline/") else "", line

@@ -31,7 +31,8 @@ class MeasureTask:
     """Missing cells of some models on some chunks of one split.
 
     `state_names` gives the folder of each statistic's states; `classes` is the number of classes of the labels;
-    `kernel` is the one that the run names for all of its workers, and `device` where each of them measures.
+    `kernel` is the one that the run names for all of its workers, and `device` where each of them measures; `texts` are
+    those of the files that make its rows, see `texts.py`.
     """
 
     probe: Probe
@@ -41,6 +42,7 @@ class MeasureTask:
     sites: SiteSelection
     classes: int
     kernel: str
+    texts: Mapping[str, str]
     device: str = CPU
 
     @property

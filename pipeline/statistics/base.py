@@ -27,6 +27,7 @@ from pipeline.hashing import digest
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.reference import observe_all
 from pipeline.sites import Presentations, Site
+from pipeline.texts import text_of
 
 _EDGES = (
     "2^e·(1 + k/4) of z, in the 14 octaves below the largest |z|; 2^e·(1 + k/8) of a match, from 2⁻¹² to 1; what is "
@@ -175,17 +176,22 @@ class Statistic(ABC):
 
 
 def primitives_digest(statistic: Statistic, sites: Iterable[Site]) -> str:
-    """Name the primitives, with their parameters, that a statistic needs of those of the sites at which it applies."""
-    needed = {
-        site.name: {
-            # what is no dataclass says of itself where it lies in memory
-            name: repr(one) if dataclasses.is_dataclass(one) else type(one).__qualname__
-            for name, one in statistic.primitives(site).items()
-        }
-        for site in sites
-        if statistic.applies(site)
-    }
-    return digest(needed, length=12)
+    """Name the primitives, with their parameters, that a statistic needs of those of the sites at which it applies.
+
+    TypeError where one is no dataclass, or a parameter of it is nothing that JSON has.
+    """
+    needed: dict[str, Any] = {}
+    own = type(statistic).observe is not Statistic.observe
+    for site in sites:
+        if statistic.applies(site):
+            primitives = statistic.primitives(site)
+            own |= any(type(one).__module__ == type(statistic).__module__ for one in primitives.values())
+            needed[site.name] = {
+                name: [type(one).__qualname__, dataclasses.asdict(one)]  # type: ignore[call-overload]
+                for name, one in primitives.items()
+            }
+    # what a statistic makes of presentations in its own file changes with any word of it
+    return digest([needed, text_of(type(statistic).__module__) if own else ""], length=12)
 
 
 def joined(parts: Mapping[str, State]) -> State:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.kernels import pairs
+from pipeline.kernels.pairs import UnitPairs
 from pipeline.sites import Presentations
 from pipeline.statistics.base import Controls, Nullable, Values
 from pipeline.statistics.redundancy import STATISTIC, Redundancy, _dimension
@@ -48,6 +50,16 @@ def test_the_partner_is_numpy_s() -> None:
 def test_any_split_gives_the_definition(sizes: list[int], largest: int) -> None:
     whole, statistic = independent(), Redundancy(largest=largest)
     same_rows(statistic, state_of(statistic, whole, sizes), whole, atol=1e-5)
+
+
+def test_slices_of_a_wide_site_have_as_many_presentations_as_its_units_have_others(monkeypatch) -> None:
+    merged: list[int] = []
+    merge = UnitPairs.merge
+    monkeypatch.setattr(UnitPairs, "merge", lambda *given: merged.append(int(given[2]["n_1"])) or merge(*given))
+    monkeypatch.setattr(pairs, "SLICE_NUMBERS", 1)
+    whole = independent(units=40, rows=50)
+    STATISTIC.observe(whole)
+    assert merged == [20, 10]
 
 
 def test_a_planted_copy_and_a_mirror_image_are_found() -> None:

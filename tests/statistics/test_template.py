@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from math import sqrt
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.sites import Presentations
 from pipeline.statistics.base import Controls
-from pipeline.statistics.template import RIDGE, STATISTIC
+from pipeline.statistics.template import RIDGE, STATISTIC, _quantile
 from tests.laws.drawn import make_presentations, make_site
 from tests.statistics.compare import same_rows, state_of
 
@@ -45,14 +46,25 @@ def gaussian(rows: int, fan_in: int, *, gate: str = "relu") -> Presentations:
     positions=st.integers(1, 3),
     gate=st.sampled_from(["relu", "tanh", "identity"]),
     spoil=st.booleans(),
+    pruned=st.booleans(),
 )
 def test_every_column_is_its_definition(
-    seed: int, units_and_groups: tuple[int, int], fan_in: int, rows: int, positions: int, gate: str, spoil: bool
+    seed: int,
+    units_and_groups: tuple[int, int],
+    fan_in: int,
+    rows: int,
+    positions: int,
+    gate: str,
+    spoil: bool,
+    pruned: bool,
 ) -> None:
     units, groups = units_and_groups
     generator = torch.Generator().manual_seed(seed)
+    weight_UD = torch.randn(units, fan_in, generator=generator)
+    # to a unit without a pattern no other one has a cosine
+    weight_UD[units // 2] *= not pruned
     site = make_site(
-        torch.randn(units, fan_in, generator=generator),
+        weight_UD,
         torch.randn(units, generator=generator),
         gate=gate,
         groups=groups,
@@ -64,6 +76,16 @@ def test_every_column_is_its_definition(
     cuts = sorted(torch.randint(0, rows + 1, (2,), generator=generator).tolist())
     state = state_of(STATISTIC, whole, [cuts[0], cuts[1] - cuts[0], rows - cuts[1]])
     same_rows(STATISTIC, state, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 7, 300])
+@pytest.mark.parametrize("undefined", [0.0, 0.3, 1.0])
+def test_quantiles_are_those_of_torch_to_the_bit(columns: int, undefined: float) -> None:
+    generator = torch.Generator().manual_seed(columns)
+    rows = torch.randn((20, columns), generator=generator, dtype=torch.float64)
+    rows[torch.rand((20, columns), generator=generator) < undefined] = torch.nan
+    found = _quantile(rows, (~rows.isnan()).sum(-1), 0.95)
+    torch.testing.assert_close(found, rows.nanquantile(0.95, dim=-1), rtol=0, atol=0, equal_nan=True)
 
 
 def test_gaussian_inputs_give_what_stein_s_lemma_says() -> None:
