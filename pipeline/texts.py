@@ -6,9 +6,9 @@ and a worker that has imported another text than the driver refuses the task.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import socket
-import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 
@@ -18,10 +18,10 @@ from pipeline.hashing import sha256
 
 @cache
 def text_of(module: str) -> str:
-    """Digest of an imported module's text as this process first saw it; empty where there is none to read."""
+    """Digest of a module's text as this process first saw it, which imports it; empty where there is none to read."""
     try:
-        return sha256(inspect.getsource(sys.modules[module]).encode())[:16]
-    except (KeyError, OSError, TypeError):  # installed without its text, or typed at a prompt
+        return sha256(inspect.getsource(importlib.import_module(module)).encode())[:16]
+    except (ImportError, OSError, TypeError):  # installed without its text, or typed at a prompt
         return ""
 
 
@@ -31,7 +31,7 @@ def texts_of(things: Iterable[object]) -> dict[str, str]:
 
 
 def refuse_other_texts(texts: Mapping[str, str]) -> None:
-    """ContractError where a module has another text here than where a task was made; all of them are imported."""
+    """ContractError where a module has another text here than where a task was made."""
     for module, expected in texts.items():
         if text_of(module) != expected:
             raise ContractError(

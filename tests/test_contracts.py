@@ -27,7 +27,7 @@ from pipeline.measure import measure
 from pipeline.resolve import resolve
 from pipeline.run import run
 from pipeline.store import open_store
-from pipeline.texts import text_of
+from pipeline.texts import refuse_other_texts, text_of
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 (STATISTIC,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "STATISTIC = " in block]
@@ -295,6 +295,16 @@ def test_a_worker_with_another_text_refuses(add: Add, tmp_path: Path) -> None:
     with pytest.raises(ContractError, match=r"^pipeline/statistics/variation\.py has another text on .* than where"):
         run(measured_job(tmp_path), store, Edited())
     assert not list(store.keys("states/"))
+
+
+def test_a_worker_that_has_not_yet_imported_a_family_finds_its_text(add: Add) -> None:
+    add("families")
+    texts = {"pipeline.models.added": text_of("pipeline.models.added")}
+    assert texts["pipeline.models.added"]
+    forget(texts)
+    refuse_other_texts(texts)
+    with pytest.raises(ContractError, match=r"^pipeline/models/added\.py has another text on "):
+        refuse_other_texts(dict.fromkeys(texts, "of another checkout"))
 
 
 OWN = """class Own(Moments):
