@@ -43,11 +43,10 @@ def models_of(job: Job, entry: TrainEntry | LoadEntry, source: Source, store: St
 def _loaded(job: Job, entry: LoadEntry, source: Source, store: Store) -> list[Model]:
     """The models that an entry's files are, and behind them the untrained twin of each architecture."""
     where, spec, load = entry.where, entry.spec, entry.load
-    if load.family is not None:
-        _refuse_unfit_data(job, where, spec.data, families()[load.family], source)
     task = Task(tuple(source.shape), source.classes, tuple(source.categories), source.vocabulary)
     if load.family is not None:
         family = families()[load.family]
+        _refuse_unfit_data(job, where, spec.data, family, source)
         _try_to_describe(job, where, family, family.parameters(**load.arguments), task)
     place = Place(spec.located(load.url), spec.named)
     chunks = source.chunks(job.data[spec.data].train) or source.chunks(job.data[spec.data].measure[0])
