@@ -162,16 +162,18 @@ def _share(folder: Path, batch_rows: int, *, seconds: float, rounds: int, thread
     batches, (loaded,) = made.batches(), made.loaded()
 
     def forward(_: int) -> None:
-        with in_force(made.task.numerics), freed_memory_kept(), quiet(loaded.module):
+        with in_force(made.task.numerics), quiet(loaded.module):
             for of_chunk in batches:
                 for batch in of_chunk:
                     batch.forward(loaded.module)
 
     def in_memory(_: int) -> None:
         task = made.task
-        with in_force(task.numerics), freed_memory_kept():
+        with in_force(task.numerics):
             for of_chunk in batches:
-                running = Running(loaded.discovery, task.cells[0].statistics, task.classes, task.kernel)
+                running = Running(
+                    loaded.discovery, task.cells[0].statistics, task.classes, task.kernel, loaded.forwards
+                )
                 for batch in of_chunk:
                     running.add(loaded.module, batch)
                 running.finish(loaded.module)
@@ -179,7 +181,9 @@ def _share(folder: Path, batch_rows: int, *, seconds: float, rounds: int, thread
     works: dict[str, Work] = {
         "forward": forward, "memory": in_memory, "path": lambda _: made.measure(made.task)
     }  # fmt: skip
-    passes = interleaved(works, seconds=seconds, rounds=rounds)
+    # as a worker does from one task to the next, see `measuring/run.py`
+    with freed_memory_kept():
+        passes = interleaved(works, seconds=seconds, rounds=rounds)
     speed = chunks * rows / median(passes["path"].wall)
     for name, over in (("the bare forward's rows/s", "forward"), ("the same statistics' rows/s in memory", "memory")):
         yield Figure(

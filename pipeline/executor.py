@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from pipeline.allocator import give_back_freed_memory
+
 Task = TypeVar("Task")
 Receipt = TypeVar("Receipt")
 
@@ -22,7 +24,10 @@ class Lost:
 
 
 class Executor(Protocol):
-    """Runs tasks; `workers` is how many can run at a time, for grouping and progress only."""
+    """Runs tasks; `workers` is how many can run at a time, for grouping and progress only.
+
+    Behind the last task of a map no worker keeps memory that is free.
+    """
 
     @property
     def workers(self) -> int:
@@ -41,4 +46,7 @@ class InlineExecutor:
 
     def map(self, function: Callable[[Task], Receipt], tasks: Sequence[Task]) -> Iterator[tuple[int, Receipt | Lost]]:
         """Yield the number and the receipt of each task in the order given."""
-        yield from enumerate(map(function, tasks))
+        try:
+            yield from enumerate(map(function, tasks))
+        finally:
+            give_back_freed_memory()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from pipeline.devices import CPU, moved
 from pipeline.errors import DataError
 from pipeline.fit.objective import Objective
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
+from pipeline.flow.forwards import Forwards
 from pipeline.hashing import sha256
 from pipeline.job_sections import DataSpec, SiteSelection
 from pipeline.models.base import Checkpoint, checkpoint_key, decode_checkpoint
@@ -55,6 +56,11 @@ class Loaded:
     def shown(self, batch: Batch) -> Batch:
         """A batch of the data set as the model takes it."""
         return shown(self.origin, batch)
+
+    @cached_property
+    def forwards(self) -> Forwards:
+        """How it computes, as far as chunks have shown."""
+        return Forwards(self.discovery)
 
 
 @dataclass(frozen=True)

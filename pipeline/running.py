@@ -49,13 +49,15 @@ class Running:
     Rows of a sample are cut out of their batches, where the model lets them (see `flow/apart.py`), and held back until
     there are as many as a batch has: `finish` shows the model the last of them.
 
-    kernel  by which they are grown, see `kernels.choose`
+    kernel    by which they are grown, see `kernels.choose`
+    forwards  of the model, from the rows before: it need not be found out again how it computes
     """
 
     discovery: Discovery
     statistics: Sequence[Statistic]
     classes: int = 0
     kernel: str = field(default_factory=choose.name)
+    forwards: Forwards | None = None
 
     def __post_init__(self) -> None:
         for statistic in self.statistics:
@@ -67,7 +69,7 @@ class Running:
         # by the site's name, whether there are gradients, and the statistics
         self._asking: dict[tuple[str, bool, int], list[_Asking]] = {}
         self._held = Held(self.discovery.leaf_axes)
-        self._forwards = Forwards(self.discovery)
+        self._forwards = self.forwards or Forwards(self.discovery)
         self._sampled = [one for one in self.statistics if one.sample_shift > 0 and self.discovery.apart]
         self._others = [one for one in self.statistics if one not in self._sampled]
         self._most_rows = 0

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+from pipeline import allocator
 from pipeline.errors import DataError
 
 
@@ -21,6 +22,14 @@ def echo(content: bytes) -> bytes:
 def pid(_: int) -> int:
     time.sleep(0.05)
     return os.getpid()
+
+
+def keeps_memory(_: int) -> bool:
+    """Keeps freed memory; says whether the task before has left it so."""
+    time.sleep(0.05)
+    before = allocator._keeping
+    allocator.keep_freed_memory()
+    return before
 
 
 def gpus(_: int) -> tuple[int, str]:

@@ -7,6 +7,10 @@ import sys
 
 import pytest
 
+from pipeline import allocator
+from pipeline.allocator import freed_memory_kept, give_back_freed_memory, keep_freed_memory
+from pipeline.executor import InlineExecutor
+
 # an operation's result of 64 MiB, 10 times in each of three phases: pages that the system cleared, and MiB held behind
 CODE = """
 import resource
@@ -44,3 +48,24 @@ def test_freed_memory_is_kept_within_the_block_and_given_back_behind_it() -> Non
     assert behind >= 10
     assert kept >= before + 60
     assert after <= before + 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_a_task_leaves_its_memory_to_the_next_until_the_last_is_done() -> None:
+    give_back_freed_memory()
+    with freed_memory_kept(), freed_memory_kept():
+        pass
+    assert not allocator._keeping
+    keep_freed_memory()
+    with freed_memory_kept():
+        pass
+    assert allocator._keeping, "a block within is no end"
+
+    def task(number: int) -> bool:
+        before = allocator._keeping
+        keep_freed_memory()
+        return before
+
+    give_back_freed_memory()
+    assert list(InlineExecutor().map(task, range(3))) == [(0, False), (1, True), (2, True)]
+    assert not allocator._keeping

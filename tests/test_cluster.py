@@ -57,6 +57,22 @@ def test_each_task_has_one_receipt(executor: RayExecutor) -> None:
     assert list(executor.map(ray_tasks.square, [])) == []
 
 
+def test_workers_keep_freed_memory_from_task_to_task_and_none_behind_the_last(executor: RayExecutor) -> None:
+    both_workers(executor)
+    for _ in range(2):
+        had = [kept for _, kept in executor.map(ray_tasks.keeps_memory, range(12))]
+        # the first task of each of two workers
+        assert had.count(False) == 2
+
+
+def test_a_map_that_ends_behind_its_pool_asks_nothing_of_ray(ray_cluster: str) -> None:
+    with ray_executor(ray_cluster, Resources(workers=1, retries=1)) as executor:
+        receipts = executor.map(ray_tasks.square, range(3))
+        assert next(receipts) == (0, 0)
+    receipts.close()  # type: ignore[attr-defined]
+    assert not ray.is_initialized()
+
+
 def test_a_worker_killed_in_the_middle_of_a_task_costs_nothing(executor: RayExecutor, tmp_path: Path) -> None:
     before = {receipt for _, receipt in executor.map(ray_tasks.pid, range(20))}
     assert sorted(executor.map(partial(ray_tasks.dies_once, tmp_path), range(8))) == [

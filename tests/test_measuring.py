@@ -15,11 +15,13 @@ import pipeline.measuring.run
 import pipeline.measuring.storing
 import pipeline.task
 from pipeline.errors import ModelError, StoreError
+from pipeline.flow.forwards import Forwards
 from pipeline.manifest import read_manifest
 from pipeline.measuring.run import run_measure
 from pipeline.plan import all_measure_tasks
 from pipeline.resolve import resolve
 from pipeline.sources.base import RowGroupSource
+from pipeline.store import open_store
 from pipeline.verify import verify_runs
 from tests.census import published, run_inline, small_job
 
@@ -161,3 +163,21 @@ def test_a_store_that_refuses_a_state_stops_the_task(
     monkeypatch.setattr(pipeline.measuring.storing, "_store_cells", refused)
     with pytest.raises(StoreError, match="the disk is full"):
         run_inline(small_job(tmp_path), str(tmp_path / "store"))
+
+
+def test_how_a_model_computes_is_found_out_once_for_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[Any] = []
+    record = Forwards._record
+
+    def counted(forwards: Forwards, model: Any, batch: Any, *more: Any) -> Any:
+        recorded.append((id(model), batch.rows))
+        return record(forwards, model, batch, *more)
+
+    monkeypatch.setattr(Forwards, "_record", counted)
+    job = small_job(tmp_path)
+    tasks = all_measure_tasks(resolve(job, open_store(str(tmp_path / "store"))))
+    assert len({chunk.id for task in tasks for chunk, _ in task.by_chunk()}) > 1
+    _, store = run_inline(job, str(tmp_path / "store"))
+    # of batches of one length
+    assert len(recorded) == len(set(recorded)) > 0
+    assert all(report.problems == () for report in verify_runs(store, deep=True))

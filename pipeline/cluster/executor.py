@@ -100,6 +100,7 @@ class RayExecutor:
             yield from work.outcomes()
         finally:
             work.abandon()
+            self._pool.rest()
 
 
 @contextmanager

@@ -74,15 +74,25 @@ class Pool:
         self._busy.remove(worker)
         self.idle.append(worker)
 
+    def rest(self) -> None:
+        """Have the idle workers give back the memory that calls have kept; what they are handed next waits for it."""
+        for worker in self.idle:
+            worker.rest.remote()
+
     def drop(self, worker: Any) -> None:
         """The worker is dead, or is to be."""
-        self._busy.discard(worker)
-        ray.kill(worker)
+        # a map that is left by an exception ends when that is forgotten, which may be behind the pool and Ray
+        if worker in self._busy:
+            self._busy.remove(worker)
+            ray.kill(worker)
 
     def close(self) -> None:
         """Kill every worker, whatever it is at."""
         for worker in [*self.idle, *self._busy, *self._starting.values()]:
             ray.kill(worker)
+        self.idle.clear()
+        self._busy.clear()
+        self._starting.clear()
 
 
 def _shown(resources: dict[str, float]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from pipeline.allocator import give_back_freed_memory
 from pipeline.job_sections import Resources
 
 T = TypeVar("T")
@@ -31,6 +32,10 @@ class _Worker:
     def call(self, function: Callable[[T], R], task: T) -> R:
         """Do a task."""
         return function(task)
+
+    def rest(self) -> None:
+        """Give back the memory that calls have kept for each other."""
+        give_back_freed_memory()
 
 
 def start_worker(resources: Resources) -> Any:

@@ -80,7 +80,7 @@ def _loaded(setup: Setup, cells: Sequence[Missing]) -> tuple[list[Watched], dict
     for cell in cells:
         try:
             loaded = load(cell.model, task.probe, task.sites, setup.store, setup.device)
-            running = Running(loaded.discovery, cell.statistics, task.classes, task.kernel)
+            running = Running(loaded.discovery, cell.statistics, task.classes, task.kernel, loaded.forwards)
             watched.append(Watched(cell, loaded, running))
         except ModelError as error:
             failed[cell.model.id] = str(error)

@@ -12,7 +12,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from pipeline.allocator import freed_memory_kept
+from pipeline.allocator import keep_freed_memory
 from pipeline.batch import Batch
 from pipeline.cost import ModelCost
 from pipeline.devices import device_named
@@ -68,9 +68,10 @@ class _Tally:
 
 
 def run_measure(task: MeasureTask, store: Store) -> Measured:
-    """Store the states of the task's cells."""
+    """Store the states of the task's cells; memory that is freed is kept, for the worker's next task."""
     device = device_named(task.device)
     keep_only(task.models)
+    keep_freed_memory()
     watch, tally = Stopwatch(), _Tally()
     try:
         readings = _readings(task, store)
@@ -78,7 +79,6 @@ def run_measure(task: MeasureTask, store: Store) -> Measured:
         return Measured(0, {}, dict.fromkeys(task.models, str(error)), ())
     with (
         in_force(task.numerics),
-        freed_memory_kept(),
         _read_ahead(readings) as ahead,
         Storing(task, store, watch) as storing,
     ):

@@ -107,9 +107,9 @@ struct Unit {
         return best;
     }
 
-    // Keep row r if its key is among the k smallest of its kind and stratum. `place_` is where the row's presentation of
-    // the kind stands, −1 as long as it is not known.
-    void offer(int64_t r, int kind, int64_t stratum, int64_t key, int64_t &place_) const {
+    // Keep row r if its key is among the k smallest of its kind and stratum; `where` is asked where the row stands.
+    template <class Where>
+    void offer(int64_t r, int kind, int64_t stratum, int64_t key, Where where) const {
         Last &last = kept.last[kind + stratum];
         int64_t uid = keeping.uid[block.row + r];
         if (key > last.key[lane] || (key == last.key[lane] && uid >= last.uid[lane])) return;
@@ -121,7 +121,7 @@ struct Unit {
             kept.position[at] = kept.position[at - 1];
             memcpy(kept.value + 3 * at, kept.value + 3 * (at - 1), 3 * sizeof(double));
         }
-        int64_t p = place_ = place_ < 0 ? place(r, kind) : place_;
+        int64_t p = where();
         float z = block.z[LANES * p + lane];
         kept.key[at] = key;
         kept.uid[at] = uid;
@@ -137,6 +137,62 @@ static inline l8 keys_of(d8 v) {
     l8 bits = bits_of(v + d8{});
     return bits ^ ((bits >> 63) & all(INT64_MAX));
 }
+
+// Where a row stands for eight units, by kind; looked for once one of them keeps it, for all of them: at first all do.
+struct Standing {
+    const Unit *units;
+    int64_t r, at[3][LANES], times[3][LANES];
+    bool looked[3];
+
+    int64_t of(int kind, int lane) {
+        if (!looked[kind]) look(kind);
+        // of several places the one with the smallest number
+        if (times[kind][lane] > 1) at[kind][lane] = units[lane].place(r, kind), times[kind][lane] = 1;
+        return at[kind][lane];
+    }
+
+    void look(int kind) {
+        const Block &block = units->block;
+        looked[kind] = true;
+        if (kind != MATCH)
+            look_among_values(block, kind, (kind == SMALLEST ? block.smallest : block.greatest) + LANES * r);
+        else if (block.apart)
+            look_among_matches<true>(block);
+        else
+            look_among_matches<false>(block);
+    }
+
+    void look_among_values(const Block &block, int kind, const float *extreme) {
+        const int64_t begin = block.first[r];
+        w8 place = {}, count = {};
+        for (int64_t p = begin; p < block.first[r + 1]; p++) {
+            w8 here = (w8)(load<f8>(block.z + LANES * p) == load<f8>(extreme));
+            place = here ? w8{} + (int32_t)(p - begin) : place;
+            count = count - here;
+        }
+        for (int lane = 0; lane < LANES; lane++) at[kind][lane] = begin + place[lane], times[kind][lane] = count[lane];
+    }
+
+    template <bool APART>
+    void look_among_matches(const Block &block) {
+        double bias[LANES], mean[LANES], scale[LANES];
+        for (int lane = 0; lane < LANES; lane++) {
+            const Pattern<double> &of = units[lane].pattern;
+            bias[lane] = of.bias, mean[lane] = of.mean, scale[lane] = of.scale;
+        }
+        const Pattern<d8> pattern = {load<d8>(bias), load<d8>(mean), load<d8>(scale)};
+        const d8 best = load<d8>(block.match + LANES * r);
+        l8 place = {}, count = {};
+        for (int64_t p = block.first[r]; p < block.first[r + 1]; p++) {
+            d8 value = match_of<true>(widened(load<f8>(block.y + LANES * p)), of_presentation<APART>(block.sum, p),
+                                      of_presentation<APART>(block.length[PEARSON], p), pattern);
+            l8 here = clamped(value) == best;
+            place = select(here, all(p), place);
+            count = count - here;
+        }
+        store(at[MATCH], place), store(times[MATCH], count);
+    }
+};
 
 // Which of eight rows come before the last ones kept.
 static inline l8 precede(l8 key, l8 uid, const Last &last) {
@@ -182,20 +238,23 @@ static void keep_rows(const Block &block, const Keeping &keeping, const Unit *un
         chosen &= active;
         if (!chosen) continue;
         const int defined = lanes_of(is_finite(match)), firing = lanes_of(fired);
+        Standing standing = {units, r};
         int64_t keys[3][LANES], hashes[LANES], octave[LANES];
         for (int kind = 0; kind < 3; kind++) store(keys[kind], key[kind]);
         store(hashes, hash), store(octave, octaves_of(greatest));
         for (int lane = 0; lane < LANES; lane++) {
             if (!(chosen >> lane & 1)) continue;
             const Unit &unit = units[lane];
-            // what is drawn stands where z is greatest
-            int64_t at[3] = {-1, -1, -1};
-            unit.offer(r, GREATEST, 0, keys[0][lane], at[0]);
-            unit.offer(r, SMALLEST, 0, keys[1][lane], at[1]);
-            if (defined >> lane & 1) unit.offer(r, MATCH, 0, keys[2][lane], at[2]);
+            auto greatest_z = [&] { return standing.of(GREATEST, lane); };
+            auto smallest_z = [&] { return standing.of(SMALLEST, lane); };
+            auto best_match = [&] { return standing.of(MATCH, lane); };
+            unit.offer(r, GREATEST, 0, keys[0][lane], greatest_z);
+            unit.offer(r, SMALLEST, 0, keys[1][lane], smallest_z);
+            if (defined >> lane & 1) unit.offer(r, MATCH, 0, keys[2][lane], best_match);
             if (drawn) {
-                if (firing >> lane & 1) unit.offer(r, RANDOM, 0, hashes[lane], at[0]);
-                unit.offer(r, OCTAVE, octave[lane], hashes[lane], at[0]);
+                // what is drawn stands where z is greatest
+                if (firing >> lane & 1) unit.offer(r, RANDOM, 0, hashes[lane], greatest_z);
+                unit.offer(r, OCTAVE, octave[lane], hashes[lane], greatest_z);
             }
         }
     }
