@@ -80,7 +80,7 @@ def measure_path(seconds: float, rounds: int, threads: int) -> list[dict[str, An
     """Print and return the figures of the whole path, and what a new worker takes to start."""
     click.echo("\nfrom files to states")
     rows: list[dict[str, Any]] = []
-    for figure in figures(seconds=2 * seconds, rounds=min(rounds, 3), threads=threads):
+    for figure in figures(seconds=2 * seconds, rounds=rounds, threads=threads):
         click.echo(f"  {said(figure)}")
         rows.append({**asdict(figure), "within": figure.within})
     began = asdict(start(threads))

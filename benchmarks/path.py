@@ -152,8 +152,8 @@ def figures(*, seconds: float, rounds: int, threads: int) -> Iterator[Figure]:
 
 
 def _share(folder: Path, batch_rows: int, *, seconds: float, rounds: int, threads: int) -> Iterator[Figure]:
-    # states of one chunk are stored while the next is measured
-    rows, chunks = max(512, 4 * batch_rows), 2
+    # states of one chunk are stored while the next is measured; a job's chunks are of 65,536 rows, which take minutes here
+    rows, chunks = 1024, 2
     made = world(
         folder, rows=rows, chunks=chunks, shape=(3, 32, 32), family="resnet", models=1, batch_rows=batch_rows,
         threads=threads, statistics=FIRST,

@@ -1,8 +1,8 @@
 """What the C library does with memory that is freed: kept for the next batch while work lasts, given back behind it.
 
 Layer 0. By itself glibc returns whatever lies at the end of its heap and every block above 32 MiB at once, and the next
-operation has the system clear the same pages again: more than a fifth of measuring ResNet-18 in batches of 256 rows, 6 to
-9 % of a task of some thousand rows where it is returned behind each task.
+operation has the system clear the same pages again: more than a fifth of measuring ResNet-18 in batches of 256 rows,
+6 to 9 % of a task of some thousand rows where it is returned behind each task.
 """
 
 from __future__ import annotations
