@@ -152,7 +152,7 @@ def figures(*, seconds: float, rounds: int, threads: int) -> Iterator[Figure]:
 
 
 def _share(folder: Path, batch_rows: int, *, seconds: float, rounds: int, threads: int) -> Iterator[Figure]:
-    # states of one chunk are stored while the next is measured; a job's chunks are of 65,536 rows, which take minutes here
+    # states of one chunk are stored while the next is measured; of a job's, 65,536 rows, one alone takes ten minutes
     rows, chunks = 1024, 2
     made = world(
         folder, rows=rows, chunks=chunks, shape=(3, 32, 32), family="resnet", models=1, batch_rows=batch_rows,
