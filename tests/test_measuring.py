@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pipeline.measuring.chunk
 import pipeline.measuring.run
 import pipeline.measuring.storing
 import pipeline.task
+from pipeline import allocator
 from pipeline.errors import ModelError, StoreError
 from pipeline.flow.forwards import Forwards
 from pipeline.manifest import read_manifest
@@ -181,3 +183,20 @@ def test_how_a_model_computes_is_found_out_once_for_all_chunks(tmp_path: Path, m
     # of batches of one length
     assert len(recorded) == len(set(recorded)) > 0
     assert all(report.problems == () for report in verify_runs(store, deep=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_memory_that_a_task_frees_is_kept_for_the_next_one_and_not_behind_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+
+    def begun(task: Any, store: Any) -> Any:
+        kept.append(allocator._keeping)
+        return run_measure(task, store)
+
+    monkeypatch.setattr(pipeline.task, "run_measure", begun)
+    run_inline(small_job(tmp_path), str(tmp_path / "store"))
+    assert len(kept) > 1
+    assert kept == [False] + [True] * (len(kept) - 1)
+    assert not allocator._keeping
