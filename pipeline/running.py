@@ -6,6 +6,7 @@ computed once for all statistics and added to the running state; nothing else is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ from pipeline.flow.discover import Discovery
 from pipeline.flow.forwards import Forwards
 from pipeline.flow.gradients import observe_gradients
 from pipeline.flow.state import versions
+from pipeline.graphs import Graphs, Shown
 from pipeline.kernels import choose
 from pipeline.kernels.accumulate import Accumulator
 from pipeline.kernels.base import Primitive, State
@@ -74,6 +76,7 @@ class Running:
         self._others = [one for one in self.statistics if one not in self._sampled]
         self._most_rows = 0
         self._weights: dict[str, Any] = {}
+        self._graphs = Graphs()
 
     def add(self, model: nn.Module, batch: Batch) -> Any:
         """Run the model on a batch, add what its sites are shown, return what the model returns."""
@@ -107,13 +110,19 @@ class Running:
 
     def _show(self, model: nn.Module, batch: Batch, statistics: Sequence[Statistic]) -> Any:
         """Run the model on a batch and let the statistics observe it; return what the model returns."""
+        # the lists of statistics are as long here as this is: none takes the id of another
+        return self._graphs.show(model, batch, id(statistics), partial(self._shown, model, statistics))
+
+    def _shown(self, model: nn.Module, statistics: Sequence[Statistic], batch: Batch) -> Shown:
         self._memo: dict[Any, Any] = {}
+        # which rows have a gradient, and so what is done, is for their uids to say
+        self._added: Counter[Accumulator] | None = None if any(one.needs_gradients for one in statistics) else Counter()
         observe = partial(self._observe, statistics)
         with choose.in_force(self.kernel):
             out = self._forwards.run(model, batch, observe)
             if self._has_loss(batch, statistics):
                 observe_gradients(model, self.discovery, batch, observe)
-        return out
+        return Shown(out, self._added)
 
     def _has_loss(self, batch: Batch, statistics: Sequence[Statistic]) -> bool:
         """Whether a statistic needs the gradients of a row of the batch."""
@@ -123,7 +132,8 @@ class Running:
 
     def remarks(self) -> list[str]:
         """What a person should know of how it was done, each once."""
-        return list(dict.fromkeys(remark for sums in self._sums.values() for remark in sums.remarks()))
+        grown = [remark for sums in self._sums.values() for remark in sums.remarks()]
+        return list(dict.fromkeys([*grown, *self._graphs.remarks]))
 
     def states(self) -> States:
         """The state of every statistic at every site where it applies, on the CPU; to be asked for once finished."""
@@ -150,16 +160,20 @@ class Running:
         site = presentations.site
         presentations = presentations.among(classes=self.classes, memo=self._memo)
         if site.row_fraction < 1:
+            self._added = None
             presentations = presentations.select_rows(in_fraction(presentations.uid_N, site.row_fraction))
         key = (site.name, presentations.gradient_LSU is not None, id(statistics))
         asking = self._asking.get(key)
         if asking is None:
-            # the lists of statistics are as long here as this is: none takes the id of another
             asking = self._asking[key] = self._asked(statistics, presentations)
         for one in asking:
             sample = sampled(presentations, one.shift)
             if one.sums is not None:
                 one.sums.add(sample)
+            if one.shift or one.alone:
+                self._added = None
+            elif one.sums is not None and self._added is not None:
+                self._added[one.sums] += sample.entries * sample.positions
             for statistic in one.alone:
                 seen = statistic.observe(sample)
                 before = self._own.get((site.name, statistic.name))

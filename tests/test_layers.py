@@ -77,6 +77,7 @@ LAYERS: dict[str, int] = {
             "fit",
             "foreign",
             "measure",
+            "graphs",
             "running",
             "samples",
             "scores",

@@ -30,6 +30,17 @@ class Accumulator(ABC):
         """What a person should know of how it was done."""
         return []
 
+    @property
+    def room(self) -> int:
+        """Presentations that may be added by doing again, on a GPU, what `add` did there; 0 where that is not the same.
+
+        It is where `add` reads and writes the same memory each time, and nothing of it waits for the GPU.
+        """
+        return 0
+
+    def count(self, presentations: int) -> None:  # noqa: B027
+        """Note that so many were added in this way, no more than there is room for."""
+
 
 class Reference(Accumulator):
     """States grown by the reference kernel."""
@@ -71,6 +82,15 @@ class Bounded(Accumulator):
             self._before, self._now, self._shown = self.states(), self._grown(), 0
         self._shown += shown
         self._now.add(presentations)
+
+    @property
+    def room(self) -> int:
+        """See `Accumulator`."""
+        return min(self._most - self._shown, self._now.room)
+
+    def count(self, presentations: int) -> None:
+        """See `Accumulator`."""
+        self._shown += presentations
 
     def states(self) -> Mapping[Primitive, State]:
         """See `Accumulator`."""

@@ -20,6 +20,7 @@ from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.by_position import by_position
 from pipeline.kernels.classsums import ClassSums
 from pipeline.kernels.comoment import CoMoment
+from pipeline.kernels.counts import LARGEST
 from pipeline.kernels.pooled import Pooled
 from pipeline.sites import Presentations, Site
 
@@ -147,6 +148,17 @@ class Mixed(Accumulator):
         """See `Accumulator`."""
         return self._remarks
 
+    @property
+    def room(self) -> int:
+        """See `Accumulator`."""
+        if self._rest or self._pooled or self._untaken is not None:
+            return 0
+        return self._fused.room if self._any else LARGEST
+
+    def count(self, presentations: int) -> None:
+        """See `Accumulator`."""
+        self._fused.count(presentations)
+
 
 class Labelled(Accumulator):
     """States of which those by class also take in positions with labels of their own, each as a row.
@@ -182,6 +194,15 @@ class Labelled(Accumulator):
     def remarks(self) -> list[str]:
         """See `Accumulator`."""
         return self._whole.remarks()
+
+    @property
+    def room(self) -> int:
+        """See `Accumulator`."""
+        return self._whole.room if self._by_position is None else 0
+
+    def count(self, presentations: int) -> None:
+        """See `Accumulator`."""
+        self._whole.count(presentations)
 
 
 def _moved(state: State, like: State) -> State:

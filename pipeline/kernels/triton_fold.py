@@ -118,19 +118,23 @@ def _raised(place, rise):
 
 
 @triton.jit(do_not_specialize=["units", "runs"])
-def fold_bins(top_U, count_UB, top_RU, count_RUB, new_top_U, new_count_UB, units, runs, BR: tl.constexpr):
-    """Count the state and all runs of one unit in the highest of their windows; `new_count_UB` is 0 before."""
+def fold_bins(top_U, count_UB, top_RU, count_RUB, units, runs, BR: tl.constexpr):
+    """Count the state and all runs of one unit, in place, in the highest of their windows."""
     u = tl.program_id(0).to(tl.int64)
     r = tl.arange(0, BR)
     before = tl.load(top_U + u)
     top = tl.maximum(before, tl.max(tl.load(top_RU + r * units + u, mask=r < runs, other=-(1 << 30)), axis=0))
-    tl.store(new_top_U + u, top)
     place = tl.arange(0, BIN_ROOM)
     known = place < BIN_COUNT
-    new = new_count_UB + u * BIN_COUNT
-    count = tl.load(count_UB + u * BIN_COUNT + place, mask=known, other=0)
-    tl.atomic_add(new + _raised(place, top - before), count, mask=known & (count > 0), sem="relaxed")
+    own = count_UB + u * BIN_COUNT
+    count = tl.load(own + place, mask=known, other=0)
+    # what was there has been read by all threads before any writes, and is 0 before any adds
+    tl.debug_barrier()
+    tl.store(top_U + u, top)
+    tl.store(own + place, 0, mask=known)
+    tl.debug_barrier()
+    tl.atomic_add(own + _raised(place, top - before), count, mask=known & (count > 0), sem="relaxed")
     for run in range(runs):
         of_run = tl.load(count_RUB + (run * units + u) * BIN_ROOM + place, mask=known, other=0).to(tl.int32)
         rise = top - tl.load(top_RU + run * units + u)
-        tl.atomic_add(new + _raised(place, rise), of_run, mask=known & (of_run > 0), sem="relaxed")
+        tl.atomic_add(own + _raised(place, rise), of_run, mask=known & (of_run > 0), sem="relaxed")

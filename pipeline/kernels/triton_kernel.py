@@ -18,7 +18,7 @@ from pipeline.kernels.accumulate import Accumulator
 from pipeline.kernels.base import Primitive, State
 from pipeline.kernels.bins import BINS, EMPTY_TOP, Bins
 from pipeline.kernels.classsums import ClassSums
-from pipeline.kernels.counts import NARROW
+from pipeline.kernels.counts import LARGEST, NARROW
 from pipeline.kernels.firing import Firing
 from pipeline.kernels.match import patterns_of
 from pipeline.kernels.matchbins import BINS as MATCH_BINS
@@ -136,11 +136,14 @@ class Triton(Accumulator):
             PEARSON=self._wanted["PEARSON"], COSINE=self._wanted["COSINE"], BU=near, **room,
         )  # fmt: skip
         if self._wanted["BINS"]:
-            top_U, bin_UB = torch.empty_like(self._top_U), torch.zeros_like(self._bin_UB)
-            fold_bins[(units,)](self._top_U, self._bin_UB, parts.top, parts.bins, top_U, bin_UB, **room)
-            self._top_U, self._bin_UB = top_U, bin_UB
+            fold_bins[(units,)](self._top_U, self._bin_UB, parts.top, parts.bins, **room)
         if self._wanted["PEARSON"] or self._wanted["COSINE"]:
-            self._match_bin_FUB = self._match_bin_FUB + parts.match_bins.sum(0, dtype=NARROW)
+            self._match_bin_FUB += parts.match_bins.sum(0, dtype=NARROW)
+
+    @property
+    def room(self) -> int:
+        """See `Accumulator`: every state is changed where it is."""
+        return LARGEST
 
     def states(self) -> Mapping[Primitive, State]:
         """See `Accumulator`."""
