@@ -23,12 +23,15 @@ from torch.utils import _pytree as pytree
 from pipeline.batch import Batch
 from pipeline.devices import GPU
 from pipeline.flow.holdings import held_tensors
+from pipeline.flow.script import Script
 from pipeline.flow.signature import signature_of
 from pipeline.flow.trace import copied
 from pipeline.kernels.accumulate import Accumulator
 
-# batches of a kind that are shown launch by launch: behind them nothing is made, moved or compiled any more
-WARM = 3
+# batches of a kind that follow a script launch by launch: behind them nothing is made, moved or compiled any more
+WARM = 2
+# batches before those that are one launch, of a model that was shown none: a tap's, a script's, and that captured
+BEFORE = WARM + 3
 # a graph takes as long to make as some ten batches, and keeps its batch
 MOST = 8
 # whose modules keep nothing from one forward in eval mode to the next
@@ -36,10 +39,19 @@ _KNOWN = ("torch.nn.", "pipeline.models.", "pipeline.attention")
 
 
 class Shown(NamedTuple):
-    """What a model returns for a batch, and how many presentations were added to what; None if to anything else."""
+    """What a model returns for a batch, how many presentations were added to what, and the script that was followed.
+
+    `added` is None where anything was added that is no accumulator's.
+    """
 
     out: Any
     added: Mapping[Accumulator, int] | None
+    script: Script | None
+
+    @property
+    def again(self) -> bool:
+        """Whether the same could be done again."""
+        return self.script is not None and self.added is not None and _have_room(self.added)
 
 
 Show = Callable[[Batch], Shown]
@@ -76,9 +88,9 @@ class Graphs:
             if graph is not None:
                 self._graphs[key] = graph
                 return graph.launch()
-        out, added = show(batch)
-        self._warm[key] = self._warm[key] + 1 if added is not None and _have_room(added) else 0
-        return out
+        shown = show(batch)
+        self._warm[key] = self._warm[key] + 1 if shown.again else 0
+        return shown.out
 
     def _captured(self, model: nn.Module, batch: Batch, show: Show) -> _Graph | None:
         try:
@@ -101,10 +113,11 @@ class _Graph:
         self._places = [tensor.data_ptr() for tensor in self._held]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(batch.uid_N.device):
-            self._out, added = self._captured(show)
-        if added is None:
-            raise RuntimeError("something is added that is no accumulator's")
-        self._added = added
+            shown = self._captured(show)
+        if shown.added is None or shown.script is None:
+            raise RuntimeError("its batch was not shown as those before")
+        # the numbers of entries and positions that are the same in every batch are the script's
+        self._out, self._added, self._script = shown.out, shown.added, shown.script
 
     def _captured(self, show: Show) -> Shown:
         # it cannot use what is kept for launches

@@ -122,7 +122,7 @@ class Running:
             out = self._forwards.run(model, batch, observe)
             if self._has_loss(batch, statistics):
                 observe_gradients(model, self.discovery, batch, observe)
-        return Shown(out, self._added)
+        return Shown(out, self._added, self._forwards.followed)
 
     def _has_loss(self, batch: Batch, statistics: Sequence[Statistic]) -> bool:
         """Whether a statistic needs the gradients of a row of the batch."""

@@ -117,11 +117,14 @@ def test_running_states_say_what_a_batch_added_to(name: str, adds: bool) -> None
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     batch = Batch((torch.randn(5, 3),), torch.arange(5), torch.arange(5) % 2)
     running = Running(discover(model, batch), [statistics()[name]], 2)
-    out, added = running._shown(model, running.statistics, batch)
-    torch.testing.assert_close(out, model(batch.inputs[0]))
-    assert (added is not None) == adds
-    if adds:
-        assert sorted(added.values()) == [5, 5]
+    shown = [running._shown(model, running.statistics, batch) for _ in range(3)]
+    for out, added, _ in shown:
+        torch.testing.assert_close(out, model(batch.inputs[0]))
+        assert (added is not None) == adds
+        if added is not None:
+            assert sorted(added.values()) == [5, 5]
+    # by a tap, recorded, and as it was recorded
+    assert [script is not None for _, _, script in shown] == [False, False, True]
 
 
 def test_on_a_cpu_every_batch_is_shown() -> None:
@@ -129,7 +132,7 @@ def test_on_a_cpu_every_batch_is_shown() -> None:
 
     def show(batch: Batch) -> Shown:
         seen.append(batch)
-        return Shown(len(seen), {Within(): 1})
+        return Shown(len(seen), {Within(): 1}, None)
 
     batch = Batch((torch.randn(5, 3),), torch.arange(5))
     assert [graphs.show(nn.Linear(3, 2), batch, 0, show) for _ in range(9)] == list(range(1, 10))

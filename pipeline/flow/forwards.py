@@ -35,9 +35,12 @@ class Forwards:
         self.discovery = discovery
         self._scripts: OrderedDict[Hashable, Script | None] = OrderedDict()
         self._departures = 0
+        # along which the last batch was shown, if it was by one
+        self.followed: Script | None = None
 
     def run(self, model: nn.Module, batch: Batch, observe: Observe) -> Any:
         """Run the model on a batch, call `observe` once per site call, return what the model returns."""
+        self.followed = None
         batch = copied(batch) if self.discovery.writes_inputs else batch
         signature = signature_of(batch) if self.may_script else None
         if signature is None:
@@ -93,4 +96,6 @@ class Forwards:
         if replay.has_departed:
             self._departures += 1
             self._scripts.pop(signature.key)
+        else:
+            self.followed = script
         return out

@@ -146,14 +146,14 @@ def test_weights_that_move_are_seen() -> None:
     model, batches = model_of("mlp", torch.float32), batches_of("mlp", torch.float32)
     with in_force(Numerics()):
         running = Running(discover(model, batches[0]), named("response"), 0, choose.name(GPU))
-        for batch in batches[:6]:
+        for batch in batches[:7]:
             running.add(model, batch)
         assert running._graphs.number == 1
         weight = next(model.parameters())
         weight.data = weight.data * 2
-        out = running.add(model, batches[6])
+        out = running.add(model, batches[7])
         with torch.no_grad():
-            torch.testing.assert_close(out, model.eval()(*batches[6].inputs))
+            torch.testing.assert_close(out, model.eval()(*batches[7].inputs))
 
 
 def test_counts_begin_anew_before_they_could_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_a_weight_changed_by_the_user_is_refused_as_without() -> None:
     model, batches = model_of("mlp", torch.float32), batches_of("mlp", torch.float32)
     with in_force(Numerics()):
         running = Running(discover(model, batches[0]), named("response"), 0, choose.name(GPU))
-        for batch in batches[:6]:
+        for batch in batches[:7]:
             running.add(model, batch)
         with torch.no_grad():
             next(model.parameters()).mul_(2)
