@@ -3,16 +3,18 @@
 Layer 2. On a GPU a small batch waits for Python, launch by launch. Once batches of a kind were shown one like the
 other, the next is captured, and those behind it are copied to where it lay. A graph does what was done then, whatever
 Python would do now: so there is one only for models whose modules decide nothing by what they keep (`keeps_nothing`),
-and where all is added in place (`Accumulator.room`). It launches the same kernels, so the bits are the same.
+where all is added in place (`Accumulator.room`) and nothing waits for the GPU. It launches the same kernels, so the
+bits are the same.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -57,6 +59,8 @@ class Shown(NamedTuple):
 Show = Callable[[Batch], Shown]
 # models of which no graph could be captured
 _UNFIT: WeakSet[nn.Module] = WeakSet()
+# whose memory another graph may have as well
+_ALIVE: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
 
 class Graphs:
@@ -88,7 +92,13 @@ class Graphs:
             if graph is not None:
                 self._graphs[key] = graph
                 return graph.launch()
-        shown = show(batch)
+        if self._warm[key] == WARM - 1:
+            # a capture that fails leaves torch's random numbers unusable
+            shown, waits = _watched(show, batch)
+            if waits:
+                self._give_up(model, waits)
+        else:
+            shown = show(batch)
         self._warm[key] = self._warm[key] + 1 if shown.again else 0
         return shown.out
 
@@ -97,10 +107,13 @@ class Graphs:
             return _Graph(model, batch, show)
         except Exception as error:  # noqa: BLE001
             # whatever it is that a graph cannot do: launch by launch it is done, or fails by itself
-            _UNFIT.add(model)
-            said = str(error).strip().partition("\n")[0]
-            self.remarks.append(f"batches are shown to a GPU launch by launch, for no CUDA graph can be made: {said}")
+            self._give_up(model, str(error))
             return None
+
+    def _give_up(self, model: nn.Module, why: str) -> None:
+        _UNFIT.add(model)
+        said = why.strip().partition("\n")[0]
+        self.remarks.append(f"batches are shown to a GPU launch by launch, for no CUDA graph can be made: {said}")
 
 
 class _Graph:
@@ -123,18 +136,19 @@ class _Graph:
         # it cannot use what is kept for launches
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        with torch.cuda.stream(torch.cuda.Stream()):
+        with torch.cuda.stream(_stream(self._batch.uid_N.device)):
             # other threads pin memory meanwhile
             self._graph.capture_begin(pool=_pool(), capture_error_mode="thread_local")
             try:
                 shown = show(self._batch)
             except Exception:
-                # memory of a capture that failed stays in its pool
-                _pool.cache_clear()
+                # memory of a capture that failed is left to it
+                _ALIVE.clear()
                 with suppress(RuntimeError):
                     self._graph.capture_end()
                 raise
             self._graph.capture_end()
+        _ALIVE.add(self._graph)
         return shown
 
     @property
@@ -160,7 +174,10 @@ class _Graph:
 
 
 def keeps_nothing(model: nn.Module) -> bool:
-    """Whether all of a model's modules are known to do the same in every forward in eval mode, and nothing hooks in."""
+    """Whether all modules are torch's or a built-in family's, which do the same in every forward in eval mode.
+
+    And nothing hooks into them: what a user's own code decides by cannot be known.
+    """
     return all(
         _is_known(type(module))  # type: ignore[arg-type]
         and "forward" not in vars(module)
@@ -185,10 +202,29 @@ def _key_of(model: nn.Module, batch: Batch, kind: Hashable) -> Hashable:
     return kind, signature.key
 
 
-@cache
+def _watched(show: Show, batch: Batch) -> tuple[Shown, str]:
+    """Show a batch, and say what of it waits for the GPU, if anything does."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            shown = show(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    waits = [f"{one.message} ({one.filename}:{one.lineno})" for one in said if "synchronizing" in str(one.message)]
+    return shown, waits[0] if waits else ""
+
+
+@lru_cache(maxsize=8)
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where all graphs are captured: what one had of their memory can be another's only on the same stream."""
+    return torch.cuda.Stream(device)
+
+
 def _pool() -> Any:
-    """Memory that graphs share: one is done after the other, and none needs what another left there."""
-    return torch.cuda.graph_pool_handle()
+    """The memory of the graphs that there are: one is done after the other, and none needs what another left there."""
+    return next((graph.pool() for graph in _ALIVE), None)
 
 
 def _has_memory(device: torch.device) -> bool:

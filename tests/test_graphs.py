@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -52,36 +52,40 @@ def test_models_of_families_keep_nothing(family: str) -> None:
     assert keeps_nothing(build(family, example.task, **example.hyperparameters))
 
 
-def hooked(model: nn.Module) -> nn.Module:
-    model[0].register_forward_hook(lambda *given: None)
-    return model
+def layer_of(model: nn.Module) -> nn.Linear:
+    return next(module for module in model.modules() if isinstance(module, nn.Linear))
 
 
-def hooked_before(model: nn.Module) -> nn.Module:
-    model[1].register_forward_pre_hook(lambda *given: None)
-    return model
+def hooked(model: nn.Module) -> None:
+    layer_of(model).register_forward_hook(lambda *given: None)
 
 
-def replaced(model: nn.Module) -> nn.Module:
-    layer = model[0]
-    layer.forward = lambda x: nn.Linear.forward(layer, x)
-    return model
+def hooked_before(model: nn.Module) -> None:
+    layer_of(model).register_forward_pre_hook(lambda *given: None)
 
 
-def parametrized(model: nn.Module) -> nn.Module:
+def replaced(model: nn.Module) -> None:
+    layer = layer_of(model)
+    layer.forward = lambda x: nn.Linear.forward(layer, x)  # type: ignore[method-assign]
+
+
+def with_another(model: nn.Module) -> None:
+    model.another = Counting()
+
+
+def parametrized(model: nn.Module) -> None:
     class Changed(nn.Linear):
         pass
 
-    return nn.Sequential(model, torch.nn.utils.parametrizations.weight_norm(Changed(3, 3)))
+    model.another = torch.nn.utils.parametrizations.weight_norm(Changed(3, 3))
 
 
-@pytest.mark.parametrize(
-    "changed", [hooked, hooked_before, replaced, parametrized, lambda model: nn.Sequential(model, Counting())]
-)
-def test_a_model_that_could_do_otherwise_next_time_is_not_taken(changed: Any) -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+@pytest.mark.parametrize("change", [hooked, hooked_before, replaced, with_another, parametrized])
+def test_a_model_that_could_do_otherwise_next_time_is_not_taken(change: Callable[[nn.Module], None]) -> None:
+    model = build("mlp", EXAMPLES["mlp"].task, **EXAMPLES["mlp"].hyperparameters)
     assert keeps_nothing(model)
-    assert not keeps_nothing(changed(model))
+    change(model)
+    assert not keeps_nothing(model)
 
 
 def test_counts_of_32_bits_leave_room_for_so_many_presentations_and_no_more() -> None:

@@ -35,8 +35,8 @@ pytestmark = [
     pytest.mark.skipif(triton_build.lacking() is not None, reason="Triton cannot be used"),
 ]
 NAMES = ("response", "labels", "exemplars", "match")
-# the product with a graph's edges is not the same from run to run, and what edges there are is asked of the GPU
-WITHOUT = {"gcn"}
+# whose forwards follow no script: of a graph, and where a factorisation machine is
+WITHOUT = {"gcn", "deepfm"}
 
 
 def named(*names: str) -> list[Statistic]:
