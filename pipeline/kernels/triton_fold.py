@@ -110,31 +110,40 @@ def fold(
 
 
 @triton.jit
-def _raised(place, rise):
-    """A place among the bins in a window that ends `rise` higher: what falls out below joins the small ones."""
+def _raised(count_RB, rise, place, inside):
+    """Counts (r, b) in windows that end `rise` higher, and how many become the small ones of either side."""
     far = tl.abs(place - ZERO)
-    moved = tl.where(far == 0, 0, tl.maximum(far - rise, 1))
-    return tl.where(place < ZERO, ZERO - moved, ZERO + moved)
+    moved = far + tl.where(far == 0, 0, rise)
+    kept = inside & (far != 1) & (moved <= ZERO)
+    count = tl.load(count_RB + ZERO + tl.where(place < ZERO, -moved, moved), mask=kept, other=0).to(tl.int64)
+    # what falls out below joins the small ones
+    fallen = inside & (far > 0) & (far <= rise + 1)
+    small = tl.load(count_RB + place, mask=fallen, other=0).to(tl.int64)
+    below = tl.sum(tl.where(place < ZERO, small, 0), axis=1)
+    above = tl.sum(tl.where(place > ZERO, small, 0), axis=1)
+    return tl.sum(count, axis=0), tl.sum(below, axis=0), tl.sum(above, axis=0)
 
 
 @triton.jit(do_not_specialize=["units", "runs"])
-def fold_bins(top_U, count_UB, top_RU, count_RUB, units, runs, BR: tl.constexpr):
-    """Count the state and all runs of one unit, in place, in the highest of their windows."""
+def fold_bins(top_U, count_UB, top_RU, count_RUB, units, runs, BR: tl.constexpr, BN: tl.constexpr):
+    """Count the state and all runs of one unit, in place, in the highest of their windows, BN runs at once."""
     u = tl.program_id(0).to(tl.int64)
     r = tl.arange(0, BR)
     before = tl.load(top_U + u)
     top = tl.maximum(before, tl.max(tl.load(top_RU + r * units + u, mask=r < runs, other=-(1 << 30)), axis=0))
-    place = tl.arange(0, BIN_ROOM)
+    place_b = tl.arange(0, BIN_ROOM)
+    place = tl.expand_dims(place_b, 0)
     known = place < BIN_COUNT
     own = count_UB + u * BIN_COUNT
-    count = tl.load(own + place, mask=known, other=0)
-    # what was there has been read by all threads before any writes, and is 0 before any adds
+    count, below, above = _raised(own, top - before, place, known)
+    for first in range(0, runs, BN):
+        run = tl.expand_dims(first + tl.arange(0, BN), 1)
+        inside = known & (run < runs)
+        rise = top - tl.load(top_RU + run * units + u, mask=run < runs, other=0)
+        more, more_below, more_above = _raised(count_RUB + (run * units + u) * BIN_ROOM, rise, place, inside)
+        count, below, above = count + more, below + more_below, above + more_above
+    count += tl.where(place_b == ZERO - 1, below, 0) + tl.where(place_b == ZERO + 1, above, 0)
+    # others read what was there
     tl.debug_barrier()
     tl.store(top_U + u, top)
-    tl.store(own + place, 0, mask=known)
-    tl.debug_barrier()
-    tl.atomic_add(own + _raised(place, top - before), count, mask=known & (count > 0), sem="relaxed")
-    for run in range(runs):
-        of_run = tl.load(count_RUB + (run * units + u) * BIN_ROOM + place, mask=known, other=0).to(tl.int32)
-        rise = top - tl.load(top_RU + run * units + u)
-        tl.atomic_add(own + _raised(place, rise), of_run, mask=known & (of_run > 0), sem="relaxed")
+    tl.store(own + place_b, count, mask=place_b < BIN_COUNT)

@@ -137,6 +137,8 @@ def keep(
             offered = _key_of(-value)
             if HASHED:
                 offered = _splitmix64(_splitmix64(unit + start) ^ offered_uid)
+            # what is worse than the last place now will not come in later: soon that is every row
+            candidate = candidate & (offered <= _column(tl.max(key, axis=1)))
             going = tl.max(tl.max(candidate.to(tl.int32), axis=1), axis=0)
             while going > 0:
                 key, uid, source, candidate, going = _offer(

@@ -29,7 +29,7 @@ from pipeline.kernels.triton_fold import fold, fold_bins
 from pipeline.kernels.triton_labels import ByRow
 from pipeline.kernels.triton_pass import Parts, observe
 from pipeline.kernels.triton_rows import Rows
-from pipeline.kernels.triton_show import WARPS, Cut, found_in, known_of, parts_of
+from pipeline.kernels.triton_show import Cut, found_in, known_of, parts_of
 from pipeline.kernels.triton_sums import norms_of
 from pipeline.kernels.triton_tile import SAME, Patterns
 from pipeline.kernels.view import View
@@ -40,6 +40,8 @@ FORMS = ("pearson", "cosine")
 COUNTED = ("n", "nonfinite", "zero", "fired")
 # parts times units that a program folds together
 FOLDED = 256
+# runs whose bins a program folds together
+FOLDED_RUNS = 16
 MOMENTS = ("min", "max", "absolute", "mean", "m2", "m3", "m4")
 
 
@@ -115,7 +117,7 @@ class Triton(Accumulator):
         parts, found = parts_of(cut, wanted), found_in(cut, wanted)
         arguments = cut.arguments(self._patterns, matches=matches)
         # contracted, a product and a sum round once: another match, and another bin
-        observe[cut.grid](**arguments, **wanted, parts=parts, found=found, enable_fp_fusion=False, num_warps=WARPS)
+        observe[cut.grid](**arguments, **wanted, parts=parts, found=found, enable_fp_fusion=False, **cut.launched)
         self._fold(cut, parts)
         view = View.of(cut.presentations).knowing(**known_of(cut, found, wanted))
         for rows in self._kept.values():
@@ -136,7 +138,8 @@ class Triton(Accumulator):
             PEARSON=self._wanted["PEARSON"], COSINE=self._wanted["COSINE"], BU=near, **room,
         )  # fmt: skip
         if self._wanted["BINS"]:
-            fold_bins[(units,)](self._top_U, self._bin_UB, parts.top, parts.bins, **room)
+            several = min(FOLDED_RUNS, room["BR"])
+            fold_bins[(units,)](self._top_U, self._bin_UB, parts.top, parts.bins, BN=several, **room)
         if self._wanted["PEARSON"] or self._wanted["COSINE"]:
             self._match_bin_FUB += parts.match_bins.sum(0, dtype=NARROW)
 

@@ -18,8 +18,10 @@ from pipeline.kernels.places import Places
 from pipeline.kernels.triton_classes import by_row
 from pipeline.kernels.view import View
 
-# rows, classes and units that a program has in hand
-ROWS, CLASSES, UNITS = 16, 16, 16
+# classes that a program has in hand, and rows and units: where it has all classes it waits for each run of rows, so of
+# those many; where others read the same rows for other classes, they are read in one piece
+CLASSES = 16
+FEW, MANY = (64, 2), (16, 16)
 COUNTS, SUMS = ("n", "fired"), ("mean", "m2")
 
 
@@ -53,8 +55,9 @@ class ByRow:
         units, classes = self._classes["n"].shape[1:]
         labelled = view.label_N is not None and view.classes > 0 and bool(self._kinds)
         label_PN = view.remembered((self._kinds, view.classes), lambda: self._labels(view)) if labelled else view.uid_N
-        room = {"BN": ROWS, "BC": CLASSES, "BU": UNITS, "enable_fp_fusion": False}
-        grid = (triton.cdiv(units, UNITS), *((triton.cdiv(classes, CLASSES), len(self._kinds)) if labelled else (1, 1)))
+        rows, near = FEW if classes <= CLASSES else MANY
+        room = {"BN": rows, "BC": CLASSES, "BU": near, "enable_fp_fusion": False}
+        grid = (triton.cdiv(units, near), *((triton.cdiv(classes, CLASSES), len(self._kinds)) if labelled else (1, 1)))
         by_row[grid](
             greatest.value_NU.contiguous(), output_NU.contiguous(), label_PN, self.rows_2U,
             *(self._classes[name] for name in (*COUNTS, *SUMS)), view.rows, units, classes, CLASSES=labelled, **room,

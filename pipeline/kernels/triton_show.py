@@ -8,7 +8,7 @@ Shapes: L entries, S positions, U units, G groups, R runs of entries, F forms of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,10 +25,22 @@ COUNTS, MOMENTS, MATCH_MOMENTS, FORMS = 4, 7, 6, 2
 # runs times units: more programs than any GPU has room for, and at most 60 MB of bins of their own
 RUN_UNITS = 1 << 14
 MOST_RUNS = 128
-# presentations times units that a program has in hand: with half as many warps these run out of registers
-TILE, WARPS = 512, 8
-# units read together where they are neighbours in memory, and where positions are
-NEIGHBOURS, STRANGERS = 32, 4
+# of a thread, so that several programs are at work at once on a multiprocessor; it would take up to 255
+REGISTERS = 128
+# tiles that are read before the first is used
+AHEAD = 2
+
+
+class Hand(NamedTuple):
+    """What a program has in hand: presentations times units of a tile, units of it at most, and warps that share it."""
+
+    values: int
+    units: int
+    warps: int
+
+
+# where units are neighbours in memory, and where positions are: there bins of one unit are, side by side
+NEIGHBOURS, STRANGERS = Hand(128, 8, 4), Hand(32, 1, 1)
 
 
 class Cut:
@@ -38,11 +50,13 @@ class Cut:
         z_LSU = presentations.z_LSU
         self.presentations = presentations
         self.entries, self.positions, self.units = z_LSU.shape
-        near = NEIGHBOURS if z_LSU.stride(2) == 1 else STRANGERS
-        units = min(near, triton.next_power_of_2(self.units))
-        positions = min(TILE // units, triton.next_power_of_2(self.positions))
-        entries = min(TILE // (units * positions), triton.next_power_of_2(self.entries))
+        hand = NEIGHBOURS if z_LSU.stride(2) == 1 else STRANGERS
+        units = min(hand.units, triton.next_power_of_2(self.units))
+        positions = min(hand.values // units, triton.next_power_of_2(self.positions))
+        entries = min(hand.values // (units * positions), triton.next_power_of_2(self.entries))
         self.tile = (entries, positions, units)
+        self.at_once = positions >= self.positions
+        self.launched = {"num_warps": hand.warps, "maxnreg": REGISTERS}
         tiles = triton.cdiv(self.entries, entries)
         runs = min(tiles, MOST_RUNS, max(1, RUN_UNITS // self.units))
         self.blocks = triton.cdiv(tiles, runs)
@@ -50,8 +64,8 @@ class Cut:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Programs: runs, and tiles of units."""
-        return self.runs, triton.cdiv(self.units, self.tile[2])
+        """Programs: tiles of units, neighbours in memory, and runs."""
+        return triton.cdiv(self.units, self.tile[2]), self.runs
 
     @property
     def a_is(self) -> int:
@@ -84,6 +98,8 @@ class Cut:
             "HAS_MASK": mask_LS is not None,
             "HAS_NUMBER": shown.position_LS is not None,
             **dict(zip(("BL", "BS", "BU"), self.tile, strict=True)),
+            "AHEAD": AHEAD,
+            "ONCE": self.at_once,
         }
 
 

@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: E741 -- l as in the shapes; Triton knows no starred tuples
 """What the kernel for GPUs does with a tile of presentations in hand, in Triton.
 
 Layer 1: Triton alone; only to be imported where that is installed. What z is, how it fires and which bin it falls in is
@@ -82,23 +83,29 @@ def is_finite(value):
 
 
 @triton.jit
-def loaded(memory, by, e, s, u, inside, A_IS: tl.constexpr, HAS_Y: tl.constexpr, HAS_MASK: tl.constexpr):
-    """z, a and y as float32, which presentations there are, and which count."""
+def loaded(memory, by, e0, s0, l, s, u, inside, A_IS: tl.constexpr, HAS_Y: tl.constexpr, HAS_MASK: tl.constexpr):
+    """z, a and y as float32, which presentations there are, and which count; e0 and s0 are the tile's first."""
+    l, s, u = l.to(tl.int64), s.to(tl.int64), u.to(tl.int64)
     shown = inside
     if HAS_MASK:
-        at = e * by.mask[0] + s * by.mask[1] + u * 0
-        shown = inside & (tl.load(memory.mask + at, mask=inside, other=0) != 0)
-    z = tl.load(memory.z + e * by.z[0] + s * by.z[1] + u * by.z[2], mask=inside, other=0).to(tl.float32)
+        near = l * by.mask[0] + s * by.mask[1] + u * 0
+        at = memory.mask + (e0 * by.mask[0] + s0 * by.mask[1])
+        shown = inside & (tl.load(at + near, mask=inside, other=0) != 0)
+    # what does not change from tile to tile comes last
+    at = memory.z + (e0 * by.z[0] + s0 * by.z[1])
+    z = tl.load(at + (l * by.z[0] + s * by.z[1] + u * by.z[2]), mask=inside, other=0).to(tl.float32)
     valid = shown & is_finite(z)
     a = z
     if A_IS == GIVEN:
-        a = tl.load(memory.a + e * by.a[0] + s * by.a[1] + u * by.a[2], mask=inside, other=0).to(tl.float32)
+        at = memory.a + (e0 * by.a[0] + s0 * by.a[1])
+        a = tl.load(at + (l * by.a[0] + s * by.a[1] + u * by.a[2]), mask=inside, other=0).to(tl.float32)
         valid = valid & is_finite(a)
     if A_IS == RECTIFIED:
         a = tl.where(z > 0, z, 0)
     y = z
     if HAS_Y:
-        y = tl.load(memory.y + e * by.y[0] + s * by.y[1] + u * by.y[2], mask=inside, other=0).to(tl.float32)
+        at = memory.y + (e0 * by.y[0] + s0 * by.y[1])
+        y = tl.load(at + (l * by.y[0] + s * by.y[1] + u * by.y[2]), mask=inside, other=0).to(tl.float32)
     return z, a, y, shown, valid
 
 
@@ -115,12 +122,14 @@ def matched(y, valid, total, length, bias, mean, scale, CENTRED: tl.constexpr):
 
 
 @triton.jit
-def extended(value, valid, total, absolute, low, high):
-    """Σv, Σ|v| and the extremes with a tile more, at each place of the tile: they are put together at the end."""
+def extended(value, wide, valid, total, absolute, low, high):
+    """Σv, Σ|v| and the extremes with a tile more, at each place of the tile: they are put together at the end.
+
+    `wide` is the value in float64, 0 where it does not count.
+    """
     low = tl.minimum(low, tl.where(valid, value, float("inf")))
     high = tl.maximum(high, tl.where(valid, value, float("-inf")))
-    value = tl.where(valid, value, 0).to(tl.float64)
-    return total + value, absolute + tl.abs(value), low, high
+    return total + wide, absolute + tl.abs(wide), low, high
 
 
 @triton.jit
@@ -143,9 +152,9 @@ def summed(match, known, fired, n_silent, n_fired, sum_silent, sum_fired):
 
 
 @triton.jit
-def binned(match, known, fired, mean_silent, mean_fired, m2_silent, m2_fired, bins, u):
+def binned(match, known, fired, mean_silent, mean_fired, m2_silent, m2_fired, bins):
     """Count the matches in their bins; Σ(m − m̄)² of the silent and of the firing with a tile more, at each place."""
-    tl.atomic_add(bins + u * (2 * MATCH_BINS) + match_bin(match, fired), 1, mask=known, sem="relaxed")
+    tl.atomic_add(bins + match_bin(match, fired), 1, mask=known, sem="relaxed")
     rest = tl.where(known, match - tl.where(fired, of_units(mean_fired), of_units(mean_silent)), 0)
     square = rest * rest
     m2_silent += tl.where(fired, 0, square)

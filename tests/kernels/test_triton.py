@@ -53,12 +53,12 @@ def few_programs() -> Iterator[None]:
     """The interpreter takes 0.1 s for a program, whatever it has in hand."""
     with pytest.MonkeyPatch.context() as patch:
         if triton.knobs.runtime.interpret:
-            patch.setattr(triton_show, "TILE", 1 << 16)
-            patch.setattr(triton_show, "NEIGHBOURS", 64)
-            patch.setattr(triton_show, "STRANGERS", 64)
+            patch.setattr(triton_show, "NEIGHBOURS", triton_show.Hand(1 << 16, 64, 4))
+            patch.setattr(triton_show, "STRANGERS", triton_show.Hand(1 << 16, 64, 4))
             patch.setattr(triton_rows, "UNITS", 64)
             patch.setattr(triton_rows, "OCTAVES", STRATA)
-            patch.setattr(triton_labels, "UNITS", 64)
+            patch.setattr(triton_labels, "FEW", (64, 64))
+            patch.setattr(triton_labels, "MANY", (16, 64))
             patch.setattr(triton_sums, "VECTORS", 1 << 12)
         yield
 
@@ -126,21 +126,22 @@ def test_every_branch_gives_the_states_of_the_reference(kind: str) -> None:
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS)[:2])
 def test_tiles_and_runs_change_nothing_but_the_rounding(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_show, "TILE", 16)
-    monkeypatch.setattr(triton_show, "NEIGHBOURS", 2)
-    monkeypatch.setattr(triton_show, "STRANGERS", 2)
+    monkeypatch.setattr(triton_show, "NEIGHBOURS", triton_show.Hand(4, 2, 1))
+    monkeypatch.setattr(triton_show, "STRANGERS", triton_show.Hand(4, 2, 1))
     monkeypatch.setattr(triton_show, "RUN_UNITS", 6)
     shown = laid_out(draw(Recipe(3, rows=7, positions=5, units=3, gate="gelu", masked=True, numbered=True)), layout)
     cut = triton_show.Cut(shown)
     assert cut.runs == 2
     assert cut.blocks > 1
+    assert not cut.at_once
     assert cut.units > cut.tile[2]
     for primitive, mine, yours in both(shown):
         assert_same(mine, yours, primitive)
 
 
 def test_the_last_tile_of_a_run_may_be_less_than_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_show, "TILE", 16)
+    for name in ("NEIGHBOURS", "STRANGERS"):
+        monkeypatch.setattr(triton_show, name, triton_show.Hand(16, 64, 1))
     shown = draw(Recipe(4, rows=7, positions=2, units=2, gate="gelu"))
     cut = triton_show.Cut(shown)
     assert 1 < cut.tile[0] < cut.entries
@@ -229,7 +230,7 @@ def test_it_is_the_kernel_of_runs_on_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(triton_build, "lacking", lambda: "Triton is not installed")
     assert choose.name(GPU) == choose.REFERENCE
     assert choose.remark(choose.REFERENCE, GPU) == f"{choose.SLOWER}: Triton is not installed"
-    with pytest.raises(JobError, match="'triton-4', which this machine does not have: Triton is not installed"):
+    with pytest.raises(JobError, match="'triton-5', which this machine does not have: Triton is not installed"):
         choose.accumulator(choose.TRITON, draw(Recipe(1)).site, [])
 
 
