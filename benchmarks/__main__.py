@@ -33,7 +33,7 @@ from pipeline.numerics import in_force
 
 RESULTS = Path(__file__).parent / "results"
 # seconds of rounds for each row, and the fewest rounds
-FULL, QUICK, ON_GPU = (12.0, 5), (0.0, 2), (0.5, 7)
+FULL, QUICK, ON_GPU = (12.0, 5), (0.0, 2), (0.3, 5)
 # of a batch's rows, where a GPU is measured: of the small ones it is the launches that count
 GPU_TIMES = (1, 16)
 PATH = "path"
@@ -102,6 +102,8 @@ def shown(line: Line) -> str:
     text += f"  cpu {found.cpu:6.3f} ×"
     if line.peak_mib is not None:
         text += f"  {line.peak_mib:7.0f} MiB"
+    if line.graph_mib:
+        text += f" and {line.graph_mib:.0f} of graphs"
     if line.over != "bare forward":
         text += f"  of {line.over}"
     if line.limit is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -88,11 +89,7 @@ def batches(case: Case) -> list[Batch]:
 def in_sample(several: Sequence[Batch], shift: int, *, wanted: int | None = None) -> list[Batch]:
     """The batches with other uids, `wanted` of each in the sample: if not given as many as expected, at least one."""
     wanted = wanted or max(1, several[0].rows >> shift)
-    pool_N = torch.arange(1 << 23)
-    in_N = (
-        row_hash(pool_N, seed=SAMPLE_SEED) >> (63 - shift) == 0 if shift else torch.ones_like(pool_N, dtype=torch.bool)
-    )
-    inside, outside = pool_N[in_N], pool_N[~in_N]
+    inside, outside = _named(shift)
     made = []
     for number, batch in enumerate(several):
         rest = batch.rows - wanted
@@ -100,3 +97,13 @@ def in_sample(several: Sequence[Batch], shift: int, *, wanted: int | None = None
         order = torch.randperm(batch.rows, generator=torch.Generator().manual_seed(number))
         made.append(replace(batch, uid_N=uid_N[order]))
     return made
+
+
+@cache
+def _named(shift: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Uids of rows that are in the sample, and of rows that are not."""
+    pool_N = torch.arange(1 << 23)
+    in_N = (
+        row_hash(pool_N, seed=SAMPLE_SEED) >> (63 - shift) == 0 if shift else torch.ones_like(pool_N, dtype=torch.bool)
+    )
+    return pool_N[in_N], pool_N[~in_N]

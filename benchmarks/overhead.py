@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -38,7 +38,9 @@ TEMPLATE_LIMIT = 1.20
 class Line:
     """One row of the table: a set of statistics on a model. Times in ms of one batch; what the ratio is over.
 
-    peak_mib  of a GPU's memory, the most that a pass took beside what was there before it: model, batches and states
+    peak_mib  of a GPU's memory, the most that a pass took, launch by launch, beside what was there before it: model,
+              batches and states
+    graph_mib of a GPU's memory, what CUDA graphs keep for themselves
     """
 
     model: str
@@ -50,6 +52,7 @@ class Line:
     ratio: Ratio
     limit: float | None
     peak_mib: float | None = None
+    graph_mib: float | None = None
 
     @property
     def within(self) -> bool:
@@ -88,18 +91,21 @@ def _statistics_rows(
     yield _line(case, PLAIN, passes[PLAIN], passes[BARE], _peak_mib(plain))
     for row, ones in chosen.items():
         # a job has one such work: by turns with the bare forward alone, for states of others would fill the caches
-        works = {BARE: bare, row: _ours(case, model, found, several, ones)}
+        ours, peak_mib = _ours(case, model, found, several, ones)
+        works: dict[str, Work] = {BARE: bare, row: ours}
         if found.apart and any(one.sample_shift for one in ones):
             # rows of a sample wait until a batch is full of them
-            works[WHOLE] = _ours(case, model, found, whole, ones)
+            works[WHOLE], _ = _ours(case, model, found, whole, ones)
         passes = interleaved(works, seconds=seconds, rounds=rounds)
         times = passes[row].with_share(1 / (1 << shift), passes[WHOLE]) if WHOLE in works else passes[row]
-        yield _line(case, row, times, passes[BARE], _peak_mib(works[row]))
+        yield _line(case, row, times, passes[BARE], peak_mib, _graph_mib())
 
 
-def _line(case: Case, row: str, times: Passes, bare: Passes, peak_mib: float | None) -> Line:
+def _line(
+    case: Case, row: str, times: Passes, bare: Passes, peak_mib: float | None, graph_mib: float | None = None
+) -> Line:
     limit = LIMITS.get(row) if case.name in LIMITED else None
-    return Line(case.name, case.rows, row, *_milliseconds(times), BARE, ratio(times, bare), limit, peak_mib)
+    return Line(case.name, case.rows, row, *_milliseconds(times), BARE, ratio(times, bare), limit, peak_mib, graph_mib)
 
 
 def _template_row(
@@ -113,7 +119,8 @@ def _template_row(
         bare(number)
         products.run()
 
-    works: dict[str, Work] = {PRODUCTS: reference, TEMPLATE: _ours(case, model, found, several, [template])}
+    ours, peak_mib = _ours(case, model, found, several, [template])
+    works: dict[str, Work] = {PRODUCTS: reference, TEMPLATE: ours}
     passes = interleaved(works, seconds=seconds, rounds=rounds)
     limit = TEMPLATE_LIMIT if case.name in LIMITED else None
     yield Line(
@@ -124,12 +131,14 @@ def _template_row(
         PRODUCTS,
         ratio(passes[TEMPLATE], passes[PRODUCTS]),
         limit,
-        _peak_mib(works[TEMPLATE]),
+        peak_mib,
     )
 
 
 def _peak_mib(work: Work) -> float | None:
+    """Do it once, and say what it took of a GPU's memory."""
     if not torch.cuda.is_initialized():
+        work(0)
         return None
     settled()
     torch.cuda.reset_peak_memory_stats()
@@ -137,6 +146,15 @@ def _peak_mib(work: Work) -> float | None:
     work(0)
     settled()
     return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _graph_mib() -> float | None:
+    if not torch.cuda.is_initialized():
+        return None
+    # what graphs had that are gone is not theirs
+    torch.cuda.empty_cache()
+    segments = torch.cuda.memory_snapshot()
+    return sum(one["total_size"] for one in segments if any(one.get("segment_pool_id", ()))) / 2**20
 
 
 def _milliseconds(passes: Passes) -> tuple[float, float]:
@@ -168,14 +186,16 @@ def _plain(model: nn.Module, several: Sequence[Batch]) -> Work:
 
 def _ours(
     case: Case, model: nn.Module, found: Discovery, several: Sequence[Batch], chosen: Sequence[Statistic]
-) -> Callable[[int], object]:
+) -> tuple[Work, float | None]:
+    """A pass with statistics, and what it takes of a GPU's memory launch by launch."""
     classes = case.task.outputs
     running = Running(found, chosen, classes, choose.name(several[0].uid_N.device.type))
     # what the first batches keep is kept already: a chunk has many
     with torch.inference_mode(False):
-        for batch in several:
+        for batch in several[1:]:
             running.add(model, batch)
-    return lambda number: running.add(model, several[number % len(several)])
+        peak_mib = _peak_mib(lambda number: running.add(model, several[number]))
+    return lambda number: running.add(model, several[number % len(several)]), peak_mib
 
 
 def cases(names: Sequence[str]) -> list[Case]:
