@@ -22,7 +22,6 @@ from pipeline.cost import clock, cost_of
 from pipeline.devices import CPU, device_named, moved
 from pipeline.errors import DataError
 from pipeline.flow.discover import Discovery, discover
-from pipeline.graphs import BEFORE
 from pipeline.kernels.base import State
 from pipeline.loading import Probe
 from pipeline.numerics import in_force
@@ -41,9 +40,8 @@ from pipeline.unit_tables import arrow_tables, controls_of
 READ_S = 2.0
 # by which uids are moved, so that a batch's rows are new: a large odd number leaves no two of them equal
 _STRIDE = 0x5851F42D4C957F2D
-# batches of a chunk that are looked at as its first: states are made there, forwards recorded, most rows kept, and on a
-# GPU a graph captured
-BEGINNING = BEFORE
+# batches of a chunk that are looked at as its first: states are made there, forwards recorded, most rows kept
+BEGINNING = 3
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,7 @@ def _begun(running: Running, model: nn.Module, batch: Batch) -> tuple[Running, f
     """The states of the first batches of a chunk, and the seconds that they took; each time the rows have new names."""
     start = clock(batch)
     for number in range(BEGINNING):
-        running.add(model, replace(batch, uid_N=(batch.uid_N + (number * _STRIDE & UID_MASK)) & UID_MASK))
+        running.add(model, replace(batch, uid_N=(batch.uid_N + number * _STRIDE) & UID_MASK))
     running.finish(model)
     return running, clock(batch) - start
 

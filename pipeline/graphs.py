@@ -10,8 +10,8 @@ bits are the same.
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -20,11 +20,11 @@ from weakref import WeakSet
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 from torch.utils import _pytree as pytree
 
 from pipeline.batch import Batch
 from pipeline.devices import GPU
-from pipeline.flow.holdings import held_tensors
 from pipeline.flow.script import Script
 from pipeline.flow.signature import signature_of
 from pipeline.flow.trace import copied
@@ -36,8 +36,14 @@ WARM = 2
 BEFORE = WARM + 3
 # a graph takes as long to make as some ten batches, and keeps its batch
 MOST = 8
+# kinds and forms of batches that are counted
+MOST_COUNTED = 64
 # whose modules keep nothing from one forward in eval mode to the next
 _KNOWN = ("torch.nn.", "pipeline.models.", "pipeline.attention")
+# Triton makes other code for tensors that do not begin at a multiple of so many bytes
+_ALIGNED = 16
+# what torch says where Python waits for a GPU
+_WAITS = "called a synchronizing CUDA operation"
 
 
 class Shown(NamedTuple):
@@ -50,11 +56,6 @@ class Shown(NamedTuple):
     added: Mapping[Accumulator, int] | None
     script: Script | None
 
-    @property
-    def again(self) -> bool:
-        """Whether the same could be done again."""
-        return self.script is not None and self.added is not None and _have_room(self.added)
-
 
 Show = Callable[[Batch], Shown]
 # models of which no graph could be captured
@@ -63,12 +64,34 @@ _UNFIT: WeakSet[nn.Module] = WeakSet()
 _ALIVE: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
 
+class Added:
+    """What a batch adds to accumulators, as long as they have not begun anew."""
+
+    def __init__(self, presentations: Mapping[Accumulator, int]) -> None:
+        self._presentations = dict(presentations)
+        self._begun = {one: one.begun for one in presentations}
+
+    @property
+    def fits(self) -> bool:
+        """Whether as much can be added again, to the same memory."""
+        return all(
+            one.begun == self._begun[one] and one.room >= presentations
+            for one, presentations in self._presentations.items()
+        )
+
+    def count(self) -> None:
+        """Note that it was added again."""
+        for one, presentations in self._presentations.items():
+            one.count(presentations)
+
+
 class Graphs:
     """The graphs of a model whose states run."""
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
-        self._warm: Counter[Hashable] = Counter()
+        # by kind and form: batches that were shown one like the other, and what the last one added
+        self._warm: OrderedDict[Hashable, tuple[int, Added]] = OrderedDict()
         self._graphs: dict[Hashable, _Graph] = {}
 
     @property
@@ -78,33 +101,37 @@ class Graphs:
 
     def show(self, model: nn.Module, batch: Batch, kind: Hashable, show: Show) -> Any:
         """What the model returns, as `show(batch)` says; by a graph if there is one of such batches of this kind."""
-        key = _key_of(model, batch, kind)
-        if key is None:
+        found = _form_of(model, batch)
+        if found is None:
             return show(batch).out
+        form, leaves = found
+        key = kind, form
         graph = self._graphs.get(key)
-        if graph is not None and graph.fits:
-            return graph.show(batch)
         if graph is not None:
+            if graph.fits(model):
+                return graph.show(leaves)
             del self._graphs[key]
-            self._warm[key] = 0
-        if self._warm[key] >= WARM and self.number < MOST and _has_memory(batch.uid_N.device):
-            graph = self._captured(model, batch, show)
+        number, added = self._warm.pop(key, (0, None))
+        if self.number >= MOST or (added is not None and not added.fits) or not keeps_nothing(model):
+            number = 0
+        if number >= WARM and _has_memory(batch.uid_N.device):
+            graph = self._captured(model, batch, leaves, show)
             if graph is not None:
                 self._graphs[key] = graph
                 return graph.launch()
-        if self._warm[key] == WARM - 1:
-            # a capture that fails leaves torch's random numbers unusable
-            shown, waits = _watched(show, batch)
-            if waits:
-                self._give_up(model, waits)
-        else:
-            shown = show(batch)
-        self._warm[key] = self._warm[key] + 1 if shown.again else 0
+        # a capture that fails leaves torch's random numbers unusable, so it is not tried where it would
+        shown, waits = _watched(show, batch) if number == WARM - 1 else (show(batch), "")
+        if waits:
+            self._give_up(model, waits)
+        elif shown.script is not None and shown.added is not None:
+            self._warm[key] = (number + 1, Added(shown.added))
+            if len(self._warm) > MOST_COUNTED:
+                self._warm.popitem(last=False)
         return shown.out
 
-    def _captured(self, model: nn.Module, batch: Batch, show: Show) -> _Graph | None:
+    def _captured(self, model: nn.Module, batch: Batch, leaves: Sequence[torch.Tensor], show: Show) -> _Graph | None:
         try:
-            return _Graph(model, batch, show)
+            return _Graph(model, batch, leaves, show)
         except Exception as error:  # noqa: BLE001
             # whatever it is that a graph cannot do: launch by launch it is done, or fails by itself
             self._give_up(model, str(error))
@@ -119,18 +146,20 @@ class Graphs:
 class _Graph:
     """One captured batch: the accumulators have counted its presentations, and `launch` is what adds them."""
 
-    def __init__(self, model: nn.Module, batch: Batch, show: Show) -> None:
-        self._batch = _of_its_own(batch)
+    def __init__(self, model: nn.Module, batch: Batch, leaves: Sequence[torch.Tensor], show: Show) -> None:
+        with torch.inference_mode(False):
+            self._batch = _of_its_own(batch)
         self._leaves = _leaves(self._batch)
-        self._held = [tensor for _, tensor in held_tensors(model).values()]
-        self._places = [tensor.data_ptr() for tensor in self._held]
+        if any(mine is theirs for mine, theirs in zip(self._leaves, leaves, strict=True)):
+            raise RuntimeError("its batch holds tensors in what cannot be copied")
+        self._model = _fingerprint(model)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(batch.uid_N.device):
             shown = self._captured(show)
         if shown.added is None or shown.script is None:
             raise RuntimeError("its batch was not shown as those before")
         # the numbers of entries and positions that are the same in every batch are the script's
-        self._out, self._added, self._script = shown.out, shown.added, shown.script
+        self._out, self._added, self._script = shown.out, Added(shown.added), shown.script
 
     def _captured(self, show: Show) -> Shown:
         # it cannot use what is kept for launches
@@ -141,7 +170,7 @@ class _Graph:
             self._graph.capture_begin(pool=_pool(), capture_error_mode="thread_local")
             try:
                 shown = show(self._batch)
-            except Exception:
+            except BaseException:
                 # memory of a capture that failed is left to it
                 _ALIVE.clear()
                 with suppress(RuntimeError):
@@ -151,20 +180,17 @@ class _Graph:
         _ALIVE.add(self._graph)
         return shown
 
-    @property
-    def fits(self) -> bool:
-        """Whether there is room for what it adds, and the model's tensors are where they were."""
-        where = (tensor.data_ptr() for tensor in self._held)
-        return _have_room(self._added) and all(one == other for one, other in zip(where, self._places, strict=True))
+    def fits(self, model: nn.Module) -> bool:
+        """Whether there is room where it adds to, and the model is as it was."""
+        return self._added.fits and self._model == _fingerprint(model)
 
-    def show(self, batch: Batch) -> Any:
-        """Do with a batch what was done with the one that was captured."""
-        with torch.no_grad():
-            for held, given in zip(self._leaves, _leaves(batch), strict=True):
+    def show(self, leaves: Sequence[torch.Tensor]) -> Any:
+        """Do with a batch of these tensors what was done with the one that was captured."""
+        with torch.inference_mode(False), torch.no_grad():
+            for held, given in zip(self._leaves, leaves, strict=True):
                 held.copy_(given, non_blocking=True)
         out = self.launch()
-        for accumulator, presentations in self._added.items():
-            accumulator.count(presentations)
+        self._added.count()
         return out
 
     def launch(self) -> Any:
@@ -176,12 +202,10 @@ class _Graph:
 def keeps_nothing(model: nn.Module) -> bool:
     """Whether all modules are torch's or a built-in family's, which do the same in every forward in eval mode.
 
-    And nothing hooks into them: what a user's own code decides by cannot be known.
+    And nothing of a user's is called by them or hooks into them: what that decides by cannot be known.
     """
-    return all(
-        _is_known(type(module))  # type: ignore[arg-type]
-        and "forward" not in vars(module)
-        and not (module._forward_hooks or module._forward_pre_hooks)
+    return not _hooked(model) and all(
+        _is_known(type(module)) and not any(_is_foreign(value) for value in vars(module).values())  # type: ignore[arg-type]
         for module in model.modules()
     )
 
@@ -192,14 +216,49 @@ def _is_known(kind: type) -> bool:
     return all(one is object or one.__module__.startswith(_KNOWN) for one in kind.__mro__)
 
 
-def _key_of(model: nn.Module, batch: Batch, kind: Hashable) -> Hashable:
-    """What batches that one graph can take have in common; None where there is none."""
-    if batch.uid_N.device.type != GPU or batch.call is not None or model in _UNFIT or not keeps_nothing(model):
+def _is_foreign(value: Any) -> bool:
+    """Whether something that a module holds is code which is neither torch's nor ours."""
+    if not callable(value) or isinstance(value, nn.Module | torch.Tensor):
+        return False
+    return not (getattr(value, "__module__", None) or "torch").startswith(("torch", "pipeline."))
+
+
+def _hooked(model: nn.Module) -> bool:
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return True
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules()
+    )
+
+
+def _fingerprint(model: nn.Module) -> list[tuple[int, int]]:
+    """Which tensors a model has, and where they are; nothing that it is shown to where it is hooked."""
+    if _hooked(model):
+        return []
+    return [(id(tensor), tensor.data_ptr()) for module in model.modules() for tensor in _registered(module)]
+
+
+def _registered(module: nn.Module) -> Iterator[torch.Tensor]:
+    for held in (module._parameters, module._buffers):
+        yield from (tensor for tensor in held.values() if tensor is not None)
+
+
+def _form_of(model: nn.Module, batch: Batch) -> tuple[Hashable, list[torch.Tensor]] | None:
+    """What batches that one graph can take have in common, and the tensors of this one; None where there is none."""
+    if batch.uid_N.device.type != GPU or batch.call is not None or model in _UNFIT:
         return None
     signature = signature_of(batch)
-    if signature is None or not all(leaf.device.type == GPU for leaf in _leaves(batch)):
+    if signature is None:
         return None
-    return kind, signature.key
+    leaves = [*signature.leaves, *_names(batch)]
+    if not all(leaf.device.type == GPU and leaf.data_ptr() % _ALIGNED == 0 and _is_dense(leaf) for leaf in leaves):
+        return None
+    return (signature.key, tuple(leaf.dtype for leaf in leaves)), leaves
+
+
+def _is_dense(leaf: torch.Tensor) -> bool:
+    """Whether a copy lies as the tensor does."""
+    return leaf.is_contiguous() or torch.empty_like(leaf, device="meta").stride() == leaf.stride()
 
 
 def _watched(show: Show, batch: Batch) -> tuple[Shown, str]:
@@ -212,8 +271,12 @@ def _watched(show: Show, batch: Batch) -> tuple[Shown, str]:
             shown = show(batch)
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    waits = [f"{one.message} ({one.filename}:{one.lineno})" for one in said if "synchronizing" in str(one.message)]
-    return shown, waits[0] if waits else ""
+    waits = [one for one in said if _WAITS in str(one.message)]
+    for one in said:
+        # torch says once that it does not see all
+        if one not in waits and "debug mode is a prototype" not in str(one.message):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno, source=one.source)
+    return shown, f"{waits[0].message} ({waits[0].filename}:{waits[0].lineno})" if waits else ""
 
 
 @lru_cache(maxsize=8)
@@ -236,21 +299,18 @@ def _has_memory(device: torch.device) -> bool:
     return 2 * (torch.cuda.max_memory_allocated(device) - taken) <= room
 
 
-def _have_room(added: Mapping[Accumulator, int]) -> bool:
-    return all(accumulator.room >= presentations for accumulator, presentations in added.items())
-
-
 def _leaves(batch: Batch) -> list[torch.Tensor]:
-    """All tensors of a batch."""
-    parts = (batch.inputs, dict(batch.kwargs), batch.mask_NS, batch.uid_N, batch.label_N, batch.label_NS)
-    return [leaf for leaf in pytree.tree_leaves(parts) if isinstance(leaf, torch.Tensor)]
+    """All tensors of a batch that has a signature, each once."""
+    signature = signature_of(batch)
+    assert signature is not None
+    return [*signature.leaves, *_names(batch)]
+
+
+def _names(batch: Batch) -> list[torch.Tensor]:
+    return [one for one in (batch.uid_N, batch.label_N, batch.label_NS) if one is not None]
 
 
 def _of_its_own(batch: Batch) -> Batch:
     """A batch of its own memory, laid out alike."""
     names = {name: getattr(batch, name) for name in ("uid_N", "label_N", "label_NS")}
-    made = replace(copied(batch), **pytree.tree_map_only(torch.Tensor, torch.clone, names))
-    mine, theirs = signature_of(made), signature_of(batch)
-    if mine is None or theirs is None or mine.key != theirs.key:
-        raise RuntimeError("a copy of its batch is laid out otherwise")
-    return made
+    return replace(copied(batch), **pytree.tree_map_only(torch.Tensor, torch.clone, names))

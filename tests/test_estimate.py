@@ -79,8 +79,8 @@ def test_seconds_are_rows_and_chunks_times_units(tmp_path: Path) -> None:
         {
             "reading": rows,
             "forward": 2 * rows * 10,
-            # a chunk of five batches or more has all of its beginning, a smaller one a part
-            "statistics": 2 * (rows * 100 + 6 * sum(min(1, chunk.rows / 640) for chunk in sizes)),
+            # a chunk of three batches or more has all of its beginning, a smaller one a part
+            "statistics": 2 * (rows * 100 + 6 * sum(min(1, chunk.rows / 384) for chunk in sizes)),
             "start": 2 * 0.5,
             "storing": 2 * chunks * 0.25,
         }

@@ -38,6 +38,11 @@ class Accumulator(ABC):
         """
         return 0
 
+    @property
+    def begun(self) -> tuple[int, ...]:
+        """Another one once `add` has begun anew, in other memory."""
+        return ()
+
     def count(self, presentations: int) -> None:  # noqa: B027
         """Note that so many were added in this way, no more than there is room for."""
 
@@ -73,6 +78,7 @@ class Bounded(Accumulator):
         self._most = most
         self._now = grown()
         self._shown = 0
+        self._renewed = 0
         self._before: Mapping[Primitive, State] | None = None
 
     def add(self, presentations: Presentations) -> None:
@@ -80,6 +86,7 @@ class Bounded(Accumulator):
         shown = presentations.entries * presentations.positions
         if self._shown and self._shown + shown > self._most:
             self._before, self._now, self._shown = self.states(), self._grown(), 0
+            self._renewed += 1
         self._shown += shown
         self._now.add(presentations)
 
@@ -87,6 +94,11 @@ class Bounded(Accumulator):
     def room(self) -> int:
         """See `Accumulator`."""
         return min(self._most - self._shown, self._now.room)
+
+    @property
+    def begun(self) -> tuple[int, ...]:
+        """See `Accumulator`."""
+        return (self._renewed, *self._now.begun)
 
     def count(self, presentations: int) -> None:
         """See `Accumulator`."""

@@ -155,6 +155,11 @@ class Mixed(Accumulator):
             return 0
         return self._fused.room if self._any else LARGEST
 
+    @property
+    def begun(self) -> tuple[int, ...]:
+        """See `Accumulator`."""
+        return self._fused.begun
+
     def count(self, presentations: int) -> None:
         """See `Accumulator`."""
         self._fused.count(presentations)
@@ -199,6 +204,11 @@ class Labelled(Accumulator):
     def room(self) -> int:
         """See `Accumulator`."""
         return self._whole.room if self._by_position is None else 0
+
+    @property
+    def begun(self) -> tuple[int, ...]:
+        """See `Accumulator`."""
+        return self._whole.begun
 
     def count(self, presentations: int) -> None:
         """See `Accumulator`."""

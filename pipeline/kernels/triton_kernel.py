@@ -82,10 +82,12 @@ class Triton(Accumulator):
             "BEST": "match" in kinds,
             "OUTPUT": any(isinstance(one, ClassSums) for one in primitives),
         }
+        self._placed = 0
         self._place(torch.device("cpu"))
 
     def _place(self, device: torch.device) -> None:
         """Begin with nothing, on a device."""
+        self._placed += 1
         units = self._site.units
         self._device = device
         self._patterns = Patterns(*(one.to(device) for one in patterns_of(self._site)))
@@ -147,6 +149,11 @@ class Triton(Accumulator):
     def room(self) -> int:
         """See `Accumulator`: every state is changed where it is."""
         return LARGEST
+
+    @property
+    def begun(self) -> tuple[int, ...]:
+        """See `Accumulator`."""
+        return self._placed, self._by_row.widened
 
     def states(self) -> Mapping[Primitive, State]:
         """See `Accumulator`."""

@@ -33,6 +33,8 @@ class ByRow:
         self._device = device
         self.rows_2U = torch.zeros(2, units, dtype=torch.int64, device=device)
         self._classes = self._wide(units, 0)
+        # how often there was made room for more classes
+        self.widened = 0
         self._bounds: dict[tuple[ClassSums, int], torch.Tensor] = {}
 
     def _wide(self, units: int, classes: int) -> dict[str, torch.Tensor]:
@@ -47,6 +49,7 @@ class ByRow:
         units, known = before["n"].shape[1:]
         if self._kinds and view.label_N is not None and view.classes > known:
             self._classes = self._wide(units, view.classes)
+            self.widened += 1
             for name, value in before.items():
                 self._classes[name][..., :known] = value
 

@@ -255,7 +255,7 @@ def observe(
     """
     run = tl.program_id(1).to(tl.int64)
     unit_u = tl.program_id(0) * BU + tl.arange(0, BU)
-    # where a tile begins is in 64 bits, where something is within it in 32
+    # where something is may take 64 bits
     first, positions = run * blocks * BL, positions.to(tl.int64)
     last = tl.minimum(first + blocks * BL, entries)
     top, z_mean, a_mean, p_mean0, p_mean1, c_mean0, c_mean1 = _survey(

@@ -56,7 +56,7 @@ class Cut:
         entries = min(hand.values // (units * positions), triton.next_power_of_2(self.entries))
         self.tile = (entries, positions, units)
         self.at_once = positions >= self.positions
-        self.launched = {"num_warps": hand.warps, "maxnreg": REGISTERS}
+        self.launched = {"num_warps": hand.warps, **({} if torch.version.hip else {"maxnreg": REGISTERS})}
         tiles = triton.cdiv(self.entries, entries)
         runs = min(tiles, MOST_RUNS, max(1, RUN_UNITS // self.units))
         self.blocks = triton.cdiv(tiles, runs)

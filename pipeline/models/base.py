@@ -50,7 +50,7 @@ class Task:
     graphs                   x (V, D) and edge (2, E), int64: the whole graph is one batch, labels −1 where unknown
 
     A mask is True where a position is real. A classifier returns logits (N, outputs), a language model logits
-    (N, T, vocabulary).
+    (N, T, vocabulary). In eval mode it does the same in every forward, whatever it was given before.
     """
 
     shape: tuple[int, ...]

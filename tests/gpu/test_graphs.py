@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -157,11 +158,23 @@ def test_weights_that_move_are_seen() -> None:
 
 
 def test_counts_begin_anew_before_they_could_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "Bounded", partial(Bounded, most=40 * 6))
-    model, batches = model_of("mlp", torch.float32), batches_of("mlp", torch.float32, 30)
+    """Whichever of two sizes of batches leaves no room: the graph of the other one does not add to what is gone."""
+    monkeypatch.setattr(choose, "Bounded", partial(Bounded, most=40 * 12))
+    model, whole = model_of("mlp", torch.float32), batches_of("mlp", torch.float32, 41)[:-1]
+    batches = [batch if number % 2 else first_rows(batch, 17) for number, batch in enumerate(whole)]
     mine, _, running = shown(model, batches, named("response"))
-    assert running._graphs.number == 1
-    assert {int(state["z.n"].max()) for state in mine["response"].values()} == {29 * 40 + 17}
+    assert running._graphs.number > 0
+    assert all(sums._fused._before is not None for sums in running._sums.values())
+    monkeypatch.setattr(graphs, "WARM", len(batches))
+    yours, _, launched = shown(model, batches, named("response"))
+    assert launched._graphs.number == 0
+    assert_same_bits(mine, yours)
+
+
+def first_rows(batch: Batch, rows: int) -> Batch:
+    assert batch.label_N is not None
+    inputs = tuple(one[:rows].clone() for one in batch.inputs)
+    return replace(batch, inputs=inputs, uid_N=batch.uid_N[:rows].clone(), label_N=batch.label_N[:rows].clone())
 
 
 def test_a_weight_changed_by_the_user_is_refused_as_without() -> None:

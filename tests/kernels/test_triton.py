@@ -41,7 +41,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 if not triton.knobs.runtime.interpret and not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
 
-from pipeline.kernels import triton_labels, triton_rows, triton_show, triton_sums  # noqa: E402
+from pipeline.kernels import triton_kernel, triton_labels, triton_rows, triton_show, triton_sums  # noqa: E402
 from pipeline.kernels.triton_kernel import Triton, fused, takes  # noqa: E402
 
 DEVICE = torch.device("cpu" if triton.knobs.runtime.interpret else GPU)
@@ -135,6 +135,15 @@ def test_tiles_and_runs_change_nothing_but_the_rounding(layout: str, monkeypatch
     assert cut.blocks > 1
     assert not cut.at_once
     assert cut.units > cut.tile[2]
+    for primitive, mine, yours in both(shown):
+        assert_same(mine, yours, primitive)
+
+
+def test_many_runs_and_many_rows_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_show, "NEIGHBOURS", triton_show.Hand(4, 2, 1))
+    monkeypatch.setattr(triton_labels, "FEW", (16, 64))
+    shown = draw(Recipe(6, rows=70, positions=1, units=2, gate="relu"))
+    assert triton_show.Cut(shown).runs > triton_kernel.FOLDED_RUNS
     for primitive, mine, yours in both(shown):
         assert_same(mine, yours, primitive)
 
