@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -152,7 +152,8 @@ class _Graph:
         self._leaves = _leaves(self._batch)
         if any(mine is theirs for mine, theirs in zip(self._leaves, leaves, strict=True)):
             raise RuntimeError("its batch holds tensors in what cannot be copied")
-        self._model = _fingerprint(model)
+        self._modules = list(model.modules())
+        self._model = _fingerprint(self._modules)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(batch.uid_N.device):
             shown = self._captured(show)
@@ -182,7 +183,7 @@ class _Graph:
 
     def fits(self, model: nn.Module) -> bool:
         """Whether there is room where it adds to, and the model is as it was."""
-        return self._added.fits and self._model == _fingerprint(model)
+        return self._added.fits and self._modules[0] is model and self._model == _fingerprint(self._modules)
 
     def show(self, leaves: Sequence[torch.Tensor]) -> Any:
         """Do with a batch of these tensors what was done with the one that was captured."""
@@ -204,8 +205,10 @@ def keeps_nothing(model: nn.Module) -> bool:
 
     And nothing of a user's is called by them or hooks into them: what that decides by cannot be known.
     """
-    return not _hooked(model) and all(
-        _is_known(type(module)) and not any(_is_foreign(value) for value in vars(module).values())  # type: ignore[arg-type]
+    return not _hooked_everywhere() and all(
+        _is_known(type(module))  # type: ignore[arg-type]
+        and not _hooked(module)
+        and not any(_is_foreign(value) for value in vars(module).values())
         for module in model.modules()
     )
 
@@ -223,24 +226,33 @@ def _is_foreign(value: Any) -> bool:
     return not (getattr(value, "__module__", None) or "torch").startswith(("torch", "pipeline."))
 
 
-def _hooked(model: nn.Module) -> bool:
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return True
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules()
-    )
+def _hooked(module: nn.Module) -> bool:
+    own = vars(module)
+    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"]) or "forward" in own
 
 
-def _fingerprint(model: nn.Module) -> list[tuple[int, int]]:
-    """Which tensors a model has, and where they are; nothing that it is shown to where it is hooked."""
-    if _hooked(model):
-        return []
-    return [(id(tensor), tensor.data_ptr()) for module in model.modules() for tensor in _registered(module)]
+def _hooked_everywhere() -> bool:
+    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
 
 
-def _registered(module: nn.Module) -> Iterator[torch.Tensor]:
-    for held in (module._parameters, module._buffers):
-        yield from (tensor for tensor in held.values() if tensor is not None)
+def _fingerprint(modules: Sequence[nn.Module]) -> list[int]:
+    """Which modules and tensors modules have, and where these are; nothing where something hooks in.
+
+    Asked for every batch, so in one loop: `Module.modules` alone takes as long.
+    """
+    found: list[int] = []
+    if _hooked_everywhere():
+        return found
+    for module in modules:
+        if _hooked(module):
+            return []
+        own = vars(module)
+        found += map(id, own["_modules"].values())
+        for held in (own["_parameters"], own["_buffers"]):
+            for tensor in held.values():
+                if tensor is not None:
+                    found += (id(tensor), tensor.data_ptr())
+    return found
 
 
 def _form_of(model: nn.Module, batch: Batch) -> tuple[Hashable, list[torch.Tensor]] | None:

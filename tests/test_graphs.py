@@ -314,16 +314,38 @@ def called(model: nn.Module) -> None:
     model[1].forward = lambda x: x
 
 
+def exchanged(model: nn.Module) -> None:
+    model[0] = nn.Linear(3, 2)
+
+
 @pytest.mark.usefixtures("without_a_gpu")
-@pytest.mark.parametrize("change", [moved, another, called, lambda model: model[0].register_forward_hook(print)])
+@pytest.mark.parametrize(
+    "change", [moved, another, called, exchanged, lambda model: model[0].register_forward_hook(print)]
+)
 def test_a_graph_is_of_the_model_as_it_was(change: Callable[[nn.Module], None]) -> None:
     model, made, show = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), Graphs(), shown_by([Within()])
     for number in range(5):
         made.show(model, batch_of(4, number), 0, show)
     (graph,) = made._graphs.values()
     assert graph.fits(model)
+    assert not graph.fits(nn.Sequential(*model))
     change(model)
     assert not graph.fits(model)
+
+
+@pytest.mark.usefixtures("without_a_gpu")
+def test_there_is_no_graph_while_something_hooks_into_every_module() -> None:
+    model, made, show = nn.Linear(3, 2), Graphs(), shown_by([Within()])
+    for number in range(5):
+        made.show(model, batch_of(4, number), 0, show)
+    assert made.number == 1
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *given: None)
+    try:
+        for number in range(9):
+            made.show(model, batch_of(4, number), 0, show)
+        assert made.number == 0
+    finally:
+        handle.remove()
 
 
 @pytest.mark.usefixtures("without_a_gpu")
