@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from pipeline.batch import Batch
 from pipeline.devices import GPU
 from pipeline.flow.script import Script
-from pipeline.flow.signature import signature_of
+from pipeline.flow.signature import Signature, signature_of
 from pipeline.flow.trace import copied
 from pipeline.kernels.accumulate import Accumulator
 
@@ -149,7 +149,9 @@ class _Graph:
     def __init__(self, model: nn.Module, batch: Batch, leaves: Sequence[torch.Tensor], show: Show) -> None:
         with torch.inference_mode(False):
             self._batch = _of_its_own(batch)
-        self._leaves = _leaves(self._batch)
+        signature = signature_of(self._batch)
+        assert signature is not None
+        self._leaves = _leaves(self._batch, signature)
         if any(mine is theirs for mine, theirs in zip(self._leaves, leaves, strict=True)):
             raise RuntimeError("its batch holds tensors in what cannot be copied")
         self._modules = list(model.modules())
@@ -262,7 +264,7 @@ def _form_of(model: nn.Module, batch: Batch) -> tuple[Hashable, list[torch.Tenso
     signature = signature_of(batch)
     if signature is None:
         return None
-    leaves = [*signature.leaves, *_names(batch)]
+    leaves = _leaves(batch, signature)
     if not all(leaf.device.type == GPU and leaf.data_ptr() % _ALIGNED == 0 and _is_dense(leaf) for leaf in leaves):
         return None
     return (signature.key, tuple(leaf.dtype for leaf in leaves)), leaves
@@ -311,15 +313,10 @@ def _has_memory(device: torch.device) -> bool:
     return 2 * (torch.cuda.max_memory_allocated(device) - taken) <= room
 
 
-def _leaves(batch: Batch) -> list[torch.Tensor]:
-    """All tensors of a batch that has a signature, each once."""
-    signature = signature_of(batch)
-    assert signature is not None
-    return [*signature.leaves, *_names(batch)]
-
-
-def _names(batch: Batch) -> list[torch.Tensor]:
-    return [one for one in (batch.uid_N, batch.label_N, batch.label_NS) if one is not None]
+def _leaves(batch: Batch, signature: Signature) -> list[torch.Tensor]:
+    """All tensors of a batch, each once."""
+    named = (batch.uid_N, batch.label_N, batch.label_NS)
+    return [*signature.leaves, *(one for one in named if one is not None)]
 
 
 def _of_its_own(batch: Batch) -> Batch:

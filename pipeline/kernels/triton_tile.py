@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-# ruff: noqa: E741 -- l as in the shapes; Triton knows no starred tuples
+# ruff: noqa: E741 -- l as in the shapes
 """What the kernel for GPUs does with a tile of presentations in hand, in Triton.
 
 Layer 1: Triton alone; only to be imported where that is installed. What z is, how it fires and which bin it falls in is
