@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.kernels.accumulate import Accumulator, Reference
 from pipeline.kernels.base import Primitive, State
+from pipeline.kernels.matchbins import MatchBins
 from pipeline.kernels.ranked import Ranked
 from pipeline.registry import statistics
 from pipeline.sites import Presentations, Site
@@ -53,6 +54,27 @@ LAYOUTS = {
         -1, 2, -1, -1
     )[:, 1, :, : value.shape[2]].roll(1, 2),
 }  # fmt: skip
+
+
+# with rows long enough, and units by eights, to be read in panels where presentations lie one behind the other and no
+# more is asked of matches than each row's best; the last ones may not
+PANELS = {
+    "short panels": Recipe(11, rows=9, positions=100, units=24, gate="gelu", repeated=True),
+    "runs of several rows": Recipe(12, rows=21, positions=128, units=136, gate="relu"),
+    "runs of one row": Recipe(13, rows=3, positions=1024, units=8, gate="identity", normed=True, constant=True),
+    "nothing finite": Recipe(14, rows=7, positions=70, units=40, gate="sigmoid", bad=INFINITE),
+    "small and zero": Recipe(15, rows=6, positions=64, units=16, gate="gelu", bad=(0.0, -0.0, 1e-42, -1e-42)),
+    "far from 0": Recipe(16, rows=5, positions=90, units=32, gate="relu", shift=1e4),
+    "units of several groups": Recipe(17, rows=6, positions=64, units=16, groups=2, gate="gelu"),
+    "units that are no eights": Recipe(18, rows=6, positions=64, units=13, gate="gelu"),
+    "rows too long": Recipe(19, rows=3, positions=1100, units=16, gate="gelu"),
+}
+
+
+def without_matches(primitives: Sequence[Primitive], *, ranked: bool = True) -> list[Primitive]:
+    """Those beside the bins of matches; if not `ranked`, beside the rows that match best as well."""
+    some = [one for one in primitives if not isinstance(one, MatchBins)]
+    return [one for one in some if ranked or not isinstance(one, Ranked) or one.kind != "match"]
 
 
 def primitives_of(site: Site) -> list[Primitive]:

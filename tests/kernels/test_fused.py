@@ -35,7 +35,18 @@ from pipeline.run import run
 from pipeline.sites import Presentations
 from pipeline.store import open_store
 from tests.census import small_job
-from tests.kernels.fused import FUSED, INFINITE, LAYOUTS, assert_same, grown_by_both, laid_out, primitives_of, recipes
+from tests.kernels.fused import (
+    FUSED,
+    INFINITE,
+    LAYOUTS,
+    PANELS,
+    assert_same,
+    grown_by_both,
+    laid_out,
+    primitives_of,
+    recipes,
+    without_matches,
+)
 from tests.laws.drawn import Recipe, draw, make_presentations, make_site, split
 from tests.laws.laws import LAWS
 
@@ -85,6 +96,46 @@ LARGE = {
 def test_large_batches_give_the_states_of_the_reference(library: ctypes.CDLL, kind: str, layout: str) -> None:
     for primitive, mine, yours in both([laid_out(draw(LARGE[kind]), layout)], library):
         assert_same(mine, yours, primitive)
+
+
+@pytest.mark.parametrize("ranked", [True, False])
+@pytest.mark.parametrize("kind", sorted(PANELS))
+def test_panels_give_the_states_of_the_reference(library: ctypes.CDLL, kind: str, ranked: bool) -> None:
+    shown = draw(PANELS[kind])
+    needed = without_matches(fused(primitives_of(shown.site)), ranked=ranked)
+    pieces = split(shown, torch.arange(shown.rows) % 2)
+    for primitive, mine, yours in grown_by_both(Native(shown.site, needed, library), needed, pieces):
+        assert_same(mine, yours, primitive)
+
+
+@pytest.mark.parametrize("kind", sorted(PANELS))
+def test_panels_have_the_bits_of_tiles(library: ctypes.CDLL, kind: str) -> None:
+    shown = draw(PANELS[kind])
+    needed = without_matches(fused(primitives_of(shown.site)))
+
+    def bits(layout: str) -> list[bytes]:
+        kernel = Native(shown.site, needed, library)
+        for piece in split(shown, torch.arange(shown.rows) % 2):
+            kernel.add(laid_out(piece, layout))
+        return [value.numpy().tobytes() for state in kernel.states().values() for value in state.values()]
+
+    # only one of them is read in panels
+    panels, *tiles = [bits(layout) for layout in sorted(LAYOUTS)]
+    assert all(one == panels for one in tiles)
+
+
+def test_an_a_that_lies_otherwise_than_z_is_not_read_in_panels(library: ctypes.CDLL) -> None:
+    several = draw(PANELS["short panels"])
+    needed = without_matches(fused(primitives_of(several.site)))
+    one, *_ = split(several, (torch.arange(several.rows) > 0).long())
+    # its rows, or its presentations, are further apart
+    for shown, more in ((several, (0, 8)), (several, (8, 0)), (one, (0, 8))):
+        rows, positions, units = shown.a_LSU.shape
+        a_LSU = torch.zeros(rows, positions + more[0], units + more[1])[:, :positions, :units]
+        a_LSU.copy_(shown.a_LSU)
+        pieces = [replace(shown, a_LSU=a_LSU)]
+        for primitive, mine, yours in grown_by_both(Native(shown.site, needed, library), needed, pieces):
+            assert_same(mine, yours, primitive)
 
 
 @pytest.mark.parametrize("scales", [(1e-4, 1.0, 1e6, 1e-4), (1e-4, 1e-3, 1e-2), (1e30, 1e-30, 1.0)])

@@ -31,7 +31,8 @@ struct Counts {
 template <int BY>
 static inline void count_raw(Counts *counts, const float *at) {
     uint64_t pair[LANES / 2];
-    for (int half = 0; half < LANES / 2; half++) memcpy(pair + half, again(at + 2 * half), sizeof *pair);
+    at = again(at);
+    for (int half = 0; half < LANES / 2; half++) memcpy(pair + half, at + 2 * half, sizeof *pair);
     for (int half = 0; half < LANES / 2; half++) {
         counts[2 * half].raw[(uint32_t)pair[half] >> RAW_SHIFT] += BY;
         counts[2 * half + 1].raw[pair[half] >> (32 + RAW_SHIFT)] += BY;
@@ -39,14 +40,14 @@ static inline void count_raw(Counts *counts, const float *at) {
 }
 
 // Look for zeros among what was counted of a block with the smallest magnitudes; how many there are.
-static int64_t count_zeros(Counts *counts, const float *z, int64_t n) {
+static int64_t count_zeros(Counts *counts, const float *z, int64_t step, int64_t n) {
     uint32_t tiny = counts->raw[0] + counts->raw[RAW_SIDE];
     if (tiny == counts->tiny) return 0;
     counts->tiny = tiny;
     int64_t zero = 0;
     for (int64_t p = 0; p < n; p++) {
-        zero += z[LANES * p] == 0;
-        counts->negative_zero += bits_of(z[LANES * p]) == 0x80000000u;
+        zero += z[step * p] == 0;
+        counts->negative_zero += bits_of(z[step * p]) == 0x80000000u;
     }
     counts->zero += zero;
     return zero;

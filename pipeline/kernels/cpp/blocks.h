@@ -6,6 +6,10 @@
 
 static void add_block(const Block &block, const Task &task, Counts *counts, const Work &work);
 
+static Values values_of(const Block &block, const float *value) {
+    return {value, block.step, block.first, block.n, block.rows};
+}
+
 // Add one unit's presentations without those at which z or a is NaN or infinite.
 static void add_finite(Block block, int lane, const Task &task, Counts *counts, const Work &work) {
     int64_t n = 0, mask[LANES] = {};
@@ -15,7 +19,7 @@ static void add_finite(Block block, int lane, const Task &task, Counts *counts, 
     for (int64_t r = 0; r < block.rows; r++) {
         work.finite_first[r] = n;
         for (int64_t p = block.first[r]; p < block.first[r + 1]; p++) {
-            int64_t at = LANES * p + lane;
+            int64_t at = block.step * p + lane;
             if (!is_finite(block.z[at]) || !is_finite(block.a[at])) continue;
             for (int t = 0; t < TENSORS; t++) work.finite[t][LANES * n + lane] = from[t][at];
             for (int t = 0; t < 3; t++) work.finite_x[t][n] = from_x[t] ? block.input(from_x[t], p, lane) : 0;
@@ -26,10 +30,10 @@ static void add_finite(Block block, int lane, const Task &task, Counts *counts, 
     task.count_6U[NONFINITE * task.lanes + block.unit + lane] += block.n - n;
     if (n == 0) return;
     mask[lane] = -1;
-    block.z = work.finite[Z], block.a = work.finite[A], block.y = work.finite[Y];
+    block.z = work.finite[Z], block.a = work.finite[A], block.y = work.finite[Y], block.step = LANES;
     block.sum = work.finite_x[0], block.length[PEARSON] = work.finite_x[1], block.length[COSINE] = work.finite_x[2];
     block.first = work.finite_first, block.where = work.where, block.n = n;
-    block.active = load<l8>(mask), block.apart = false;
+    block.active = load<l8>(mask), block.apart = block.ranked = false;
     // the other lanes' counts are no one's
     work.spare[lane] = counts[lane];
     add_block(block, task, work.spare, work);
@@ -38,7 +42,7 @@ static void add_finite(Block block, int lane, const Task &task, Counts *counts, 
 
 // Sum z, and a where it is max(z, 0), anew around the means of the block where they are too far from the centres.
 static void add_z_moments(const Block &block, const Task &task, d8 before, d8 centre, Sums sums, const Extent &extent) {
-    Values z = {block.z, block.first, block.n, block.rows};
+    Values z = values_of(block, block.z);
     Numbers of_z = {task.z_7U + block.unit, task.lanes}, of_a = {task.a_7U + block.unit, task.lanes};
     d8 n = all((double)block.n), rectified_centre = of_a[MEAN], zero = {};
     if (block.rectified) {
@@ -64,22 +68,22 @@ static void add_z_moments(const Block &block, const Task &task, d8 before, d8 ce
         for (int which = 0; which <= M4; which++) of_a.set(which, block.active, of_z[which]);
 }
 
-static void add_a_moments(const Block &block, const Task &task, d8 before, d8 centre, Sums sums, const Work &work) {
+static void add_a_moments(const Block &block, const Task &task, d8 before, d8 centre, Sums sums) {
     Numbers of_a = {task.a_7U + block.unit, task.lanes};
-    Extent extent = extent_of(block.output, work.least_output, block.rows);
+    Extent extent = extent_of(block.output, block.least_output, block.rows);
     l8 far = is_far(block.n, sums.own.s1, sums.own.s2);
     if (lanes_of(far & block.active)) {
-        Values a = {block.a, block.first, block.n, block.rows};
         centre = select(far, centre + sums.own.s1 / all((double)block.n), centre);
-        sums.own = sweep<false, false>(a, centre, d8{}, block.output, work.least_output, 0, {}).own;
+        Values a = values_of(block, block.a);
+        sums.own = sweep<false, false>(a, centre, d8{}, block.output, block.least_output, 0, {}).own;
     }
     merge(of_a, block.active, before, block.n, extent, centre, sums.absolute, sums.own);
 }
 
 template <bool APART>
 static void add_block_matches(const Block &block, const Task &task, Counts *counts) {
-    Values rows = {block.z, block.first, block.n, block.rows};
-    Inputs x = {block.y, block.z, block.sum, block.length};
+    Values rows = values_of(block, block.z);
+    Inputs x = {block.y, block.z, block.step, block.sum, block.length};
     Pattern<d8> pattern[FORMS];
     Numbers state[FORMS][2];
     int wanted = 0;
@@ -175,40 +179,45 @@ static void add_counts(const Block &block, const Task &task, Counts *counts, con
     int lanes = lanes_of(active);
     for (int lane = 0; lane < LANES; lane++) {
         if (!(lanes >> lane & 1)) continue;
-        count[ZEROS * task.lanes + lane] += count_zeros(counts + lane, block.z + lane, block.n);
+        count[ZEROS * task.lanes + lane] += count_zeros(counts + lane, block.z + lane, block.step, block.n);
         if (largest[lane] > counts[lane].largest) counts[lane].largest = largest[lane];
     }
 }
 
-static void add_block(const Block &block, const Task &task, Counts *counts, const Work &work) {
-    d8 before = widened(load<l8>(task.count_6U + N * task.lanes + block.unit));
-    l8 known = before > d8{};
-    Numbers of_z = {task.z_7U + block.unit, task.lanes}, of_a = {task.a_7U + block.unit, task.lanes};
-    bool seen = lanes_of(known) == (1 << LANES) - 1;
-    d8 centre = seen ? of_z[MEAN] : select(known, of_z[MEAN], near_mean(block.z, block.n)), a_centre = {};
-    Values z = {block.z, block.first, block.n, block.rows}, a = {block.a, block.first, block.n, block.rows};
-    auto sweep_z = block.rectified ? sweep<true, true> : sweep<false, true>;
-    Sums sums = sweep_z(z, centre, of_a[MEAN], block.greatest, block.smallest, counts, block.ahead[Z]);
-    Sums a_sums = {};
-    if (task.a_is == GIVEN) {
-        a_centre = seen ? of_a[MEAN] : select(known, of_a[MEAN], near_mean(block.a, block.n));
-        a_sums = sweep<false, false>(a, a_centre, d8{}, block.output, work.least_output, 0, block.ahead[A]);
-    }
+// Around what z and a of eight units are summed: their means so far, of new units near that of the block.
+struct Centres {
+    d8 z, a;
+};
+
+static Centres centres_of(const Block &block, const Task &task) {
+    const double *mean = task.z_7U + MEAN * task.lanes + block.unit, *a_mean = task.a_7U + MEAN * task.lanes + block.unit;
+    Centres centres = {load<d8>(mean), load<d8>(a_mean)};
+    l8 known = load<l8>(task.count_6U + N * task.lanes + block.unit) > l8{};
+    if (lanes_of(known) == (1 << LANES) - 1) return centres;
+    centres.z = select(known, centres.z, near_mean(values_of(block, block.z)));
+    if (task.a_is == GIVEN) centres.a = select(known, centres.a, near_mean(values_of(block, block.a)));
+    return centres;
+}
+
+// What has been summed of a block, with the extremes of its rows, joins what is known of its units.
+static void join(const Block &block, const Task &task, const Centres &centres, const Sums &sums, const Sums &a_sums,
+                 Counts *counts, const Work &work) {
     int active = lanes_of(block.active);
     if (active & ~lanes_of(is_finite(sums.own.s1) & is_finite(a_sums.own.s1))) {
-        for (int64_t p = 0; p < block.n; p++) count_raw<-1>(counts, block.z + LANES * p);
+        for (int64_t p = 0; p < block.n; p++) count_raw<-1>(counts, block.z + block.step * p);
         for (int lane = 0; lane < LANES; lane++)
             if (active >> lane & 1) add_finite(block, lane, task, counts, work);
         return;
     }
+    d8 before = widened(load<l8>(task.count_6U + N * task.lanes + block.unit));
     Extent extent = extent_of(block.greatest, block.smallest, block.rows);
     ask_for_rows(block, task, extent);
     add_counts(block, task, counts, extent);
     if (task.moments) {
-        add_z_moments(block, task, before, centre, sums, extent);
-        if (task.a_is == GIVEN) add_a_moments(block, task, before, a_centre, a_sums, work);
+        add_z_moments(block, task, before, centres.z, sums, extent);
+        if (task.a_is == GIVEN) add_a_moments(block, task, before, centres.a, a_sums);
     }
-    if (task.forms[PEARSON] || task.forms[COSINE] || task.keeps) {
+    if (!block.ranked && (task.forms[PEARSON] || task.forms[COSINE] || task.keeps)) {
         if (!task.best_match)
             for (int64_t i = 0; i < LANES * block.rows; i++) block.match[i] = -__builtin_inf();
         if (block.apart)
@@ -217,4 +226,16 @@ static void add_block(const Block &block, const Task &task, Counts *counts, cons
             add_block_matches<false>(block, task, counts);
     }
     add_rows(block, task);
+}
+
+static void add_block(const Block &block, const Task &task, Counts *counts, const Work &work) {
+    const Centres centres = centres_of(block, task);
+    auto sweep_z = block.rectified ? sweep<true, true> : sweep<false, true>;
+    Sums sums = sweep_z(values_of(block, block.z), centres.z, centres.a, block.greatest, block.smallest, counts,
+                        block.ahead[Z]);
+    Sums a_sums = {};
+    if (task.a_is == GIVEN)
+        a_sums = sweep<false, false>(values_of(block, block.a), centres.a, d8{}, block.output, block.least_output, 0,
+                                     block.ahead[A]);
+    join(block, task, centres, sums, a_sums, counts, work);
 }

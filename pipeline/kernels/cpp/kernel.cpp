@@ -4,8 +4,8 @@
 // processor busy. Every lane adds up in the order of the presentations, whatever the layout in memory. What is grown is
 // every unit's own: units may be shared out among threads.
 
-#include "blocks.h"
 #include "deviations.h"
+#include "panels.h"
 #include "sums.h"
 #include "tiled.h"
 
@@ -42,19 +42,52 @@ static Ahead ahead_of(const Task &task, int tensor, int64_t index, int64_t unit)
     return {at, stride[0] * size, LANES * size};
 }
 
+// Add a run that is read in panels; `block` has its rows.
+static void add_panels(const Task &task, Block block, const Rows &rows, int64_t first, int64_t units, const Work &work) {
+    const int64_t *stride = task.stride[Z], begin = rows.row * stride[0] + first, step = LANES * work.rows;
+    const float *z = (const float *)task.memory[Z] + begin;
+    const float *a = task.a_is == GIVEN ? (const float *)task.memory[A] + begin : z;
+    const f8 infinite = f8{} + __builtin_inff();
+    block.active = all((int64_t)-1), block.step = stride[1], block.ranked = task.best_match;
+    for (int64_t eight = 0; eight < units / LANES; eight++) {
+        block.unit = first + LANES * eight, block.z = z + LANES * eight, block.a = a + LANES * eight;
+        const Centres centres = centres_of(block, task);
+        work.growing[Z][eight] = {Sums{}, centres.z, centres.a, infinite};
+        work.growing[A][eight] = {Sums{}, centres.a, d8{}, infinite};
+    }
+    sweep_panels(task, rows, first, units, work);
+    for (int64_t eight = 0; eight < units / LANES; eight++) {
+        const Growing &of_z = work.growing[Z][eight], &of_a = work.growing[A][eight];
+        block.unit = first + LANES * eight, block.a = a + LANES * eight, block.z = block.y = z + LANES * eight;
+        block.greatest = work.greatest + eight * step, block.smallest = work.smallest + eight * step;
+        block.output = work.output + eight * step, block.least_output = work.least_output + eight * step;
+        block.match = work.match + eight * step;
+        find_inputs(&block, task, rows, work);
+        Counts *counts = work.counts + LANES * eight;
+        lower(counts, of_z.least);
+        // as a tile's, which are added to what complete segments have
+        Sums sums = {}, a_sums = {};
+        sums.add(of_z.sums), a_sums.add(of_a.sums);
+        join(block, task, {of_z.centre, of_z.rectified_centre}, sums, a_sums, counts, work);
+    }
+}
+
 static void add_run(const Task &task, int64_t index, int64_t first, int64_t units, const Work &work) {
     Rows rows = {task.run_R[index], task.run_R[index + 1] - task.run_R[index], 0, 0};
     rows.start = task.first_N[rows.row];
     rows.n = task.first_N[rows.row + rows.rows] - rows.start;
     if (rows.n == 0) return;
     for (int64_t r = 0; r <= rows.rows; r++) work.first[r] = task.first_N[rows.row + r] - rows.start;
-    const bool given[TENSORS] = {true, task.a_is == GIVEN, task.memory[Y] != 0};
-    for (int t = 0; t < TENSORS; t++)
-        if (given[t]) fill_tiles(task, t, rows, first, units, work);
     Block block = {};
     block.n = rows.n, block.rows = rows.rows, block.row = rows.row, block.start = rows.start, block.first = work.first;
     block.rectified = task.a_is == RECTIFIED;
-    block.greatest = work.greatest, block.smallest = work.smallest, block.output = work.output, block.match = work.match;
+    block.greatest = work.greatest, block.smallest = work.smallest, block.match = work.match;
+    block.output = work.output, block.least_output = work.least_output;
+    if (work.panels) return add_panels(task, block, rows, first, units, work);
+    const bool given[TENSORS] = {true, task.a_is == GIVEN, task.memory[Y] != 0};
+    for (int t = 0; t < TENSORS; t++)
+        if (given[t]) fill_tiles(task, t, rows, first, units, work);
+    block.step = LANES;
     for (int64_t unit = 0; unit < units; unit += LANES) {
         int64_t tile = unit / LANES * work.length, mask[LANES];
         for (int lane = 0; lane < LANES; lane++) mask[lane] = unit + lane < units ? -1 : 0;
@@ -101,7 +134,7 @@ extern "C" int observe(const Task *task, int64_t begin, int64_t end) {
         // lanes beyond the last unit have been counted too
         for (int64_t unit = units; unit % LANES; unit++) fold(work.counts + unit, 0, 0);
     }
-    free(work.memory);
+    release(work);
     return 0;
 }
 

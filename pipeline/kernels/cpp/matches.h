@@ -43,6 +43,7 @@ static inline Double match_of(Double y, Double sum, Double length, const Pattern
 // What matches are computed of: y, and Σx, 1/‖x − x̄‖ and 1/‖x‖ of each presentation (APART: of each unit).
 struct Inputs {
     const float *y, *z;
+    int64_t step;  // numbers from one presentation to the next, of both
     const double *sum, *const *length;
 };
 
@@ -113,7 +114,7 @@ enum { CORRELATIONS = 1 << PEARSON, COSINES = 1 << COSINE };
 
 template <bool APART, int WHICH>
 static inline void match_forms(const Inputs &x, int64_t p, const Pattern<d8> *pattern, d8 value[FORMS]) {
-    d8 y = widened(load<f8>(x.y + LANES * p));
+    d8 y = widened(load<f8>(x.y + x.step * p));
     if (WHICH & CORRELATIONS)
         value[PEARSON] = match_of<true>(y, of_presentation<APART>(x.sum, p),
                                         of_presentation<APART>(x.length[PEARSON], p), pattern[PEARSON]);
@@ -157,7 +158,7 @@ static void sweep_matches(const Values &rows, const Inputs &x, const Pattern<d8>
             // NaN, where undefined, is never greater
             if (WHAT & RANKED) high = larger(value[PEARSON], high);
             if (!(WHAT & SUMMED)) continue;
-            f8 z = load<f8>(x.z + LANES * p);
+            f8 z = load<f8>(x.z + x.step * p);
             l8 fired = widened(z) > d8{};
             if (WHAT & KNOWN) n_fired = select(fired, n_fired + all((int64_t)1), n_fired);
             int64_t slot = p & (Places::BEHIND - 1);

@@ -28,9 +28,10 @@ struct Powers {
     void add(const Powers &other) { s1 += other.s1, s2 += other.s2, s3 += other.s3, s4 += other.s4; }
 };
 
-// The values of a block: n presentations, of which row r has first[r] … first[r + 1] − 1.
+// The values of a block: n presentations, `step` numbers apart, of which row r has first[r] … first[r + 1] − 1.
 struct Values {
     const float *value;
+    int64_t step;
     const int64_t *first;
     int64_t n, rows;
 };
@@ -46,6 +47,33 @@ struct Sums {
     }
 };
 
+// What is summed of values one after the other, with the extremes of a row; their raw bins are counted if COUNTED.
+template <bool RECTIFIED, bool COUNTED>
+struct Sweep {
+    Sums sums;
+    f8 high, low, least;
+
+    void begin_row() { high = f8{} - __builtin_inff(), low = f8{} + __builtin_inff(); }
+
+    void add(const float *at, d8 centre, d8 rectified_centre, Counts *counts) {
+        f8 narrow = load<f8>(at);
+        d8 v = widened(narrow);
+        high = larger(narrow, high), low = smaller(narrow, low);
+        sums.own.add(v - centre);
+        if (RECTIFIED)
+            sums.rectified.add(larger(v, d8{}) - rectified_centre);
+        else
+            sums.absolute += absolute(v);
+        if (COUNTED) count_raw<1>(counts, at), least = smaller(absolute(narrow), least);
+    }
+};
+
+// Let the smallest magnitudes of eight units' counts not be above these.
+static void lower(Counts *counts, f8 least) {
+    for (int lane = 0; lane < LANES; lane++)
+        if (least[lane] < counts[lane].smallest) counts[lane].smallest = least[lane];
+}
+
 // Memory that is read next: asked for while values are summed, `step` bytes a presentation, `row` bytes from row to row.
 struct Ahead {
     const char *at;
@@ -56,37 +84,25 @@ struct Ahead {
 template <bool RECTIFIED, bool COUNTED>
 static Sums sweep(const Values &values, d8 centre, d8 rectified_centre, float *greatest, float *smallest, Counts *counts,
                   const Ahead &ahead) {
-    Sums complete = {}, sums = {};
-    const d8 zero = {};
-    f8 least = f8{} + __builtin_inff();
+    Sums complete = {};
+    Sweep<RECTIFIED, COUNTED> sweep = {};
+    sweep.least = f8{} + __builtin_inff();
     int64_t pending = 0;
     for (int64_t r = 0; r < values.rows; r++) {
-        const f8 infinite = f8{} + __builtin_inff();
-        f8 high = -infinite, low = infinite;
+        sweep.begin_row();
         const char *next = ahead.at ? ahead.at + r * ahead.row : (const char *)values.value;
         for (int64_t p = values.first[r]; p < values.first[r + 1]; p++, next += ahead.step) {
             __builtin_prefetch(next, 0, 2);
-            const float *at = values.value + LANES * p;
-            f8 narrow = load<f8>(at);
-            d8 v = widened(narrow);
-            high = larger(narrow, high), low = smaller(narrow, low);
-            sums.own.add(v - centre);
-            if (RECTIFIED)
-                sums.rectified.add(larger(v, zero) - rectified_centre);
-            else
-                sums.absolute += absolute(v);
-            if (COUNTED) count_raw<1>(counts, at), least = smaller(absolute(narrow), least);
+            sweep.add(values.value + values.step * p, centre, rectified_centre, counts);
             if (++pending == SEGMENT) {
-                complete.add(sums);
-                sums = Sums{}, pending = 0;
+                complete.add(sweep.sums);
+                sweep.sums = Sums{}, pending = 0;
             }
         }
-        store(greatest + LANES * r, high), store(smallest + LANES * r, low);
+        store(greatest + LANES * r, sweep.high), store(smallest + LANES * r, sweep.low);
     }
-    if (COUNTED)
-        for (int lane = 0; lane < LANES; lane++)
-            if (least[lane] < counts[lane].smallest) counts[lane].smallest = least[lane];
-    complete.add(sums);
+    if (COUNTED) lower(counts, sweep.least);
+    complete.add(sweep.sums);
     return complete;
 }
 
@@ -96,10 +112,10 @@ static l8 is_far(double n, d8 s1, d8 s2) {
 }
 
 // The mean of the first values; of equal values exactly that value.
-static d8 near_mean(const float *value, int64_t n) {
-    int64_t few = n < 32 ? n : 32;
+static d8 near_mean(const Values &values) {
+    int64_t few = values.n < 32 ? values.n : 32;
     d8 sum = {};
-    for (int64_t p = 0; p < few; p++) sum += widened(load<f8>(value + LANES * p));
+    for (int64_t p = 0; p < few; p++) sum += widened(load<f8>(values.value + values.step * p));
     return sum / all((double)few);
 }
 

@@ -11,19 +11,20 @@ enum Kind { GREATEST, SMALLEST, MATCH, RANDOM, OCTAVE, KINDS };
 // LEAST_OCTAVE and LAST_OCTAVE are those of kernels/ranked.py
 static const int STRATA = 2 * (LAST_OCTAVE - LEAST_OCTAVE + 1);
 
-// The presentations of some rows to eight units, side by side.
+// The presentations of some rows to eight units, side by side, `step` numbers from one to the next.
 //
 // Σx and lengths are as in matches.h, of each unit if they are `apart`. Presentation p is number start + p of the batch,
 // or start + where[p] where some were left out; the block's first row is row `row` of the batch. Units that are not
 // active are no part of it.
 struct Block {
     const float *z, *a, *y;
+    int64_t step;
     const double *sum, *length[FORMS];
     const int64_t *first, *where;
     int64_t n, rows, row, start, unit;
     l8 active;
-    bool rectified, apart;
-    float *greatest, *smallest, *output;  // of each row; −∞ (∞) where it has none
+    bool rectified, apart, ranked;                         // ranked: each row's best match has been found
+    float *greatest, *smallest, *output, *least_output;  // of each row; −∞ (∞) where it has none
     double *match;
     Ahead ahead[2];  // of z and a
 
@@ -82,7 +83,7 @@ struct Unit {
     Kept kept;
 
     double pearson(int64_t p) const {
-        double y = block.y[LANES * p + lane];
+        double y = block.y[block.step * p + lane];
         return clamped(
             match_of<true>(y, block.input(block.sum, p, lane), block.input(block.length[PEARSON], p, lane), pattern));
     }
@@ -96,7 +97,7 @@ struct Unit {
     int64_t place(int64_t r, int kind) const {
         int64_t best = -1, smallest = 0, row = LANES * r + lane;
         for (int64_t p = block.first[r]; p < block.first[r + 1]; p++) {
-            float z = block.z[LANES * p + lane];
+            float z = block.z[block.step * p + lane];
             bool here = kind == SMALLEST ? z == block.smallest[row]
                         : kind == MATCH  ? pearson(p) == block.match[row]
                                          : z == block.greatest[row];
@@ -122,12 +123,12 @@ struct Unit {
             memcpy(kept.value + 3 * at, kept.value + 3 * (at - 1), 3 * sizeof(double));
         }
         int64_t p = where();
-        float z = block.z[LANES * p + lane];
+        float z = block.z[block.step * p + lane];
         kept.key[at] = key;
         kept.uid[at] = uid;
         kept.position[at] = number(p);
         kept.value[3 * at] = z;
-        kept.value[3 * at + 1] = block.rectified ? (z > 0 ? z : 0) : block.a[LANES * p + lane];
+        kept.value[3 * at + 1] = block.rectified ? (z > 0 ? z : 0) : block.a[block.step * p + lane];
         kept.value[3 * at + 2] = pearson(p);
         last.key[lane] = kept.key[first + k - 1], last.uid[lane] = kept.uid[first + k - 1];
     }
@@ -166,7 +167,7 @@ struct Standing {
         const int64_t begin = block.first[r];
         w8 place = {}, count = {};
         for (int64_t p = begin; p < block.first[r + 1]; p++) {
-            w8 here = (w8)(load<f8>(block.z + LANES * p) == load<f8>(extreme));
+            w8 here = (w8)(load<f8>(block.z + block.step * p) == load<f8>(extreme));
             place = here ? w8{} + (int32_t)(p - begin) : place;
             count = count - here;
         }
@@ -184,7 +185,7 @@ struct Standing {
         const d8 best = load<d8>(block.match + LANES * r);
         l8 place = {}, count = {};
         for (int64_t p = block.first[r]; p < block.first[r + 1]; p++) {
-            d8 value = match_of<true>(widened(load<f8>(block.y + LANES * p)), of_presentation<APART>(block.sum, p),
+            d8 value = match_of<true>(widened(load<f8>(block.y + block.step * p)), of_presentation<APART>(block.sum, p),
                                       of_presentation<APART>(block.length[PEARSON], p), pattern);
             l8 here = clamped(value) == best;
             place = select(here, all(p), place);
