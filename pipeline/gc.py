@@ -1,12 +1,14 @@
 """Find and remove what no run needs any more: garbage is named first, with the reason, and removed only when asked to.
 
-Layer 5. Nothing is garbage that is younger than an age, or that a committed run or an open one has claimed. A run is
-open while anything that it wrote is younger than the age; whoever takes one up that was left writes so first. Whoever
-still misses what was removed measures it again: a missing cell is not done, never empty.
+Layer 5. Nothing is garbage that is younger than an age, that a committed run or an open one has claimed, or that is not
+called as a census calls what it stores: a store may lie among other things, and who says `gc` may have said the wrong
+place. A run is open while anything that it wrote is younger than the age; whoever takes one up that was left writes so
+first. Whoever still misses what was removed measures it again: a missing cell is not done, never empty.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,6 +21,17 @@ from pipeline.manifest import manifest_key, read_manifest
 from pipeline.store import Store, Stored
 
 DEFAULT_AGE = timedelta(days=7)
+# what a census stores, for as long as somebody needs it; digests of the lengths that `digest` is asked for
+_OWN = re.compile(
+    r"""
+    models/[0-9a-f]{32}\.safetensors
+    | states/[0-9a-f]{32}/[^/]+-[0-9a-f]+/[0-9a-f]{32}\.safetensors
+    | training/[0-9a-f]{32}/\d+\.safetensors
+    | runs/[0-9a-f]{16}/(_\w+\.json|(log|reduced|tables)/.+)
+    | probe-[0-9a-f]{32}
+    """,
+    re.VERBOSE,
+)
 
 Objects = Mapping[str, Stored]
 
@@ -72,25 +85,30 @@ def find_garbage(store: Store, *, age: timedelta = DEFAULT_AGE, now: datetime | 
     """Everything older than `age` that no run needs, in order of its keys; nothing is removed."""
     before = (now or datetime.now(UTC)) - age
     runs: dict[str, dict[str, Stored]] = {}
-    for key, stored in store.listing("runs/").items():
+    for key, stored in _own(store, "runs/").items():
         runs.setdefault(key.split("/")[1], {})[key] = stored
-    parts = {**store.listing("models/"), **store.listing("states/")}
+    parts = {**_own(store, "models/"), **_own(store, "states/")}
     judged = [_judged(store, run, objects, parts, before) for run, objects in runs.items()]
     needed = _Needed.all_of([needs for needs, _ in judged])
     found = [one for _, garbage in judged for one in garbage]
     found += _unneeded(parts, needed, before)
     found += _left_trainings(store, before)
-    checks = store.listing("probe-").items()
+    checks = _own(store, "probe-").items()
     found += [Garbage(key, stored, "left by a check of the store that was killed") for key, stored in checks]
     drafts = store.drafts().items()
     found += [Garbage(name, stored, "left by a write that was killed", is_draft=True) for name, stored in drafts]
     return sorted((one for one in found if one.stored.when < before), key=lambda one: one.key)
 
 
+def _own(store: Store, prefix: str) -> Objects:
+    """What a census has stored below a prefix: whatever else lies there is somebody's own."""
+    return {key: stored for key, stored in store.listing(prefix).items() if _OWN.fullmatch(key)}
+
+
 def remove_garbage(store: Store, found: Sequence[Garbage]) -> Iterator[Garbage]:
     """Remove what was found and yield it, but for what a run has claimed since, and runs that have gone on since."""
     doomed = {one.key: one.stored for one in found}
-    claims = [key for key in store.keys("runs/") if key.endswith(f"/{CLAIMS}")]
+    claims = [key for key in _own(store, "runs/") if key.endswith(f"/{CLAIMS}")]
     kept = [key for key in claims if key not in doomed or _goes_on(store, key.split("/")[1], doomed)]
     needed = _Needed.all_of([_Needed.by(read_claims(store, key.split("/")[1])) for key in kept])
     # of a run it is asked at its first object, because what comes before may take hours to remove
@@ -132,7 +150,7 @@ def _unneeded(parts: Objects, needed: _Needed, before: datetime) -> Iterator[Gar
 
 def _left_trainings(store: Store, before: datetime) -> list[Garbage]:
     """What trainings would go on from that have not gone on for longer than the age: they can begin anew."""
-    objects = store.listing("training/")
+    objects = _own(store, "training/")
     last: dict[str, datetime] = {}
     for key, stored in objects.items():
         lineage = key.split("/")[1]

@@ -208,6 +208,7 @@ def _receipt(statistic: Statistic, chunk: Chunk, stored: _Stored) -> dict[str, A
         "chunk": chunk.id,
         "statistic": statistic.name,
         "file": chunk.url,
+        "first_row": chunk.first_row,
         "key": stored.key,
         "rows": rows.read,
         "unreadable": rows.unreadable,

@@ -292,6 +292,9 @@ class ObjectStore(Store):
 
 def open_store(url: str) -> Store:
     """The store at a directory path, "file://…", "s3://bucket/prefix" or "memory://name"; nothing is touched yet."""
+    if not url.strip():
+        # it would be the current folder: an unset variable, most likely
+        raise StoreError("the store's URL is empty; expected a directory, or file://…, s3://bucket/… or memory://…")
     scheme, separator, rest = url.partition("://")
     if not separator or scheme == "file":
         return DirectoryStore(str(Path(rest if separator else url).expanduser().absolute()))

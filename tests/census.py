@@ -59,7 +59,7 @@ url = "data/*.parquet"
 classes = 10
 train = "train"
 measure = ["test"]
-chunk_rows = 1000
+chunk_rows = {chunk_rows}
 [data.digits.columns]
 features = "image"
 label = "label"
@@ -76,10 +76,10 @@ training = {{ steps = 20 }}
 """
 
 
-def parquet_job(directory: Path, *, more: str = "") -> Job:
+def parquet_job(directory: Path, *, more: str = "", chunk_rows: int = 1000) -> Job:
     """A job on the Parquet files in `directory`/data, whose rows no column names."""
     path = directory / "files.toml"
-    path.write_text(PARQUET.format(more=more))
+    path.write_text(PARQUET.format(more=more, chunk_rows=chunk_rows))
     return load_job(path)
 
 

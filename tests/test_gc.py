@@ -23,6 +23,8 @@ from tests.durability.schedules import tiny_job
 from tests.test_store_directory import unreadable
 
 LATER = datetime.now(UTC) + timedelta(days=30)
+# a cell that no run has claimed
+STRAY = f"states/{'c' * 32}/x-{'d' * 12}-{'0' * 8}/{'f' * 32}.safetensors"
 
 
 @pytest.fixture
@@ -77,17 +79,16 @@ def test_an_open_run_keeps_what_it_claims_until_it_is_left(committed: tuple[Stor
 
 def test_an_open_run_that_never_said_what_it_needs_keeps_everything(committed: tuple[Store, str]) -> None:
     store, _ = committed
-    stray = "states/stray/x-1/y.safetensors"
-    store.put_once(stray, b"1")
-    os.utime(Path(store.url, stray), (0, 0))
-    assert keys(find_garbage(store)) == [stray]
-    store.put_once("runs/begun/reduced/x", b"1")
+    store.put_once(STRAY, b"1")
+    os.utime(Path(store.url, STRAY), (0, 0))
+    assert keys(find_garbage(store)) == [STRAY]
+    store.put_once(f"runs/{'b' * 16}/reduced/x", b"1")
     assert find_garbage(store) == []
 
 
 def test_what_no_run_needs_and_what_the_dead_left_behind_goes(committed: tuple[Store, str]) -> None:
     store, _ = committed
-    stray = ["models/stray.safetensors", "states/stray/x-1/y.safetensors", "probe-1234"]
+    stray = [f"models/{'e' * 32}.safetensors", STRAY, f"probe-{'1' * 32}"]
     for key in stray:
         store.put_once(key, b"1")
     store.put_once("data/digits/train.parquet", b"1")
@@ -100,6 +101,30 @@ def test_what_no_run_needs_and_what_the_dead_left_behind_goes(committed: tuple[S
     assert not draft.exists()
     assert store.keys("data/")
     assert not set(stray) & store.modified().keys()
+
+
+@pytest.mark.parametrize("holds_a_run", [True, False])
+def test_what_is_not_called_as_a_census_calls_its_own_is_nobodys_garbage(
+    committed: tuple[Store, str], tmp_path: Path, holds_a_run: bool
+) -> None:
+    store = committed[0] if holds_a_run else open_store(str(tmp_path / "other"))
+    theirs = [
+        "models/mine.pt",
+        "models/stray.safetensors",
+        "states/mine/x-1/y.safetensors",
+        "training/exp1/100.safetensors",
+        "runs/exp1/events.out",
+        "runs/exp1/_claims.json",
+        "probe-1.txt",
+        "data.parquet",
+    ]
+    for key in theirs:
+        store.put_once(key, b"mine")
+        os.utime(Path(store.url, key), (0, 0))
+    found = find_garbage(store, now=LATER)
+    assert not set(theirs) & set(keys(found))
+    list(remove_garbage(store, found))
+    assert set(theirs) <= set(store.keys())
 
 
 def test_what_a_run_has_claimed_since_is_not_removed(committed: tuple[Store, str]) -> None:
@@ -194,7 +219,7 @@ def test_cells_removed_under_a_run_are_measured_again(tmp_path: Path) -> None:
 
 def test_trainings_that_were_left_go(committed: tuple[Store, str]) -> None:
     store, _ = committed
-    store.put_once("training/lineage/100.safetensors", b"")
+    store.put_once(f"training/{'a' * 32}/100.safetensors", b"")
     assert find_garbage(store) == []
     (left,) = [one for one in find_garbage(store, now=LATER) if one.key.startswith("training/")]
     assert left.reason == f"of a training that was left unfinished on {datetime.now(UTC):%Y-%m-%d}"

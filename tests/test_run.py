@@ -204,6 +204,24 @@ def test_an_exemplar_says_where_its_row_is(tmp_path: Path) -> None:
         assert one.z == pytest.approx(unit.weight @ images[300 + one.row] + unit.bias, abs=1e-4)
 
 
+def test_what_is_said_never_to_be_null_never_is(undisturbed) -> None:
+    url, run_id, _ = undisturbed
+    store = open_store(url)
+    tables = [pq.read_table(io.BytesIO(store.get(key))) for key in store.keys(f"runs/{run_id}/tables/")]
+    never = [(table, field) for table in tables for field in table.schema if field.metadata[b"null"] == b"never"]
+    assert len(never) > 50
+    assert [field.name for table, field in never if table[field.name].null_count] == []
+
+
+def test_a_receipt_says_where_its_chunk_begins(tmp_path: Path) -> None:
+    digits_file(tmp_path / "data" / "a.parquet", rows=range(300), split="train")
+    digits_file(tmp_path / "data" / "b.parquet", rows=range(300, 420), split="test", group_rows=20)
+    outcome, store = run_inline(parquet_job(tmp_path, chunk_rows=40), str(tmp_path / "store"))
+    receipts = _table(store, outcome.run, "receipts")
+    for _, of_one in receipts.groupby(["model", "statistic"]):
+        assert dict(zip(of_one.first_row, of_one.total, strict=True)) == {0: 40, 40: 40, 80: 40}
+
+
 def _table(store: Store, run_id: str, name: str) -> pd.DataFrame:
     content = store.get(f"runs/{run_id}/tables/{name}/part-00000.parquet")
     return pq.read_table(io.BytesIO(content)).to_pandas()

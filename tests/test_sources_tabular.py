@@ -310,6 +310,17 @@ def test_columns_that_are_not_there(tmp_path: Path):
         tabular(tmp_path, options={"categories": ("wrok",)}, store=str(tmp_path / "store")).chunks("train")
 
 
+@pytest.mark.parametrize("options", [{"categories": ("work",)}, {"standardise": False, "categories": ("work",)}, {}])
+def test_a_split_that_is_not_there(tmp_path: Path, options: dict[str, Any]):
+    pq.write_table(people(4), tmp_path / "a.parquet")
+    columns = COLUMNS.model_copy(update={"split": "spilt"})
+    source = Tabular(
+        "t", DataSpec(url=str(tmp_path), columns=columns, classes=2, options=options), open_store("memory://t")
+    )
+    with pytest.raises(DataError, match=r"a\.parquet: there is no column 'spilt'; did you mean 'split'"):
+        source.chunks("train")
+
+
 def test_labels_out_of_range(tmp_path: Path):
     pq.write_table(people(3).set_column(4, "rich", pa.array([0, 1, 2])), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet: labels 0 to 2 in column 'rich', expected 0 to 1"):

@@ -34,6 +34,14 @@ def write(path: Path, rows: list[Any], kind: pa.DataType | None = None, **column
     return path
 
 
+def test_a_split_that_is_not_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", ["a b", "b c"], split=["train", "test"])
+    columns = Columns(features="text", shape=(9,), split="spilt")
+    spec = DataSpec(url=str(path), columns=columns, options={"tokenizer": "words"})
+    with pytest.raises(DataError, match=r"a\.parquet: there is no column 'spilt'; did you mean 'split'"):
+        Tokens("t", spec, open_store(str(tmp_path / "store"))).chunks("train")
+
+
 def read(source: Tokens, split: str = "all", batch_rows: int = 3) -> tuple[list[Batch], Reading]:
     (chunk,) = source.chunks(split)
     reading = source.read(chunk, batch_rows)

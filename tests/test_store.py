@@ -171,6 +171,8 @@ def test_a_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pyte
         ("s4://bucket", "unknown scheme 's4'; did you mean 's3'"),
         ("s3://", "expected a bucket"),
         ("memory://", "expected a name"),
+        ("", "the store's URL is empty"),
+        (" ", "the store's URL is empty"),
     ],
 )
 def test_a_store_that_cannot_be(url: str, message: str):

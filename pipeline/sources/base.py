@@ -29,7 +29,7 @@ from pipeline.names import Names
 from pipeline.rows.decode import UID_MASK
 from pipeline.rows.features import NOTHING, Decoded, FeatureFormat, Numbers
 from pipeline.rows.footers import Footer, first_uid, read_footer
-from pipeline.rows.format import RowFormat, check_columns
+from pipeline.rows.format import RowFormat
 from pipeline.rows.groups import AHEAD, Group, read_groups
 from pipeline.rows.reading import Piece, Reading, Unreadable, prefetched
 from pipeline.rows.splits import SplitColumn
@@ -383,11 +383,12 @@ class FileSource(RowGroupSource):
     def training_rows(self, features: FeatureFormat) -> Iterator[pa.RecordBatch]:
         """Every readable row to train on, with the columns of these features, in plan order.
 
-        For what must be known of the data before a model can be built. DataError if a file has not these columns.
+        For what must be known of the data before a model can be built. DataError if a file has not these columns, or
+        not that of the split.
         """
         named = RowFormat(features, None, None, 0, None, self.spec.columns.split, self.spec.train)
         for footer in self.listed:
-            check_columns(footer, tuple(features.roles()))
+            named.check(footer)
             wanted = [g for g in footer.groups if named.may_hold_split(footer, g)]
             for group in prefetched(read_groups(self.locate(footer.name), footer.file_id, wanted, named.columns)):
                 for part in group.parts:
