@@ -99,7 +99,12 @@ _SITES = _of(
     ("interpreted", "bool", "false: a weight acts here (or never) and is not interpreted"),
     ("reason", "string", "why it is not interpreted, or what is unusual about it", "null where all is as usual"),
     ("parameters", "int64", "numbers in the weight"),
-    ("error", "float64", "max |w·x + b − z| / max(‖w‖‖x‖ + |b|) over the probe rows", "null where not interpreted"),
+    (
+        "error",
+        "float64",
+        "max |w·x + b − z| / max(‖w‖‖x‖ + |b|) over the probe rows, NaN and infinite ones left out",
+        "null where not interpreted, or where nothing finite is left",
+    ),
 )
 
 _SCORES = _of(

@@ -76,7 +76,6 @@ def cost_of(
     def measured() -> None:
         running.add(model, batch)
 
-    begin = time.perf_counter()
     pairs: list[tuple[float, float]] = []
     # on a GPU those behind the first few are one launch
     before = BEFORE if batch.uid_N.is_cuda else 1
@@ -84,6 +83,8 @@ def cost_of(
         forward()
         for _ in range(before):
             measured()
+        # compiling is over
+        begin = time.perf_counter()
         while len(pairs) < PASSES and (not pairs or time.perf_counter() - begin < ENOUGH_S):
             pairs.append((_seconds(forward, batch), _seconds(measured, batch)))
         held = _seconds(lambda: running.finish(model), batch)

@@ -222,10 +222,16 @@ def _is_known(kind: type) -> bool:
 
 
 def _is_foreign(value: Any) -> bool:
-    """Whether something that a module holds is code which is neither torch's nor ours."""
-    if not callable(value) or isinstance(value, nn.Module | torch.Tensor):
+    """Whether something that a module holds is, or holds, code which is neither torch's nor ours."""
+    if isinstance(value, Mapping):
+        return any(map(_is_foreign, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_is_foreign, value))
+    # a tensor's class may do otherwise whatever is done with it
+    code = type(value) if isinstance(value, torch.Tensor) else value
+    if not callable(code) or isinstance(code, nn.Module):
         return False
-    return not (getattr(value, "__module__", None) or "torch").startswith(("torch", "pipeline."))
+    return not f"{getattr(code, '__module__', None) or 'torch'}.".startswith(("torch.", "pipeline."))
 
 
 def _hooked(module: nn.Module) -> bool:

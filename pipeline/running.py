@@ -20,7 +20,7 @@ from pipeline.flow.apart import Held, cut
 from pipeline.flow.discover import Discovery
 from pipeline.flow.forwards import Forwards
 from pipeline.flow.gradients import observe_gradients
-from pipeline.flow.state import versions
+from pipeline.flow.state import Versions
 from pipeline.graphs import Graphs, Shown
 from pipeline.kernels import choose
 from pipeline.kernels.accumulate import Accumulator
@@ -75,12 +75,12 @@ class Running:
         self._sampled = [one for one in self.statistics if one.sample_shift > 0 and self.discovery.apart]
         self._others = [one for one in self.statistics if one not in self._sampled]
         self._most_rows = 0
-        self._weights: dict[str, Any] = {}
+        self._before: Versions | None = None
         self._graphs = Graphs()
 
     def add(self, model: nn.Module, batch: Batch) -> Any:
         """Run the model on a batch, add what its sites are shown, return what the model returns."""
-        self._weights = self._weights or versions(model)
+        self._before = self._before or Versions(model)
         part = self._in_any_sample(batch)
         out = self._show(model, batch, self._others if part is not None else self.statistics)
         self._most_rows = max(self._most_rows, batch.rows)
@@ -93,13 +93,12 @@ class Running:
         """Add the rows that are held back still, behind the last batch; ModelError if the weights are others by now."""
         for due in self._held.rest():
             self._show(model, due, self._sampled)
-        weights = versions(model) if self._weights else {}
-        for name, version in weights.items():
-            if self._weights.get(name) != version:
-                raise ModelError(
-                    f"parameter {name} was changed while the model was measured: what is told of its patterns would be "
-                    "of other weights than some of the batches met; measure before or after"
-                )
+        changed = Versions(model).changed(self._before) if self._before else None
+        if changed:
+            raise ModelError(
+                f"{changed} was changed while the model was measured: what is told of its patterns would be of other "
+                "weights than some of the batches met; measure before or after"
+            )
 
     def _in_any_sample(self, batch: Batch) -> Batch | None:
         """The rows that some statistic of a sample takes; None where they are not cut out of the batch."""

@@ -77,7 +77,7 @@ class Site:
     bias_U      float64 on the CPU, the effective bias (0 where the map has none)
     raw_UD      the weights before folding, float64 on the CPU
     up_UD       of a gated pair the pattern of the other branch, else None
-    error       max |w·x + b − z| over the probe batch, divided by max(‖w‖‖x‖ + |b|)
+    error       max |w·x + b − z| over the probe batch, divided by max(‖w‖‖x‖ + |b|); None where none is finite
     row_fraction  share of the rows that it is measured on, drawn by the hash of their uid
     note        why anything about the site is not as it usually is, else None
     whole       of a part the site that it is of, whose unit `first` is the part's first one, else None
@@ -98,7 +98,7 @@ class Site:
     folded: tuple[str, ...] = ()
     alias_of: str | None = None
     up_UD: torch.Tensor | None = None
-    error: float = 0.0
+    error: float | None = 0.0
     row_fraction: float = 1.0
     note: str | None = None
     whole: Site | None = None

@@ -21,6 +21,7 @@ from pipeline.job_sections import DataSpec, Numerics
 from pipeline.models.base import Checkpoint, checkpoint_key, decode_checkpoint, encode_checkpoint
 from pipeline.numerics import in_force
 from pipeline.registry import sources
+from pipeline.rows.decode import UID_MASK
 from pipeline.sources.base import Chunk
 from pipeline.store import MissingObject, Store
 
@@ -76,7 +77,8 @@ def run_train(task: TrainTask, store: Store) -> dict[str, str]:
     device = device_named(task.device)
     source = sources()[task.spec.source](task.data, task.spec, store)
     portions = [
-        Portion(chunk.id, chunk.rows, partial(source.read, chunk, task.numerics.batch_rows)) for chunk in task.chunks
+        Portion(chunk.id, chunk.rows, partial(source.read, chunk, task.numerics.batch_rows), partial(_row_of, chunk))
+        for chunk in task.chunks
     ]
     made: set[str] = set()
     failed: dict[str, str] = {}
@@ -97,6 +99,12 @@ def run_train(task: TrainTask, store: Store) -> dict[str, str]:
         for key in store.keys(f"training/{recipe.lineage}/"):
             store.remove(key)
     return failed
+
+
+def _row_of(chunk: Chunk, uid: int) -> str:
+    """What a message calls a row of a chunk to train on."""
+    row = f"uid {uid}" if chunk.uid_base is None else f"row {(uid - chunk.uid_base) & UID_MASK}"
+    return f"data {chunk.data}: {chunk.url}, {row} to train on"
 
 
 def _store(recipe: Recipe, event: Saved, store: Store) -> None:

@@ -90,7 +90,39 @@ def parametrized(model: nn.Module) -> None:
     model.another = torch.nn.utils.parametrizations.weight_norm(Changed(3, 3))
 
 
-@pytest.mark.parametrize("change", [hooked, hooked_before, replaced, with_another, parametrized])
+def of_a_name_like_torchs(model: nn.Module) -> None:
+    def act(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    act.__module__ = "torch_utils"
+    model.act = act
+
+
+def held_in_a_list(model: nn.Module) -> None:
+    model.stages = {"first": [nn.functional.relu, lambda x: x]}
+
+
+def of_another_class(model: nn.Module) -> None:
+    class Watched(nn.Parameter):
+        pass
+
+    layer = layer_of(model)
+    layer.weight = Watched(layer.weight.detach())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        hooked,
+        hooked_before,
+        replaced,
+        with_another,
+        parametrized,
+        of_a_name_like_torchs,
+        held_in_a_list,
+        of_another_class,
+    ],
+)
 def test_a_model_that_could_do_otherwise_next_time_is_not_taken(change: Callable[[nn.Module], None]) -> None:
     model = build("mlp", EXAMPLES["mlp"].task, **EXAMPLES["mlp"].hyperparameters)
     assert keeps_nothing(model)
@@ -300,6 +332,26 @@ def test_nothing_is_captured_where_there_is_no_room_by_now() -> None:
     bounded.count(38)
     made.show(model, batch_of(4, 3), 0, show)
     assert made.number == 0
+
+
+@pytest.mark.usefixtures("without_a_gpu")
+@pytest.mark.parametrize("of", ["capture", "memory"])
+def test_where_no_graph_can_be_made_every_batch_is_shown(monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    def fails(self: Any, show: Show) -> Shown:
+        show(self._batch)
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    if of == "capture":
+        monkeypatch.setattr(DoneAgain, "_captured", fails)
+    else:
+        monkeypatch.setattr(graphs_module, "_has_memory", lambda device: False)
+    model, made, show = nn.Linear(3, 2), Graphs(), shown_by([Within()])
+    for number in range(8):
+        batch = batch_of(4, number)
+        assert made.show(model, batch, 0, show) == all_of(batch)
+    assert made.number == 0
+    # it is tried once, and said once
+    assert [remark.endswith(": operation not permitted") for remark in made.remarks] == [True] * (of == "capture")
 
 
 def moved(model: nn.Module) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import DataError
@@ -70,3 +73,25 @@ def test_chunks_without_a_row_of_their_split_are_measured_as_empty(tmp_path: Pat
         scored = list(ask(con, "SELECT DISTINCT rows FROM scores").rows)
     assert sorted(counted) == [("data/a.parquet", 0, 60, 60), ("data/b.parquet", 60, 0, 60)]
     assert scored == [(60,)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_a_row_to_train_on_that_is_not_finite_is_named(tmp_path: Path, value: float):
+    digits_file(tmp_path / "data" / "test.parquet", rows=range(200, 230), split="test")
+    path = tmp_path / "data" / "train.parquet"
+    digits_file(path, rows=range(200), split="train")
+    table = pq.read_table(path)
+    images = np.array(table["image"].to_pylist())
+    images[123, 7] = value
+    pq.write_table(table.set_column(0, "image", pa.array(list(images))), path)
+    said = "nan" if np.isnan(value) else "inf"
+    with pytest.raises(
+        DataError, match=rf"train\.parquet, row 123 to train on: number 7 \(from 0\) is {said} in float32"
+    ):
+        run_inline(parquet_job(tmp_path), str(tmp_path / "store"))
+    # without a label it is not learned from
+    labels = pa.array([-1 if row == 123 else label for row, label in enumerate(table["label"].to_pylist())])
+    table = table.set_column(1, "label", labels)
+    pq.write_table(table.set_column(0, "image", pa.array(list(images))), path)
+    outcome, _ = run_inline(parquet_job(tmp_path), str(tmp_path / "store"))
+    assert (outcome.trained, outcome.failed) == (1, {})

@@ -89,7 +89,27 @@ class Material:
                 yield _some_of(batch, node, len(some), inputs)
 
     def _read(self, portion: Portion) -> Iterator[Batch]:
-        return (self._ready(batch) for batch in portion.read())
+        for batch in portion.read():
+            self._refuse_not_finite(batch, portion)
+            yield self._ready(batch)
+
+    def _refuse_not_finite(self, batch: Batch, portion: Portion) -> None:
+        """DataError naming the first row to learn from whose numbers are not finite: no weights would come of it."""
+        wanted_N = self._wanted(batch)
+        for value in (*batch.inputs, *batch.kwargs.values()):
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point() or len(value) != batch.rows:
+                continue
+            bad_N = ~value.flatten(1).isfinite().all(1) if value.ndim > 1 else ~value.isfinite()
+            bad_N &= wanted_N
+            if bool(bad_N.any()):
+                first = int(bad_N.nonzero()[0, 0])
+                numbers = value[first].reshape(-1)
+                at = int((~numbers.isfinite()).nonzero()[0, 0])
+                raise DataError(
+                    f"{portion.named(int(batch.uid_N[first]))}: number {at} (from 0) is {float(numbers[at])} in "
+                    f"{str(value.dtype).removeprefix('torch.')}, and nothing can be learned from it: correct the row, "
+                    "or make it null, which counts as unreadable"
+                )
 
     def _ready(self, batch: Batch) -> Batch:
         there = moved(batch, self.device, self.dtype)

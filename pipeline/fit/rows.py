@@ -27,11 +27,16 @@ HELD_OUT_SEED = 0x4E1D007
 
 @dataclass(frozen=True)
 class Portion:
-    """A part of the training data that is read in one go: a chunk. `rows` is a bound."""
+    """A part of the training data that is read in one go: a chunk.
+
+    rows   a bound
+    named  what a person calls the row of a uid
+    """
 
     id: str
     rows: int
     read: Callable[[], Iterable[Batch]]
+    named: Callable[[int], str] = "the row of uid {}".format
 
 
 def is_held_out(batch: Batch, share: float) -> torch.Tensor:

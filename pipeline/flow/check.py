@@ -49,8 +49,10 @@ class Checking(Tap):
             self.unmasked.add(name)
         if self._presenter.labels_others(presentations):
             self.unlabelled.add(name)
+        if error is None:
+            return
         self.errors[name] = max(self.errors.get(name, 0.0), error)
-        if not error <= tolerance:
+        if error > tolerance:
             self.failed[name] = (
                 f"its pattern gives a w·x + b that differs from the model's own pre-activation by {error:.2g} of "
                 f"‖w‖‖x‖ + |b|, more than {tolerance:g}"
@@ -72,9 +74,10 @@ class Checking(Tap):
         self.failed[plan.site.name] = str(error)
 
 
-def folding_error(presentations: Presentations) -> float:
-    """max |w·x + b − z| / max(‖w‖‖x‖ + |b|) over explicit patches, in float64; NaN and infinite ones are left out.
+def folding_error(presentations: Presentations) -> float | None:
+    """max |w·x + b − z| / max(‖w‖‖x‖ + |b|) over explicit patches, in float64; None if none of them is finite.
 
+    NaN and infinite ones are left out.
     Where there are many, over entries and positions spread evenly, the first and the last among them.
     """
     site = presentations.site
@@ -84,7 +87,7 @@ def folding_error(presentations: Presentations) -> float:
     entries, positions = z_LSU.shape[:2]
     most = max(1, CHECKED_PRODUCTS // max(site.pattern_UD.numel(), 1))
     at_S = _spread(positions, most, z_LSU.device)
-    worst, scale = 0.0, 0.0
+    worst, scale, compared = 0.0, 0.0, False
     for start, stop in _runs(_spread(entries, max(1, most // max(len(at_S), 1)), z_LSU.device).tolist()):
         x_LSGD = presentations.patches(start, stop)[:, at_S].double()
         made_LSU = torch.einsum("lsgd,gud->lsgu", x_LSGD, pattern_GUD).flatten(2) + bias_U
@@ -93,8 +96,11 @@ def folding_error(presentations: Presentations) -> float:
         difference_LSU = (made_LSU - z_LSU[start:stop, at_S].double()).abs()
         finite = torch.isfinite(difference_LSU) & torch.isfinite(size_LSU)
         if bool(finite.any()):
+            compared = True
             worst = max(worst, float(difference_LSU[finite].max()))
             scale = max(scale, float(size_LSU[finite].max()))
+    if not compared:
+        return None
     return worst / scale if scale > 0 else worst
 
 

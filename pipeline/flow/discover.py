@@ -168,7 +168,7 @@ def _with_errors(found: Discovery, checked: Checking) -> Discovery:
             notes.append("no position is masked: its positions are not those of the batch's mask")
         if site.name in checked.unlabelled:
             notes.append(f"no position's label is counted: {_OTHERS if checked.finds_positions else _UNCLEAR}")
-        error = checked.errors.get(site.name, 0.0)
+        error = checked.errors.get(site.name)
         renewed[site.name] = replace(site, error=error, note="; ".join(notes) or None)
     plans = {plan: replace(plan, site=renewed[plan.site.name]) for plan in found.plans()}
     calls = {key: [[plans[plan] for plan in call] for call in each] for key, each in found.calls.items()}

@@ -6,8 +6,9 @@ Layer 1.
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.flow.holdings import plain_tensors
+
+# words of eight bytes that are summed at a time: few launches, and on a CPU what its caches hold
+_PIECE = {False: 1 << 20, True: 1 << 14}
 
 
 @contextmanager
@@ -58,10 +62,65 @@ def undrawn() -> Iterator[None]:
             np.random.set_state(of_numpy)
 
 
-def versions(model: nn.Module) -> dict[str, Hashable]:
-    """Which tensors the parameters are, and how often each was written to: equal as long as torch changed none."""
-    held = model.named_parameters(remove_duplicate=False)
-    return {name: (id(one), None if one.is_inference() else one._version) for name, one in held}
+class Versions:
+    """Which tensors a model has as parameters, how often each was written to, and a sum of what they and buffers hold.
+
+    What is written through `.data` is not counted by torch. A buffer that is exchanged for one of another shape is no
+    change: a table of positions grows with the longest row.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        self._buffers = dict(model.named_buffers(remove_duplicate=False))
+        self._written = {name: None if one.is_inference() else one._version for name, one in self._parameters.items()}
+        self._sums = _sums({**self._parameters, **self._buffers})
+
+    def changed(self, before: Versions) -> str | None:
+        """What is no longer as it was, as a message calls it."""
+        for name, one in self._parameters.items():
+            same = before._parameters.get(name) is one and before._written[name] == self._written[name]
+            if not same or before._sums.get(name) != self._sums.get(name):
+                return f"parameter {name}"
+        for name, one in self._buffers.items():
+            held = before._buffers.get(name)
+            if held is not None and held.shape == one.shape and before._sums.get(name) != self._sums.get(name):
+                return f"buffer {name}"
+        return None
+
+
+def _sums(held: dict[str, torch.Tensor]) -> dict[str, int]:
+    """Of each tensor in plain memory a sum of its bits, which hardly any change leaves as it was."""
+    by_device: dict[torch.device, dict[str, torch.Tensor]] = {}
+    with torch.no_grad():
+        for name, tensor in held.items():
+            if _is_plain(tensor):
+                by_device.setdefault(tensor.device, {})[name] = _sum_of_bits(tensor.detach())
+    # one wait for a device
+    listed = [dict(zip(found, torch.stack([*found.values()]).tolist(), strict=True)) for found in by_device.values()]
+    return {name: number for found in listed for name, number in found.items()}
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    is_memory = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
+    return is_memory and not tensor.is_meta and not tensor.is_quantized
+
+
+def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.reshape(-1).view(torch.uint8)
+    words = flat[: len(flat) // 8 * 8]
+    if words.storage_offset() % 8:
+        words = words.clone()
+    found = flat[len(words) :].sum()
+    for piece in words.view(torch.int64).split(_PIECE[tensor.device.type == "cpu"]):
+        # each by a number of its own: that signs or rows change places is seen as well
+        found += ((piece ^ (piece >> 32)) * _factors(tensor.device)[: len(piece)]).sum()
+    return found
+
+
+@lru_cache(maxsize=8)
+def _factors(device: torch.device) -> torch.Tensor:
+    drawn = np.random.default_rng(0).integers(-(2**63), 2**63, _PIECE[device.type == "cpu"])
+    return torch.from_numpy(drawn).to(device)
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:

@@ -98,3 +98,14 @@ def test_the_same_bytes_twice():
     assert torch.equal(first.out, second.out)
     with torch.inference_mode():
         assert torch.equal(first.out, model(x))
+
+
+def test_where_nothing_finite_can_be_compared_there_is_no_error() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].weight[0] = torch.nan
+        model[2].weight[:] = torch.nan
+    first, second = discover(model, batch_of(torch.randn(5, 3))).sites
+    assert first.error is not None
+    assert first.error < 1e-6
+    assert second.error is None

@@ -84,6 +84,48 @@ def test_weights_may_not_change_between_batches() -> None:
         measure(model, trained())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda model: model[0].weight.data.mul_(2), "parameter 0.weight"),
+        (lambda model: model[0].weight.data.neg_(), "parameter 0.weight"),
+        (lambda model: model[1].running_mean.add_(5), "buffer 1.running_mean"),
+        (lambda model: setattr(model[1], "running_var", 2 * model[1].running_var), "buffer 1.running_var"),
+    ],
+)
+def test_nor_may_what_torch_does_not_count(dtype: torch.dtype, change: Callable[[nn.Module], Any], said: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).to(dtype)
+    with torch.no_grad():
+        # as many of either sign, and of the same size
+        model[0].weight.copy_(torch.ones(6, 4) * torch.tensor([1, -1, 1, -1]))
+
+    def changed() -> Any:
+        for number in range(6):
+            if number == 4:
+                change(model)
+            yield torch.randn(5, 4, dtype=dtype)
+
+    with pytest.raises(ModelError, match=rf"{said} was changed while the model was measured"):
+        measure(model, changed(), statistics=RESPONSE)
+
+
+def test_a_table_that_grows_with_the_rows_is_no_change() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+            self.register_buffer("table", torch.zeros(4))
+
+        def forward(self, x_NTD: torch.Tensor) -> torch.Tensor:
+            if x_NTD.shape[1] > len(self.table):
+                self.table = torch.zeros(x_NTD.shape[1])
+            return self.layer(x_NTD + self.table[: x_NTD.shape[1], None])
+
+    tables = measure(Positions(), [torch.randn(3, length, 3) for length in (4, 4, 7, 9)], statistics=RESPONSE)
+    assert tables["neurons"]["n"].to_pylist() == [3 * 24] * 2
+
+
 def test_weights_may_not_change_within_a_forward() -> None:
     calls = [0]
 
