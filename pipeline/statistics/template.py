@@ -35,6 +35,7 @@ ABREAST = 64
 RIDGE = 1e-3
 # of sd(a)·sd(x): a smaller co-moment is chance in 10⁸ presentations and loses its digits in float32 products
 RESOLUTION = 2.0**-14
+_ORDERS = "π number s orders the D entries by row_hash(entry, seed = s), as pipeline.hashing defines it"
 _ANSATZ = "Radhakrishnan et al. 2024, Science 383:1461"
 
 
@@ -106,13 +107,13 @@ class Template(Statistic):
         _absolute(
             "template_cos_permuted_mean",
             "Control: mean |cosine| of S with the unit's own pattern, its entries permuted.",
-            f"mean over {PERMUTATIONS} fixed permutations π of |cos(S, w∘π)|",
+            f"mean over {PERMUTATIONS} fixed permutations π of |cos(S, w∘π)|; {_ORDERS}",
             _UNRESOLVED,
         ),
         _absolute(
             "template_cos_permuted_p95",
             "Control: 95th percentile of |cosine| of S with the unit's own pattern, its entries permuted.",
-            f"0.95 quantile over {PERMUTATIONS} fixed permutations π of |cos(S, w∘π)|",
+            f"0.95 quantile over {PERMUTATIONS} fixed permutations π of |cos(S, w∘π)|; {_ORDERS}",
             _UNRESOLVED,
         ),
         _column(
