@@ -5,13 +5,27 @@ Layer 1: imports nothing but the column.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from pipeline.columns import Column, DType
 
 
-def _of(table: str, *columns: tuple[str, DType, str] | tuple[str, DType, str, str]) -> tuple[Column, ...]:
-    """Columns from (name, type, meaning) or (name, type, meaning, when it is null)."""
+def _of(
+    table: str,
+    *columns: tuple[str, DType, str] | tuple[str, DType, str, str],
+    units: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Column, ...]:
+    """Columns from (name, type, meaning) or (name, type, meaning, when it is null); `units` of those that measure."""
     return tuple(
-        Column(name=name, dtype=dtype, meaning=meaning, unit="", null=rest[0] if rest else "never", table=table)
+        Column(
+            name=name,
+            dtype=dtype,
+            meaning=meaning,
+            unit=units.get(name, ""),
+            null=rest[0] if rest else "never",
+            table=table,
+        )
         for name, dtype, meaning, *rest in columns
     )
 
@@ -66,6 +80,7 @@ _MODELS = _of(
     ("sha256", "string", "SHA-256 of the checkpoint as stored", "null where it failed"),
     ("status", "string", "ok, or failed: it could not be built, trained, loaded or run"),
     ("reason", "string", "why it failed", "null where it did not"),
+    units={"step": "steps", "stopped": "steps", "parameters": "numbers", "train_accuracy": "1", "train_loss": "nat"},
 )
 
 _SITES = _of(
@@ -105,6 +120,7 @@ _SITES = _of(
         "max |w·x + b − z| / max(‖w‖‖x‖ + |b|) over the probe rows, NaN and infinite ones left out",
         "null where not interpreted, or where nothing finite is left",
     ),
+    units={"units": "units", "fan_in": "inputs", "row_fraction": "1", "parameters": "numbers", "error": "1"},
 )
 
 _SCORES = _of(
@@ -122,6 +138,7 @@ _SCORES = _of(
     ),
     ("value", "float64", "value of the metric"),
     ("rows", "int64", "labelled rows, or tokens, that it is over"),
+    units={"value": "nat for log_loss, otherwise 1", "rows": "rows"},
 )
 
 _RECEIPTS = _of(
@@ -142,6 +159,7 @@ _RECEIPTS = _of(
     ("bytes", "int64", "size of the state object"),
     ("sha256", "string", "SHA-256 of the state object as stored"),
     ("device", "string", "kind of device that computed it"),
+    units={**dict.fromkeys(("total", "rows", "unreadable", "excluded"), "rows"), "bytes": "bytes"},
 )
 
 _MEANINGS = _of(
@@ -155,6 +173,7 @@ _MEANINGS = _of(
     ("rank", "int32", "place among all things by w·x, from 0"),
     ("input", "string", "the thing: a token, or a value of a field; a number of a field stands for 1"),
     ("value", "float64", "w·x of the thing's embedding as the site would see it alone; of a token behind a plain norm"),
+    units={"value": "z"},
 )
 
 _CURVES = _of(
@@ -169,6 +188,7 @@ _CURVES = _of(
         "loss: mean training loss of the steps since the point before, in nats; learning_rate; held_out_loss, in nats",
     ),
     ("value", "float64", "its value"),
+    units={"step": "steps", "value": "nat for losses, otherwise 1"},
 )
 
 _UNREADABLE = _of(
@@ -182,6 +202,7 @@ _UNREADABLE = _of(
     ("row", "int64", "number in the file of the first of them, from 0; of a folder of images its place in the chunk"),
     ("rows", "int64", "how many there are"),
     ("reason", "string", "why they could not be read; of an image in a folder also its path"),
+    units={"rows": "rows"},
 )
 
 # which of a unit's several rows it is, for the tables that have several

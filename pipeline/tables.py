@@ -48,7 +48,8 @@ Values = Any  # a tensor, (values, valid), a list of values or tensors, or one v
 def table_columns(statistic_columns: Sequence[Column]) -> dict[str, tuple[Column, ...]]:
     """The columns of every table, in order: whose row it is, then what the statistics measured.
 
-    A statistic may repeat a column of ours or of another statistic with the same type; ValueError if the types differ.
+    A statistic may repeat a column of ours, which it then documents, or of another statistic; ValueError if the types
+    differ.
 
     >>> [column.name for column in table_columns([])["neurons"]]
     ['run', 'model', 'data', 'split', 'site', 'unit']
@@ -57,10 +58,11 @@ def table_columns(statistic_columns: Sequence[Column]) -> dict[str, tuple[Column
     for column in statistic_columns:
         table = tables.setdefault(column.table, {one.name: one for one in unit_keys(column.table)})
         for one in [column, *_standard_error(column)]:
-            if table.setdefault(one.name, one).dtype != one.dtype:
-                raise ValueError(
-                    f"column {one.table}.{one.name} is declared as {table[one.name].dtype} and {one.dtype}"
-                )
+            known = table.get(one.name)
+            if known is not None and known.dtype != one.dtype:
+                raise ValueError(f"column {one.table}.{one.name} is declared as {known.dtype} and {one.dtype}")
+            if known is None or known in BASE.get(column.table, ()):
+                table[one.name] = one
     return {name: tuple(columns.values()) for name, columns in tables.items()}
 
 

@@ -22,6 +22,7 @@ from pipeline.arrow_bytes import ArrowStream, arrow_bytes, read_arrow, read_batc
 from pipeline.columns import Column
 from pipeline.looked_over import look_over
 from pipeline.parquet import parquet_bytes, read_parquet
+from pipeline.report.dictionary import entries
 from pipeline.tables import ARROW, arrow_table, dictionary, schema, table_columns
 
 EVERY_TYPE = tuple(
@@ -65,6 +66,27 @@ def test_every_column_of_ours_is_documented():
     for row in dictionary(table_columns([])):
         assert row["meaning"], row
         assert row["null"], row
+
+
+def test_a_statistic_documents_a_column_of_ours_that_it_repeats():
+    class_ = Column(name="class", dtype="int32", meaning="…", unit="class", range="[0, C)", table="classes")
+    columns = table_columns([class_])["classes"]
+    assert columns == (*table_columns([])["classes"][:-1], class_)
+    again = Column(name="class", dtype="int32", meaning="of another statistic", table="classes")
+    assert table_columns([class_, again])["classes"] == columns
+
+
+def test_what_is_measured_has_a_unit():
+    units = {(row["table"], row["column"]): row["unit"] for row in entries()}
+    patterns = {name: units["patterns", name] for name in ("weight", "raw_weight", "up_weight", "cov", "sta", "bias")}
+    assert patterns == dict.fromkeys(["weight", "raw_weight", "up_weight"], units["neurons", "weight_norm"]) | {
+        "cov": "a·x",
+        "sta": "x",
+        "bias": "z",
+    }
+    assert (units["receipts", "bytes"], units["sites", "error"], units["models", "train_loss"]) == ("bytes", "1", "nat")
+    assert (units["classes", "class"], units["exemplars", "rank"]) == ("class", "index")
+    assert not [row for row in entries() if row["type"] == "float64" and not row["unit"]]
 
 
 def test_documentation_travels_in_the_file():

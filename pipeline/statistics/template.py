@@ -47,8 +47,8 @@ def _absolute(name: str, meaning: str, formula: str, null: str) -> Column:
     return Column(name, "float64", meaning, range="[0, 1]", null=null, formula=formula)
 
 
-def _pattern(name: str, meaning: str, formula: str, null: str = "never") -> Column:
-    return Column(name, "list<float32>", meaning, unit="x", formula=formula, null=null, table="patterns")
+def _pattern(name: str, meaning: str, formula: str, null: str = "never", unit: str = "z per x") -> Column:
+    return Column(name, "list<float32>", meaning, unit=unit, formula=formula, null=null, table="patterns")
 
 
 _UNRESOLVED = "NaN where a or x does not vary, or S is below float32's resolution, or w = 0"
@@ -148,14 +148,16 @@ class Template(Statistic):
             "Cov(a, x), what makes the activation vary; 0 below float32's resolution.",
             "S",
             "NaN where nothing was seen",
+            unit="a·x",
         ),
         _pattern(
             "sta",
             "Mean of the inputs that fire the unit, less the mean of all inputs.",
             "E[x | z > 0] − E[x]",
             "null where firing is undefined (no gate); NaN where it never fires",
+            unit="x",
         ),
-        _pattern("mean_x", "Mean of the unit's inputs.", "E[x]", "NaN where nothing was seen"),
+        _pattern("mean_x", "Mean of the unit's inputs.", "E[x]", "NaN where nothing was seen", unit="x"),
     )
 
     def primitives(self, site: Site) -> Mapping[str, Primitive]:
