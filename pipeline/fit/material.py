@@ -16,10 +16,11 @@ from typing import Any, NoReturn
 import torch
 
 from pipeline.batch import Batch
+from pipeline.counted import counted
 from pipeline.devices import moved
 from pipeline.errors import DataError
 from pipeline.fit.objective import NOTHING, targets
-from pipeline.fit.rows import Portion, draws, is_held_out, join, order_of, passes, take
+from pipeline.fit.rows import Portion, draws, is_held_out, join, least_share, order_of, passes, take
 from pipeline.fit.settings import Training
 from pipeline.hashing import splitmix64
 from pipeline.models.base import Family
@@ -55,7 +56,9 @@ class Material:
         self.portions = [replace(one, read=partial(self._read, one)) for one in portions]
         self.scored = self._sample(held_out=False)
         self.settings = settings.model_copy(update={"shuffle_rows": self._rows_to_shuffle()})
-        self.held_out = self._sample(held_out=True) if settings.patience else []
+        # a share that holds no row out is a mistake whether or not anything is done with the rows
+        held_out = self._sample(held_out=True) if settings.held_out else []
+        self.held_out = held_out if settings.patience else []
 
     def _rows_to_shuffle(self) -> int:
         """As many rows as the job says, or as SHUFFLE_BYTES hold of rows as they are."""
@@ -132,21 +135,32 @@ class Material:
         batches = (batch for portion in self.portions for batch in portion.read())
         if self.family.whole:
             whole = [self._labelled(batch, held_out=held_out) for batch in batches]
-            return (
-                whole if any(bool((targets(self.family, one) != NOTHING).any()) for one in whole) else _refuse(held_out)
-            )
+            if not any(bool((targets(self.family, one) != NOTHING).any()) for one in whole):
+                self._refuse(held_out)
+            return whole
         found: list[Batch] = []
         while sum(one.rows for one in found) < SCORED_ROWS and (batch := next(batches, None)) is not None:
             found.append(take(batch, self._wanted(batch, held_out).nonzero()[:, 0]))
         rows = sum(one.rows for one in found)
         if not rows:
-            _refuse(held_out)
+            self._refuse(held_out)
         joined = join(found)
         # logits of every token of a sequence are large: what fits when learning fits when scoring
         most = SCORED_BATCH_ROWS if self.family.objective == "classes" else self.settings.batch_rows
         rows = min(rows, SCORED_ROWS)
         parts = torch.arange(rows, device=self.device).chunk(ceil(rows / most))
         return [take(joined, part) for part in parts]
+
+    def _refuse(self, held_out: bool) -> NoReturn:
+        if not held_out:
+            raise DataError("there is no row to train on: name a label column and a training split in the job")
+        batches = (batch for portion in self.portions for batch in portion.read())
+        labelled = [take(batch, self._wanted(batch).nonzero()[:, 0]) for batch in batches]
+        raise DataError(
+            f"training.held_out = {self.settings.held_out:g} holds out none of "
+            f"{counted(sum(one.rows for one in labelled), 'row')} to train on: expected 0, or at least "
+            f"{min(map(least_share, labelled)):g}"
+        )
 
 
 def _some_of(batch: Batch, node: torch.Tensor, labelled: int, inputs: tuple[Any, ...]) -> Batch:
@@ -155,9 +169,3 @@ def _some_of(batch: Batch, node: torch.Tensor, labelled: int, inputs: tuple[Any,
     label_N = batch.label_N[node]
     label_N[labelled:] = NOTHING
     return replace(batch, inputs=inputs, uid_N=batch.uid_N[node], label_N=label_N)
-
-
-def _refuse(held_out: bool) -> NoReturn:
-    if held_out:
-        raise DataError("no row is held out to stop early by: raise training.held_out, or use more data")
-    raise DataError("there is no row to train on: name a label column and a training split in the job")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from math import ceil, floor, log10
 from typing import Any
 
 import torch
@@ -42,6 +43,15 @@ class Portion:
 def is_held_out(batch: Batch, share: float) -> torch.Tensor:
     """Which rows are kept from training to stop early by: a share of them, by the hash of their uid alone."""
     return row_hash(batch.uid_N, seed=HELD_OUT_SEED) < int(share * 2.0**63)
+
+
+def least_share(batch: Batch) -> float:
+    """The least share by which one of these rows is held out, rounded up to two digits; 1 of none."""
+    if not batch.rows:
+        return 1.0
+    exact = (int(row_hash(batch.uid_N, seed=HELD_OUT_SEED).min()) + 1) / 2.0**63
+    scale = 10.0 ** (1 - floor(log10(exact)))
+    return ceil(exact * scale) / scale
 
 
 def passes(portions: Sequence[Portion], keep_rows: int) -> Iterator[Iterator[Batch]]:

@@ -187,6 +187,17 @@ def shuffled_labels(batch: Batch) -> Batch:
     )
 
 
+@pytest.mark.parametrize("patience", [None, 3])
+def test_a_share_that_holds_no_row_out_is_refused_with_the_least_that_does(patience: int | None) -> None:
+    rows = portions(rows=90)
+    said = r"training.held_out = 0.0001 holds out none of 90 rows to train on: expected 0, or at least ([\d.e-]+)$"
+    with pytest.raises(DataError, match=said) as caught:
+        next(fit([recipe(held_out=1e-4, patience=patience)], rows))
+    least = float(str(caught.value).rpartition(" ")[2])
+    assert sum(int(is_held_out(batch, least).sum()) for portion in rows for batch in portion.read()) == 1
+    next(fit([recipe(held_out=least, patience=patience)], rows))
+
+
 def test_held_out_rows_are_never_learned_from() -> None:
     def poisoned(batch: Batch) -> Batch:
         x = batch.inputs[0].clone()

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.errors import DataError
-from pipeline.fit.rows import Portion, draws, is_held_out, join, order_of, passes, take, windows
+from pipeline.fit.rows import Portion, draws, is_held_out, join, least_share, order_of, passes, take, windows
 from pipeline.fit.settings import Training
 
 
@@ -115,6 +115,15 @@ def test_a_share_of_the_rows_is_held_out_whatever_their_order() -> None:
     assert not bool(is_held_out(many, 0.0).any())
     # more held out: the same rows and others
     assert bool(is_held_out(many, 0.2)[held].all())
+
+
+@pytest.mark.parametrize("count", [1, 90, 20_000])
+def test_the_least_share_that_holds_a_row_out_holds_hardly_more(count: int) -> None:
+    some = rows(0, count)
+    share = least_share(some)
+    assert bool(is_held_out(some, share).any())
+    assert not bool(is_held_out(some, share / 1.11).any())
+    assert least_share(take(some, slice(0, 0))) == 1
 
 
 def test_shorter_sequences_are_filled_up_and_masked() -> None:
