@@ -58,6 +58,23 @@ class Columns(Section):
     split: str | None = Field(default=None, description="column with the split; without it all rows are split 'all'")
     shape: tuple[PositiveInt, ...] | None = Field(default=None, description="shape of a row's features, [8, 8] say")
 
+    @field_validator("features")
+    @classmethod
+    def _are_named_once(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for place, name in enumerate(() if isinstance(given, str) else given):
+            if name in given[:place]:
+                raise PydanticCustomError(
+                    "misfit", "every column once, and {name} is there twice", {"name": repr(name)}
+                )
+        return given
+
+    @model_validator(mode="after")
+    def _does_not_show_the_label(self) -> Self:
+        features = (self.features,) if isinstance(self.features, str) else self.features
+        if self.label in features:
+            raise ValueError(f"column {self.label!r} is the label and one of the features: leave it out of them")
+        return self
+
 
 def _located(directory: str, name: str) -> str:
     return name if "://" in name else os.path.abspath(Path(directory, name).expanduser())

@@ -106,6 +106,21 @@ WRONG = [
     ('label = "label"', "label = 3", "9: [data.mnist.columns] label = 3: expected a string"),
     ('features = "image"', "features = 3", "9: [data.mnist.columns] features = 3: expected a string or an array"),
     ("split = ", "splits = ", "[data.mnist.columns] splits = \"split\": unknown key; did you mean 'split'?"),
+    (
+        'features = "image"',
+        'features = ["a", "b", "a"]',
+        '9: [data.mnist.columns] features = ["a", "b", "a"]: expected every column once, and \'a\' is there twice',
+    ),
+    (
+        'features = "image"',
+        'features = ["a", "label"]',
+        "9: [data.mnist.columns] column 'label' is the label and one of",
+    ),
+    (
+        'features = "image"',
+        'features = "label"',
+        "9: [data.mnist.columns] column 'label' is the label and one of the f",
+    ),
     ("rate = 1", "rate = inf", "21: [models[1].training] learning_rate = Infinity: expected a finite number"),
     ("learning_rate = 1", "when = 2020-01-01", "21: [models[1].training] when = 2020-01-01: expected a number, a str"),
     (

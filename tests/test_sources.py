@@ -117,7 +117,7 @@ def test_what_is_read_otherwise_is_another_chunk(tmp_path: Path):
         parquet(path),
         parquet(path, Columns(features="x", label="y", split="split", shape=(4,))),
         parquet(path, Columns(features="x", label="y", split="split", shape=(2, 2), key="id")),
-        parquet(path, Columns(features=("y", "id"), label="y", split="split")),
+        parquet(path, Columns(features=("id",), label="y", split="split")),
         parquet(path, Columns(features="x", split="split", shape=(2, 2))),
         parquet(path, max_unreadable=0.5),
     ]

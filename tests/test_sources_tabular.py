@@ -293,6 +293,9 @@ def test_numbers_beyond_float32_are_in_no_scale():
         (COLUMNS, {"fill": True}, r'options\.fill = true: expected a number, or "mean"'),
         (COLUMNS, {"fill": 0, "flagged": ("aeg",)}, r"options\.flagged = 'aeg': .*did you mean 'age'"),
         (COLUMNS, {"fill": 0, "flagged": ("age", "age")}, r"options\.flagged: 'age' is there twice"),
+        (COLUMNS, {"categories": ("work", "work")}, r"categories\[1\] = 'work': that column is in options\.categories"),
+        (COLUMNS, {"categories": ("work", "age")}, r"categories\[1\] = 'age': that column is in columns\.features al"),
+        (COLUMNS, {"categories": ("rich",)}, r"categories\[0\] = 'rich': that column is in columns\.label already"),
         (COLUMNS, {"flagged": ("age",)}, r"options\.flagged: nothing is filled; expected options\.fill as well"),
     ],
 )

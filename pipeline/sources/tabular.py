@@ -87,9 +87,19 @@ class Tabular(FileSource):
         if isinstance(numbers, str) or self.spec.columns.shape is not None:
             key = "features" if isinstance(numbers, str) else "shape"
             raise self.refusal(f"columns.{key}", "a table has an array of names of columns of numbers as its features")
-        if not numbers and not self.options.categories:
+        categories = self.options.categories
+        if not numbers and not categories:
             raise self.refusal("options.categories", "missing, as are columns.features; expected names of columns")
+        self._refuse_unfit_categories(numbers)
         return numbers
+
+    def _refuse_unfit_categories(self, numbers: tuple[str, ...]) -> None:
+        for place, name in enumerate(self.options.categories):
+            others = {"columns.features": numbers, "options.categories": self.options.categories[:place]}
+            taken = [key for key, names in others.items() if name in names]
+            taken += ["columns.label"] if name == self.spec.columns.label else []
+            if taken:
+                raise self.refusal(f"options.categories[{place}] = {name!r}", f"that column is in {taken[0]} already")
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
