@@ -26,14 +26,23 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def server_answer(error: BaseException) -> tuple[int, str]:
-    """The HTTP status and S3 error code behind an error; (0, "") if no server answered."""
-    from botocore.exceptions import ClientError  # on the path of errors only
+    """The HTTP status and S3 error code behind an error, "" of a server without codes; (0, "") if none answered."""
+    from aiohttp import ClientResponseError  # on the path of errors only
+    from botocore.exceptions import ClientError
 
     for cause in _causes(error):
         if isinstance(cause, ClientError):
             status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             return int(status), str(cause.response.get("Error", {}).get("Code", ""))
+        if isinstance(cause, ClientResponseError):
+            return cause.status, ""
     return 0, ""
+
+
+def is_absent(error: BaseException) -> bool:
+    """Whether the answer is that nothing is there; some drivers say so of a server that does not answer, too."""
+    is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    return is_missing and server_answer(error)[0] in (0, 404) and not _is_unanswered(error)
 
 
 def is_taken(error: BaseException) -> bool:
@@ -51,20 +60,25 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _is_unanswered(error: BaseException) -> bool:
-    from aiohttp import ClientPayloadError
+    from aiohttp import ClientConnectionError, ClientPayloadError
     from botocore.exceptions import ConnectionError, HTTPClientError, IncompleteReadError
 
     # an answer that was cut off is none
-    kinds = ConnectionError | HTTPClientError | IncompleteReadError | ClientPayloadError | TimeoutError
+    kinds = ConnectionError | HTTPClientError | IncompleteReadError
+    kinds |= ClientConnectionError | ClientPayloadError | TimeoutError
     return any(isinstance(cause, kinds) for cause in _causes(error))
 
 
-def reason(error: BaseException) -> str | None:
-    """What is wrong and who must do what; never a server's own text, which may repeat what it was sent."""
+def reason(error: BaseException, *, access: str = "reading, writing, listing and deleting") -> str | None:
+    """What is wrong and who must do what; never a server's own text, which may repeat what it was sent.
+
+    `access` is what has to be allowed there.
+    """
+    from aiohttp import ClientConnectionError
     from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
 
     status, code = server_answer(error)
-    answer = f"({code}, HTTP {status})" if status else f"({type(error).__name__})"
+    answer = f"({', '.join(filter(None, (code, f'HTTP {status}')))})" if status else f"({type(error).__name__})"
     if code == "NoSuchBucket":
         return f"the bucket does not exist {answer}: create it, or correct the URL"
     if code in ("ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed", "InvalidToken"):
@@ -72,10 +86,12 @@ def reason(error: BaseException) -> str | None:
     if any(isinstance(cause, NoCredentialsError | PartialCredentialsError) for cause in _causes(error)):
         return "no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
     if _is_unanswered(error):
-        return f"the server does not answer {answer}: check AWS_ENDPOINT_URL, the network and the server"
+        *_, root = _causes(error)
+        where = "the URL" if isinstance(error, FileNotFoundError | ClientConnectionError) else "AWS_ENDPOINT_URL"
+        return f"the server does not answer ({type(root).__name__}): check {where}, the network and the server"
     if isinstance(error, PermissionError) and error.errno != errno.EPERM:
-        return f"access denied {answer}: its operator must allow reading, writing, listing and deleting here"
-    if isinstance(error, FileNotFoundError):
+        return f"access denied {answer}: its operator must allow {access} here"
+    if is_absent(error):
         return "there is no such file or directory"
     if status:
         return f"the server refuses {answer}"

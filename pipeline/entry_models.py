@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline.devices import machine_bytes
 from pipeline.entries import LoadEntry, TrainEntry, seed_of
-from pipeline.errors import CensusError, DataError, JobError, ModelError, nearest
+from pipeline.errors import CensusError, DataError, JobError, ModelError, StoreError, nearest
 from pipeline.fit.recipe import Recipe
 from pipeline.foreign.entry import Place, loaded_models, twins
 from pipeline.job import Job, misfit, refusal
@@ -61,11 +61,11 @@ def _loaded(job: Job, entry: LoadEntry, source: Source, store: Store) -> list[Mo
     for name, origin in found.items():
         twin = controls.get(origin.architecture)
         named = name if spec.name is None else f"{spec.name}-{name}"
-        models.append(Model(origin.id, named, spec.data, origin, None, twin.id if twin else None, None))
+        models.append(Model(origin.id, named, spec.data, origin, None, twin.id if twin else None, None, where))
     for architecture, twin in controls.items():
         base = spec.name or (architecture.label or "").rpartition(":")[2]
         several = "" if len(controls) == 1 else f"-{twin.id[:8]}"
-        models.append(Model(twin.id, f"{base}{several}-init", spec.data, twin, 0, None, architecture.id))
+        models.append(Model(twin.id, f"{base}{several}-init", spec.data, twin, 0, None, architecture.id, where))
     return models
 
 
@@ -76,8 +76,8 @@ def _named(job: Job, where: str) -> Iterator[None]:
         yield
     except (JobError, ModelError) as error:
         raise refusal(job, where, str(error)) from error
-    except DataError as error:
-        raise DataError(str(refusal(job, where, str(error)))) from error
+    except (DataError, StoreError) as error:
+        raise type(error)(str(refusal(job, where, str(error)))) from error
 
 
 def _refuse_unfit_data(job: Job, where: str, data: str, family: Family, source: Source) -> None:
@@ -97,6 +97,7 @@ def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
     train = job.data[data].train
     chunks = source.chunks(train)
     if not chunks:
+        refuse_without_rows(job, data, train, source)
         raise misfit(
             job, f"data.{data}.train", train, f"a split with rows to train on; {nearest(train, source.splits())}"
         )
@@ -106,6 +107,15 @@ def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
     _try_to_build(job, entry.where, recipes[0])
     named = zip(recipes, entry.spec.seeds, strict=True)
     return [model for recipe, seed in named for model in _lineage(entry, recipe, seed)]
+
+
+def refuse_without_rows(job: Job, data: str, split: str, source: Source) -> None:
+    """DataError where data has no row of a split because it has none at all: its name is no mistake."""
+    known = source.splits()
+    if not known or split in known:
+        column = job.data[data].columns.split
+        none = "it has no rows" if column is None else f"it has no rows, or none with a split in column {column!r}"
+        raise DataError(str(refusal(job, f"data.{data}", f"{none}: expected some to train on and to measure")))
 
 
 def _refuse_labelled_positions(job: Job, entry: TrainEntry, source: Source) -> None:
@@ -147,12 +157,13 @@ def _lineage(entry: TrainEntry, recipe: Recipe, seed: int) -> list[Model]:
             step,
             twin,
             None,
+            entry.where,
         )
         for step in reversed(recipe.checkpoints[1:])
     ]
     if twin is None:
         return models
-    return [*models, Model(twin, f"{name}-init", spec.data, recipe, 0, None, recipe.lineage)]
+    return [*models, Model(twin, f"{name}-init", spec.data, recipe, 0, None, recipe.lineage, entry.where)]
 
 
 def _try_to_build(job: Job, where: str, recipe: Recipe) -> None:
@@ -161,7 +172,7 @@ def _try_to_build(job: Job, where: str, recipe: Recipe) -> None:
             module = recipe.build()
     except CensusError:
         raise
-    except Exception as error:  # sizes that torch cannot count, mistakes of the family
+    except (Exception, SystemExit) as error:  # sizes that torch cannot count, mistakes of the family
         raise refusal(job, where, f"it cannot be built: {_first_line(error)}") from error
     if not isinstance(module, nn.Module):
         problem = f"family {recipe.family} builds {type(module).__name__}: expected a torch.nn.Module"
@@ -193,7 +204,7 @@ def _try_to_run(job: Job, where: str, recipe: Recipe, module: nn.Module) -> None
     try:
         with torch.device("meta"), torch.no_grad():
             given = module.to(dtype).eval()(*recipe.kind.example(task, ROWS, dtype))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # a forward that asks for values, which tensors without any cannot tell
         if isinstance(error, NotImplementedError) or "meta" in str(error):
             return
@@ -205,5 +216,5 @@ def _try_to_run(job: Job, where: str, recipe: Recipe, module: nn.Module) -> None
         raise refusal(job, where, problem)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -77,6 +77,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "did you mean 'template'? known: match, template"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    listed = f"known: {', '.join(names)}" if names else "none is known"
-    return f"did you mean '{close[0]}'? {listed}" if close else listed
+    return closest(name, names) + (f"known: {', '.join(names)}" if names else "none is known")
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Ask whether the nearest of the known names is meant; nothing where none is near.
+
+    >>> closest("god.parquet", ["bad.txt", "good.parquet"]), closest("x", ["good.parquet"])
+    ("did you mean 'good.parquet'? ", '')
+    """
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'? " if close else ""

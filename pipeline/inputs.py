@@ -5,13 +5,16 @@ Layer 1: storage is reached through `filesystems.py` alone.
 
 from __future__ import annotations
 
+import difflib
+import glob
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
-from pipeline.answers import is_taken, reason
+from pipeline.answers import is_absent, is_taken, reason
 from pipeline.errors import CensusError, DataError, MissingData, StoreError
 from pipeline.filesystems import filesystem
 
@@ -38,6 +41,8 @@ def list_inputs(url_or_glob: str) -> list[InputFile]:
         fs, path = filesystem(url_or_glob)
         find = fs.glob if any(sign in path for sign in "*?[") else fs.find
         found: dict[str, dict[str, Any]] = find(path, detail=True)
+        if not found and find == fs.find:
+            _look_again(fs, path)
     files = [
         InputFile(
             name if _is_local(fs) else fs.unstrip_protocol(name), int(entry["size"]), _etag(entry), _modified_s(entry)
@@ -46,8 +51,32 @@ def list_inputs(url_or_glob: str) -> list[InputFile]:
         if entry["type"] == "file" and "/." not in name.removeprefix(path) and "/_" not in name.removeprefix(path)
     ]
     if not files:
-        raise MissingData(f"{url_or_glob}: there is no such file, directory or match; expected at least one data file")
+        meant = _nearest(Path(path)) if _is_local(fs) else ""
+        raise MissingData(
+            f"{url_or_glob}: there is no such file, directory or match; {meant}expected at least one data file"
+        )
     return files
+
+
+def _look_again(fs: Any, path: str) -> None:
+    """Raise what keeps a driver from finding anything: some take a server that does not answer for an empty one."""
+    try:
+        fs.info(path)
+    except Exception as error:
+        if not is_absent(error):
+            raise
+
+
+def _nearest(path: Path) -> str:
+    """What is there instead of the first part of a path that is not."""
+    while not path.parent.is_dir():
+        path = path.parent
+    if path.exists() or glob.has_magic(path.name):
+        return ""
+    # the suffixes are alike anyway
+    beside = {one.stem: one.name for one in sorted(path.parent.iterdir())}
+    close = difflib.get_close_matches(path.stem, beside, n=1, cutoff=0.5)
+    return f"did you mean {beside[close[0]]!r}? " if close else ""
 
 
 def input_file(url: str) -> InputFile:
@@ -81,9 +110,9 @@ def input_errors(url: str) -> Iterator[None]:
     except Exception as error:
         if is_taken(error):
             raise DataError(f"{url}: the file was replaced while it was read; run again") from error
-        if (why := reason(error)) is None:
+        if (why := reason(error, access="reading and listing")) is None:
             raise
-        kind = DataError if isinstance(error, FileNotFoundError | IsADirectoryError) else StoreError
+        kind = DataError if is_absent(error) else StoreError
         raise kind(f"{url}: cannot be read: {why}") from error
 
 

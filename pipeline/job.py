@@ -149,6 +149,11 @@ def refusal(job: Job, section: str, problem: str) -> JobError:
     return JobError(f"{job._places.at(section)}: {section_of(section)}{problem}")
 
 
+def place_of(job: Job, key: str) -> str:
+    """File and line of a key of the job, or of what holds it."""
+    return job._places.at(key)
+
+
 def misfit(job: Job, key: str, value: Any, expected: str) -> JobError:
     """The error for a value at `key` that is not as `expected`."""
     return JobError(misfit_at(job._places, key, value, in_words(expected)))

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 from pipeline.devices import device_asked
-from pipeline.entry_models import models_of
-from pipeline.errors import DataError, MissingData, nearest
+from pipeline.entry_models import models_of, refuse_without_rows
+from pipeline.errors import DataError, MissingData, StoreError, nearest
 from pipeline.hashing import digest
 from pipeline.job import Job, job_identity, misfit
 from pipeline.job_sections import DataSpec, Numerics
@@ -177,10 +177,10 @@ def resolve(job: Job, store: Store) -> Resolved:
 
 
 def _look_into(job: Job, data: str, source: Source) -> None:
-    """Have a data set's files listed and their schemas checked; its DataError, with where the job names them."""
+    """Have a data set's files listed and their schemas checked; its error, with where the job names them."""
     try:
         source.chunks(job.data[data].train)
-    except DataError as error:
+    except (DataError, StoreError) as error:
         spec = job.data[data]
         cure = f"; make it by: {spec.made_by}" if spec.made_by and isinstance(error, MissingData) else ""
         raise type(error)(f"{spec.place}: [data.{data}] {error}{cure}") from error
@@ -197,6 +197,7 @@ def _refuse_unfit(job: Job, statistics: Sequence[Statistic], data: str, classes:
 def _split(job: Job, data: str, name: str, source: Source) -> Split:
     chunks = source.chunks(name)
     if not chunks:
+        refuse_without_rows(job, data, name, source)
         expected = f"splits with rows to measure, and there is none of {name!r}; {nearest(name, source.splits())}"
         raise misfit(job, f"data.{data}.measure", list(job.data[data].measure), expected)
     return Split(data, name, chunks)

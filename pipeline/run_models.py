@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 
-from pipeline.errors import JobError
 from pipeline.fit.recipe import Recipe
 from pipeline.foreign.origin import Untrained
-from pipeline.job import Job
+from pipeline.job import Job, place_of, refusal
 from pipeline.origins import Origin
 
 
@@ -22,6 +21,7 @@ class Model:
     step        of its training; None where that is not known
     control     id of its untrained twin
     control_of  the lineage (of several that begin alike, the first) or architecture whose twin it is
+    entry       which one of the job's models stands for it: "models[0]"
     """
 
     id: str
@@ -31,6 +31,7 @@ class Model:
     step: int | None
     control: str | None
     control_of: str | None
+    entry: str
 
     @property
     def start(self) -> str | None:
@@ -71,10 +72,16 @@ def refuse_duplicates(job: Job, models: tuple[Model, ...]) -> None:
         for model in models:
             other = seen.setdefault(getattr(model, what), model)
             if other is not model:
-                raise JobError(
-                    f"{job.place}: models {other.name!r} and {model.name!r} have the same {what}: "
-                    f"{_CURES[what, isinstance(model.origin, Recipe)]}"
-                )
+                cure = _CURES[what, isinstance(model.origin, Recipe)]
+                raise refusal(job, model.entry, f"{_in_words(job, model, other, what)}: {cure}")
+
+
+def _in_words(job: Job, model: Model, other: Model, what: str) -> str:
+    """That two models have the same id or name, and where the job asks for the other one."""
+    same = f"model {model.name!r} has the same {what} as"
+    if model.entry == other.entry:
+        return f"its {same} another one of the entry" if model.name == other.name else f"its {same} {other.name!r}"
+    return f"its {same} {other.name!r} of [{other.entry}], {place_of(job, other.entry)}"
 
 
 _CURES = {

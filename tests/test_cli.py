@@ -130,6 +130,8 @@ def test_verify_and_status(tmp_path: Path) -> None:
     listed = call("status", store=store.url).stdout
     assert "aaaa" in listed
     assert re.search(r"bbbb .*not yet: run its job again", listed)
+    refused(call("status", "zz", store=store.url), "holds no run whose id begins with 'zz'; known: aaaa, bbbb")
+    refused(call("status", "aab", store=store.url), "begins with 'aab'; did you mean 'aaaa'? known: aaaa, bbbb")
     (tmp_path / "runs/aaaa/tables/sites/part-00000.parquet").unlink()
     harmed = call("verify", "aa", store=store.url)
     assert harmed.exit_code == 1

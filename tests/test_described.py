@@ -42,7 +42,7 @@ def example(family: str) -> tuple[Model, Loaded]:
     module = disturbed(build(family, EXAMPLES[family].task, **EXAMPLES[family].hyperparameters))
     rows = NODES if families()[family].whole else 6
     found = discover(module, Batch(forward_inputs(family, rows=rows), torch.arange(rows)))
-    model = Model("id", "name", "data", recipe(family), 0, None, None)
+    model = Model("id", "name", "data", recipe(family), 0, None, None, "models[0]")
     return model, Loaded(model.origin, module, found, Checkpoint({}, {}), "", "classes")
 
 

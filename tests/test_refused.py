@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -131,6 +133,45 @@ def test_a_split_without_rows(command: list[str], given: str, said: str, tmp_pat
     job.write_text(job.read_text().replace('options = { categories = ["colour"] }\n', ""))
     refused(call(*command, str(job), "--store", str(tmp_path / "store")), said)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        (', split = "split"', "it has no rows, or none with a split in column 'split': expected some to train on"),
+        ("", "it has no rows: expected some to train on and to measure"),
+    ],
+)
+def test_data_without_rows(split: str, said: str, tmp_path: Path) -> None:
+    job = Path(write_job(tmp_path))
+    job.write_text(job.read_text().replace(', split = "split"', split))
+    pq.write_table(pq.read_table(tmp_path / "rows.parquet").slice(0, 0), tmp_path / "rows.parquet")
+    for options in ('options = { categories = ["colour"] }\n', ""):
+        job.write_text(job.read_text().replace('options = { categories = ["colour"] }\n', options))
+        done = call("plan", str(job), "--store", str(tmp_path / "store"))
+        refused(done, f"job.toml:3: [data.table] {said}")
+        assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("what", ["rows.parquet", "models/a.safetensors"])
+def test_a_file_that_may_not_be_read_is_said_where_the_job_names_it(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "a.safetensors").write_bytes(b"weights")
+    job = write_job(tmp_path, models=LOADED.format(folder=tmp_path, load="family = 'deepfm'"))
+
+    # who runs the tests may be allowed to read everything
+    def guarded(path: str, mode: str) -> IO[bytes]:
+        if path.endswith(what):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return open(path, mode)
+
+    monkeypatch.setattr("pipeline.inputs.open", guarded, raising=False)
+    done = call("plan", job, "--store", str(tmp_path / "store"))
+    said = f"{tmp_path}/{what}: cannot be read: access denied (PermissionError): its operator must allow reading and "
+    refused(done, said)
+    refused(done, "job.toml:3: [data.table] " if what == "rows.parquet" else "job.toml:11: [models[0].load] ")
 
 
 @pytest.mark.parametrize("command", [["plan"], ["run", "--ray", "none"]])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +27,48 @@ def test_files_that_are_not_there(tmp_path: Path):
     (tmp_path / "more.txt").write_text("no rows")
     with pytest.raises(DataError, match=r"no file ends in \.parquet"):
         parquet(tmp_path).chunks("test")
+
+
+@pytest.mark.parametrize("name", ["god.parquet", "good.parq", "godo/part.parquet"])
+def test_the_nearest_name_of_a_file_that_is_not_there(tmp_path: Path, name: str):
+    write(tmp_path / "good.parquet", rows_table(1))
+    with pytest.raises(DataError, match=r"match; did you mean 'good\.parquet'\? expected at least one data file"):
+        parquet(tmp_path / name).chunks("test")
+
+
+def test_no_name_is_suggested_for_a_pattern_or_by_a_suffix(tmp_path: Path):
+    write(tmp_path / "good.parquet", rows_table(1))
+    for name in ("god*.parquet", "rows.parquet"):
+        with pytest.raises(DataError, match="match; expected at least one data file"):
+            parquet(tmp_path / name).chunks("test")
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Answers with the status in the name of the file."""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        self.send_response(int(self.path[1:4]))
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_server_that_is_not_there_is_no_missing_file():
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(DataError, match=r"404\.parquet: there is no such file"):
+            parquet(f"{url}/404.parquet").chunks("test")
+        for status in (403, 500):
+            with pytest.raises(StoreError, match=rf"cannot be read: the server refuses \(HTTP {status}\)"):
+                parquet(f"{url}/{status}.parquet").chunks("test")
+        server.shutdown()
+    with pytest.raises(StoreError, match=r"parquet: cannot be read: the server does not answer \(.*\): check the URL"):
+        parquet(f"{url}/404.parquet").chunks("test")
 
 
 @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b"text", lambda b: b[:-20], lambda b: b[50:]])

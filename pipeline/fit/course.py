@@ -44,7 +44,9 @@ class Course:
     def note(self, step: int, total: float, rate: float) -> None:
         """Add a point: the sum of the losses since the last one. One that is not finite ends the training."""
         if not isfinite(total):
-            self.diverged = f"diverged: the loss was not finite between steps {self.noted + 1} and {step}"
+            first = self.noted + 1
+            when = f"at step {step}" if first == step else f"between steps {first} and {step}"
+            self.diverged = f"diverged: the loss was not finite {when}"
             return
         self.curve += [(step, "loss", total / (step - self.noted)), (step, "learning_rate", rate)]
         self.noted = step

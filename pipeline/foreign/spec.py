@@ -5,6 +5,7 @@ Layer 2: imports nothing of the pipeline but the digest.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -27,19 +28,32 @@ class LoadSpec(BaseModel):
     url: str = Field(description="file, directory or glob on any fsspec URL; every match is a model")
     sha256: str | None = Field(
         default=None,
-        pattern="^[0-9a-f]{64}$",
         description="of the only file, or of sha256sum's lines of all that match, by name",
     )
     family: str | None = Field(default=None, description="family of the weights")
     builder: str | None = Field(default=None, description="'package.module:name' of a class or function that builds it")
     timm: str | None = Field(default=None, description="name of a timm model")
-    auto: str = Field(default="AutoModel", pattern="^AutoModel", description="transformers class for a directory")
+    auto: str = Field(default="AutoModel", description="transformers class for a directory")
     arguments: dict[str, Any] = Field(default={}, description="of the builder, or the family's hyperparameters")
     key: str | None = Field(default=None, description="entry of a .pt file that holds the weights, 'a.b' if nested")
     prefix: str = Field(default="", description="what to remove from the beginning of the weights' names")
     inputs: tuple[str, ...] | None = Field(
         default=None, description="the forward's arguments for what a row gives, in order; what has no name is left out"
     )
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_as_sha256sum_prints_it(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
+            raise PydanticCustomError("misfit", "64 hexadecimal digits, as sha256sum prints them")
+        return value
+
+    @field_validator("auto")
+    @classmethod
+    def _is_automatic(cls, value: str) -> str:
+        if not value.startswith("AutoModel"):
+            raise PydanticCustomError("misfit", "'AutoModel…', a class of transformers")
+        return value
 
     @field_validator("builder", "timm")
     @classmethod

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, nearest
 from pipeline.manifest import Manifest, commits, read_sound
 from pipeline.report.printing import fitted, size
 from pipeline.store import Store
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 def print_status(store: Store, console: Console, run: str | None = None) -> None:
     """Print a line for every run, or for those whose id begins with `run`, with their failures. StoreError if none."""
-    found = {one: when for one, when in commits(store).items() if one.startswith(run or "")}
-    committed, spoilt = read_sound(store, found)
-    begun = sorted({key.split("/")[1] for key in store.keys(f"runs/{run or ''}")} - found.keys())
-    if not found and not begun and run:
-        raise StoreError(f"{store.url}: holds no run whose id begins with {run!r}")
+    every = commits(store)
+    found = {one: when for one, when in every.items() if one.startswith(run or "")}
+    begun = sorted(_begun(store, run or "") - found.keys())
     if not found and not begun:
+        known = every.keys() | _begun(store, "")
+        if run and known:
+            raise StoreError(f"{store.url}: holds no run whose id begins with {run!r}; {nearest(run, known)}")
         raise StoreError(f"{store.url}: holds no run; `neuron-census run JOB.toml --store …` makes one")
+    committed, spoilt = read_sound(store, found)
     columns = ("run", "job", "committed (UTC)", "models", "failed", "rows", "tables")
     rows = [_line(manifest, f"{when:%Y-%m-%d %H:%M}") for manifest, when in committed]
     rows += [(run, None, "spoilt: verify says how", None, None, None, None) for run in spoilt]
@@ -37,6 +39,11 @@ def print_status(store: Store, console: Console, run: str | None = None) -> None
     for manifest, _ in committed if run else []:
         for failed in manifest.failed:
             console.print(f"{manifest.run}: model {failed.name} failed: {failed.reason}")
+
+
+def _begun(store: Store, beginning: str) -> set[str]:
+    """The runs of which anything is stored, and whose id begins so."""
+    return {key.split("/")[1] for key in store.keys(f"runs/{beginning}")}
 
 
 def print_submissions(submissions: Sequence[Submission], address: str, console: Console) -> None:
