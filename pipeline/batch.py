@@ -43,7 +43,10 @@ class Batch:
         return int(self.uid_N.shape[0])
 
     def forward(self, model: torch.nn.Module) -> Any:
-        """Run the model on this batch and return what it returns."""
-        if self.call is not None:
-            return self.call(model, self)
-        return model(*self.inputs, **self.kwargs)
+        """Run the model on this batch and return what it returns; RuntimeError where it would end the program."""
+        try:
+            if self.call is not None:
+                return self.call(model, self)
+            return model(*self.inputs, **self.kwargs)
+        except SystemExit as error:
+            raise RuntimeError(f"it would end the program (SystemExit: {error})") from error

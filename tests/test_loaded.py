@@ -47,8 +47,10 @@ def test_what_is_wrong_with_one_model_costs_no_other(mixed: Path) -> None:
     outcome = take(job_of(mixed), store)
     assert (outcome.loaded, outcome.trained) == (3, 0)  # two and their twin
     assert sorted(outcome.failed) == ["cut", "lacking", "wide"]
-    assert "cut.safetensors cannot be read" in outcome.failed["cut"]
-    assert outcome.failed["lacking"] == "lacking.safetensors does not fit the model: 1 missing: hidden0.bias"
+    size = (mixed / "models" / "cut.safetensors").stat().st_size
+    said = f"models/cut.safetensors cannot be read: it is damaged, or cut off at its {size} bytes: SafetensorError: "
+    assert outcome.failed["cut"].startswith(said)
+    assert outcome.failed["lacking"] == "models/lacking.safetensors does not fit the model: 1 missing: hidden0.bias"
     assert "hidden0.weight is (7, 64), expected (6, 64)" in outcome.failed["wide"]
     models = table(store, outcome.run, "models").set_index("name")
     assert list(models.loc[["a", "b", "mlp-init"], "status"]) == ["ok"] * 3
@@ -103,7 +105,10 @@ def test_the_command_line_says_what_failed_and_exits_with_1(mixed: Path) -> None
     assert "0 models trained, 3 loaded" in found.output
     # what models that failed will never have is neither stored nor to do
     assert "measure: 6 to do" in found.output
-    assert "failed: wide: wide.safetensors does not fit the model: 3 of another shape: hidden0.weight" in found.output
+    assert (
+        "failed: wide: models/wide.safetensors does not fit the model: 3 of another shape: hidden0.weight"
+        in found.output
+    )
     planned = CliRunner().invoke(cli, ["plan", str(job_of(mixed)), "--store", str(mixed / "store")])
     assert planned.exit_code == 0
     assert [line.split()[-4:] for line in planned.output.splitlines() if "models to load" in line] == [
@@ -140,7 +145,7 @@ def test_reading_planning_verifying_and_cleaning_know_loaded_models(mixed: Path)
     assert "mlp, loaded from models/b.pt; model" in shown.output
     failed = CliRunner().invoke(cli, ["show", "wide/hidden0/3", "--store", store.url])
     assert failed.exit_code == 2
-    assert "was not measured, it failed: wide.safetensors does not fit" in failed.output
+    assert "was not measured, it failed: models/wide.safetensors does not fit" in failed.output
     resolved = resolve(load_job(job_of(mixed)), store)
     assert [len(one.models) for one in estimate(resolved, store).shapes] == [6]
     plan = make_plan(resolved, store, workers=2)

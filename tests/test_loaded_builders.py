@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.errors import CensusError
 from pipeline.job import load_job
 from pipeline.models.base import decode_checkpoint
 from pipeline.resolve import resolve
@@ -103,3 +106,49 @@ def test_a_model_that_breaks_on_the_rows_is_recorded_and_so_is_its_twin(allowed:
     outcome = take(job_of(tmp_path, builder("Narrow")), open_store(str(tmp_path / "store")))
     assert sorted(outcome.failed) == ["Narrow-init", "a"]
     assert all("mat1 and mat2 shapes cannot be multiplied" in reason for reason in outcome.failed.values())
+
+
+class Leaving(Normed):
+    """Ends the program instead of answering."""
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        sys.exit(3)
+
+
+class Interrupted(Normed):
+    """Meets an interruption from the keyboard."""
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        raise KeyboardInterrupt
+
+
+class Unmade(Normed):
+    """Ends the program while it is made."""
+
+    def __init__(self) -> None:
+        sys.exit(4)
+
+
+def test_a_model_that_would_end_the_program_has_failed(allowed: None, tmp_path: Path) -> None:
+    put(tmp_path / "models" / "a.safetensors", dict(Leaving().state_dict()))
+    outcome = take(job_of(tmp_path, builder("Leaving"), keys="control = false"), open_store(str(tmp_path / "store")))
+    assert outcome.failed == {"a": "the forward failed: RuntimeError: it would end the program (SystemExit: 3)"}
+    with pytest.raises(KeyboardInterrupt):
+        take(job_of(tmp_path, builder("Interrupted"), keys="control = false"), open_store(str(tmp_path / "store")))
+    with pytest.raises(
+        CensusError, match=r"job.toml:\d+: \[models\[0\].load\] .* cannot be built of {}: SystemExit: 4"
+    ):
+        take(job_of(tmp_path, builder("Unmade")), open_store(str(tmp_path / "store")))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tests.test_loaded_builders:Nromed", "no subclass of torch.nn.Module of that name; did you mean 'Normed'"),
+        ("test.test_loaded_builders:Normed", "package test is not allowed; did you mean 'tests'"),
+    ],
+)
+def test_the_nearest_builder_is_named(allowed: None, tmp_path: Path, name: str, said: str) -> None:
+    put(tmp_path / "models" / "a.safetensors", dict(Normed().state_dict()))
+    with pytest.raises(CensusError, match=re.escape(said)):
+        take(job_of(tmp_path, f"url = 'models/*', builder = '{name}'"), open_store(str(tmp_path / "store")))

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
-from pipeline.errors import JobError, ModelError, nearest
+from pipeline.errors import JobError, ModelError, closest, nearest
 from pipeline.fit.objective import Objective
 from pipeline.foreign.call import Call
 from pipeline.foreign.spec import LoadSpec
@@ -134,14 +134,17 @@ def _from_family(name: str, hyperparameters: Mapping[str, Any], task: Task) -> n
 def _imported(builder: str) -> Callable[..., Any]:
     path, name = builder.split(":")
     package = path.partition(".")[0]
-    if package not in PACKAGES + more_packages():
+    if package not in (known := PACKAGES + more_packages()):
         raise ModelError(
-            f"load.builder = {builder!r}: package {package} is not allowed; {nearest(package, PACKAGES)}; "
+            f"load.builder = {builder!r}: package {package} is not allowed; {nearest(package, known)}; "
             f"who runs the workers can add it to {MORE_PACKAGES}"
         )
-    found: Any = getattr(optional(path, extra=None), name, None)
+    module = optional(path, extra=None)
+    found: Any = getattr(module, name, None)
     if not _may_build(found):
-        raise ModelError(f"load.builder = {builder!r}: {path} has no subclass of torch.nn.Module of that name")
+        meant = closest(name, [one for one, value in vars(module).items() if _may_build(value)])
+        said = f"{path} has no subclass of torch.nn.Module of that name; {meant}".rstrip("; ")
+        raise ModelError(f"load.builder = {builder!r}: {said}")
     return found  # type: ignore[no-any-return]
 
 
@@ -156,7 +159,7 @@ def _may_build(found: Any) -> bool:
 def _built(name: str, builder: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
     try:
         module = builder(**arguments)
-    except Exception as error:  # whatever a constructor does not like about its arguments
+    except (Exception, SystemExit) as error:  # whatever a constructor does not like about its arguments
         raise ModelError(f"{name} cannot be built of {dict(arguments)}: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name} builds a {type(module).__name__}, expected a torch.nn.Module")

@@ -30,19 +30,24 @@ _FILE = "file:"
 _KEPT = 16
 
 
-def checkpoint_of(architecture: Architecture, contents: Mapping[str, bytes], record: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint of a model with these files, which fit the architecture; ModelError that says what does not."""
+def checkpoint_of(
+    architecture: Architecture, contents: Mapping[str, bytes], record: Mapping[str, Any], *, named: str
+) -> Checkpoint:
+    """The checkpoint of a model with these files, which fit the architecture; ModelError that says what does not.
+
+    `named` is what the job calls the model's only file, for messages.
+    """
     if architecture.config is not None:
         weights = _weights_of_directory(architecture.spec, contents)
     else:
         ((name, content),) = contents.items()
         if PurePosixPath(name).suffix in PROGRAMS:
-            _program(name, content)
+            _program(named, content)
             weights = {f"{_FILE}{name}": torch.frombuffer(bytearray(content), dtype=torch.uint8)}
         else:
             expected = _forms(architecture)
-            weights = read_state(name, content, key=architecture.spec.key, prefix=architecture.spec.prefix)
-            check_state(expected, weights, name)
+            weights = read_state(named, content, key=architecture.spec.key, prefix=architecture.spec.prefix)
+            check_state(expected, weights, named)
     # a weight that is tied to another would be refused
     return Checkpoint({name: value.detach().clone() for name, value in weights.items()}, dict(record))
 

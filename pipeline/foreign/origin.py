@@ -56,7 +56,7 @@ class Loaded:
         """Read its files and check that they fit. DataError if they changed since; ModelError if they do not fit."""
         contents = read_model(self.files, self.digests)
         record = {"sha256": sha256_of(self.digests)}
-        return checkpoint_of(self.architecture, contents, record)
+        return checkpoint_of(self.architecture, contents, record, named=self.named[0])
 
 
 @dataclass(frozen=True)

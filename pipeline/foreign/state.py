@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from pipeline.counted import counted
 from pipeline.errors import ModelError, nearest
 
 State = dict[str, torch.Tensor]
@@ -34,6 +35,8 @@ def read_state(name: str, content: bytes, *, key: str | None = None, prefix: str
             f"{name} is a TorchScript program, and loading one runs code from the file: save the state_dict of its "
             "module, or export the module with torch.export as .pt2"
         )
+    if not content:
+        raise ModelError(f"{name} cannot be read: it has 0 bytes")
     try:
         if PurePosixPath(name).suffix == ".safetensors":
             found: Any = safetensors.torch.load(content)
@@ -46,7 +49,8 @@ def read_state(name: str, content: bytes, *, key: str | None = None, prefix: str
             "model.state_dict(), or safetensors"
         ) from error
     except Exception as error:  # damaged archives, refused pickles and bad headers have no common class
-        raise ModelError(f"{name} cannot be read: {_first_line(error)}") from error
+        said = f"it is damaged, or cut off at its {counted(len(content), 'byte')}: {_first_line(error)}"
+        raise ModelError(f"{name} cannot be read: {said}") from error
     found = _entry(name, found, key)
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         kinds = {one: type(value).__name__ for one, value in found.items()} if isinstance(found, Mapping) else {}

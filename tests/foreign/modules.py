@@ -16,4 +16,4 @@ from pipeline.models.base import Task
 def load_module(spec: LoadSpec, contents: Mapping[str, bytes], task: Task) -> nn.Module:
     """The module in eval mode with its weights, from its files by name, as a run makes it."""
     architecture = Architecture(spec, task, contents.get(CONFIG))
-    return restored(architecture, checkpoint_of(architecture, contents, {}))
+    return restored(architecture, checkpoint_of(architecture, contents, {}, named=next(iter(contents))))
