@@ -228,8 +228,9 @@ def refuse_unfit(resolved: Resolved) -> None:
     _refuse_no_choice(resolved)
     limit = resolved.job.resources.max_state_gib
     if resolved.state_bytes > limit * 2**30:
+        least = "at least " if any(size.is_least for size in resolved.sizes.values()) else ""
         raise JobError(
-            f"{resolved.job.place}: the states would take {resolved.state_bytes / 2**30:.1f} GiB, more than "
+            f"{resolved.job.place}: the states would take {least}{resolved.state_bytes / 2**30:.1f} GiB, more than "
             f"resources.max_state_gib = {limit}: measure fewer statistics, use larger chunks, or raise it"
         )
 

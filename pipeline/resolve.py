@@ -6,6 +6,7 @@ job names is checked here, and nothing is written: what was found out at some ex
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -124,15 +125,22 @@ class Resolved:
     @cached_property
     def sizes(self) -> dict[str, Size]:
         """The size of each shape of model; takes the seconds in which one of each is built."""
-        return sizes_of((model.origin for model in self.models), self.statistics, self.job.sites)
+        limit = self.job.resources.max_state_gib * 2**30
+        most_bytes = {shape: limit / chunks for shape, chunks in self._chunks.items()}
+        return sizes_of((model.origin for model in self.models), self.statistics, self.job.sites, most_bytes=most_bytes)
+
+    @cached_property
+    def _chunks(self) -> Counter[str]:
+        """How often the models of each shape are shown a chunk."""
+        shown: Counter[str] = Counter()
+        for model in self.models:
+            shown[shape_of(model.origin)] += sum(len(split.chunks) for split in self.splits_of(model))
+        return shown
 
     @cached_property
     def state_bytes(self) -> int:
         """Bytes of every cell of the run."""
-        return sum(
-            self.sizes[shape_of(model.origin)].states * sum(len(split.chunks) for split in self.splits_of(model))
-            for model in self.models
-        )
+        return sum(self.sizes[shape].states * chunks for shape, chunks in self._chunks.items())
 
     @property
     def numerics(self) -> Numerics:

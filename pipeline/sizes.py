@@ -5,25 +5,34 @@ Layer 3. An estimate for planning, which no byte of a result depends on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import torch
+from torch import nn
 
 from pipeline.contracts import raised_by
 from pipeline.errors import DataError, ModelError
+from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
 from pipeline.job_sections import SiteSelection
 from pipeline.loading import PROBE_ROWS, weight_bytes
 from pipeline.origins import Origin, made, made_up, shape_of, task_of
-from pipeline.sites import Site
+from pipeline.sites import InputSpace, Site
 from pipeline.statistics.base import Statistic, primitives_digest
 
 
 class Size(NamedTuple):
-    """Bytes of one model's weights, and of its states of one chunk; whether no other rows would show a site either."""
+    """Bytes of one model's weights, and of its states of one chunk.
+
+    has_no_site  whether no other rows would show a site either
+    is_least     the states are of one layer alone: too many to look for the others
+    """
 
     model: int = 0
     states: int = 0
     has_no_site: bool = False
+    is_least: bool = False
 
     @property
     def held(self) -> int:
@@ -31,13 +40,26 @@ class Size(NamedTuple):
         return self.model + 2 * self.states
 
 
-def sizes_of(origins: Iterable[Origin], statistics: Sequence[Statistic], sites: SiteSelection) -> dict[str, Size]:
-    """The size of each shape of model, as made-up rows show its sites."""
+def sizes_of(
+    origins: Iterable[Origin],
+    statistics: Sequence[Statistic],
+    sites: SiteSelection,
+    *,
+    most_bytes: Mapping[str, float],
+) -> dict[str, Size]:
+    """The size of each shape of model, as made-up rows show its sites.
+
+    A model that is trained is not built if the states of its widest layer alone are more than its shape's `most_bytes`.
+    """
     shapes = {shape_of(origin): origin for origin in origins}
-    return {shape: _size(origin, statistics, sites) for shape, origin in shapes.items()}
+    return {shape: _size(origin, statistics, sites, most_bytes[shape]) for shape, origin in shapes.items()}
 
 
-def _size(origin: Origin, statistics: Sequence[Statistic], sites: SiteSelection) -> Size:
+def _size(origin: Origin, statistics: Sequence[Statistic], sites: SiteSelection, most_bytes: float) -> Size:
+    if isinstance(origin, Recipe) and sites == SiteSelection():
+        least = _least(origin, statistics)
+        if least.states > most_bytes:
+            return least
     try:
         model, rows = made(origin), made_up(origin, PROBE_ROWS)
         found = discover(model, rows, include=sites.include, exclude=sites.exclude, rows=sites.rows)
@@ -47,6 +69,25 @@ def _size(origin: Origin, statistics: Sequence[Statistic], sites: SiteSelection)
     outputs = task_of(origin).outputs
     states = sum(_state_bytes(statistic, site, outputs) for site in found.sites for statistic in statistics)
     return Size(weight_bytes(model), states, has_no_site=not found.sites and not found.idle)
+
+
+def _least(recipe: Recipe, statistics: Sequence[Statistic]) -> Size:
+    """What is known of a model without its numbers: 100 million units take minutes and all memory to look at."""
+    with torch.device("meta"):
+        module = recipe.build()
+    widest = max((one for one in module.modules() if isinstance(one, nn.Linear)), key=_outputs, default=None)
+    if widest is None:
+        return Size()
+    # of a gated pair in one layer two outputs are one unit
+    pattern_UD = torch.empty(widest.out_features // 2, widest.in_features, device="meta")
+    inputs = InputSpace("features", (widest.in_features,))
+    site = Site("widest", "", 0, 0, "dense", "identity", pattern_UD, pattern_UD[:, 0], pattern_UD, inputs)
+    states = sum(_state_bytes(statistic, site, recipe.outputs) for statistic in statistics)
+    return Size(weight_bytes(module), states, is_least=True)
+
+
+def _outputs(layer: nn.Linear) -> int:
+    return layer.out_features
 
 
 def _state_bytes(statistic: Statistic, site: Site, outputs: int) -> int:

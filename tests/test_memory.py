@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from math import inf
 
 import pytest
 import torch
 
 from benchmarks.memory import BATCH_ROWS, CLASSES, VECTORS, bytes_per_unit, network, peaks, rows_of
 from pipeline.flow.discover import discover
-from pipeline.registry import statistics
+from pipeline.job_sections import SiteSelection
+from pipeline.origins import shape_of
+from pipeline.registry import families, statistics
 from pipeline.running import Running
+from pipeline.sizes import sizes_of
+from tests.fit.data import recipe
 from tests.laws.drawn import make_site
 
 # of all statistics together
@@ -75,3 +80,16 @@ def test_a_wide_site_is_reduced_in_little_more_than_three_of_its_states():
     found = json.loads(done.stdout)
     assert found["chunks"] > 10, "all blocks of the jackknife"
     assert found["peak"]["ReduceTask"] <= (400 << 20) + 3 * found["largest_cell"]
+
+
+def test_what_is_known_of_states_before_a_model_is_built_is_less_than_they_are():
+    # made-up rows are no graph
+    origins = [recipe(name) for name, family in families().items() if not family.whole]
+    every, chosen = list(statistics().values()), SiteSelection()
+    known, least = (
+        sizes_of(origins, every, chosen, most_bytes={shape_of(one): most for one in origins}) for most in (inf, -1.0)
+    )
+    for shape, size in known.items():
+        assert 0 < least[shape].states <= size.states
+        assert least[shape].model == size.model
+        assert (least[shape].is_least, size.is_least) == (True, False)

@@ -17,6 +17,7 @@ from pipeline.errors import JobError
 from pipeline.executor import InlineExecutor
 from pipeline.job import Job, load_job
 from pipeline.job_sections import ModelSpec
+from pipeline.plan import refuse_unfit
 from pipeline.registry import families, sources
 from pipeline.resolve import resolve
 from pipeline.run import run
@@ -110,6 +111,17 @@ def test_a_model_that_no_memory_holds_is_refused_before_it_is_built(tmp_path: Pa
         JobError, match=r"\[models\[0\]\] weights, gradients and .* would take 838 GiB, this machine has"
     ):
         resolve(job.model_copy(update={"models": (wide,)}), open_store(str(tmp_path)))
+
+
+def test_states_that_no_memory_holds_are_refused_before_a_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = load_job(JOBS / "zoo.toml")
+    wide = ModelSpec(family="mlp", data="images", hyperparameters={"widths": [10**7]})
+    found = resolve(job.model_copy(update={"models": (wide,), "statistics": {}}), open_store(str(tmp_path)))
+    monkeypatch.setattr("pipeline.sizes.made", lambda origin: pytest.fail("built"))
+    with pytest.raises(JobError, match=r"the states would take at least \d+\.\d GiB, more than .*max_state_gib = 64"):
+        refuse_unfit(found)
 
 
 # a few points below what the jobs' headers say of the AUC
