@@ -21,6 +21,9 @@ from pipeline.origins import Origin, made, made_up, shape_of, task_of
 from pipeline.sites import InputSpace, Site
 from pipeline.statistics.base import Statistic, primitives_digest
 
+# outputs of a layer from which on it is looked at before it is built; the others take no longer to build
+WIDE = 1 << 18
+
 
 class Size(NamedTuple):
     """Bytes of one model's weights, and of its states of one chunk.
@@ -76,7 +79,7 @@ def _least(recipe: Recipe, statistics: Sequence[Statistic]) -> Size:
     with torch.device("meta"):
         module = recipe.build()
     widest = max((one for one in module.modules() if isinstance(one, nn.Linear)), key=_outputs, default=None)
-    if widest is None:
+    if widest is None or widest.out_features < WIDE:
         return Size()
     # of a gated pair in one layer two outputs are one unit
     pattern_UD = torch.empty(widest.out_features // 2, widest.in_features, device="meta")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.memory import BATCH_ROWS, CLASSES, VECTORS, bytes_per_unit, network, peaks, rows_of
+from pipeline import sizes
 from pipeline.flow.discover import discover
 from pipeline.job_sections import SiteSelection
 from pipeline.origins import shape_of
@@ -82,7 +83,8 @@ def test_a_wide_site_is_reduced_in_little_more_than_three_of_its_states():
     assert found["peak"]["ReduceTask"] <= (400 << 20) + 3 * found["largest_cell"]
 
 
-def test_what_is_known_of_states_before_a_model_is_built_is_less_than_they_are():
+def test_what_is_known_of_states_before_a_model_is_built_is_less_than_they_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sizes, "WIDE", 0)
     # made-up rows are no graph
     origins = [recipe(name) for name, family in families().items() if not family.whole]
     every, chosen = list(statistics().values()), SiteSelection()

@@ -19,7 +19,7 @@ from pipeline.errors import ModelError
 from pipeline.flow.holdings import plain_tensors
 
 # words of eight bytes that are summed at a time: few launches, and on a CPU what its caches hold
-_PIECE = {False: 1 << 20, True: 1 << 14}
+_PIECE = {False: 1 << 18, True: 1 << 14}
 
 
 @contextmanager
@@ -91,10 +91,15 @@ class Versions:
 def _sums(held: dict[str, torch.Tensor]) -> dict[str, int]:
     """Of each tensor in plain memory a sum of its bits, which hardly any change leaves as it was."""
     by_device: dict[torch.device, dict[str, torch.Tensor]] = {}
+    factors: dict[torch.device, torch.Tensor] = {}
     with torch.no_grad():
         for name, tensor in held.items():
-            if _is_plain(tensor):
-                by_device.setdefault(tensor.device, {})[name] = _sum_of_bits(tensor.detach())
+            if not _is_plain(tensor):
+                continue
+            there = tensor.device
+            if there not in factors:
+                factors[there] = _factors(_PIECE[there.type == "cpu"]).to(there)
+            by_device.setdefault(there, {})[name] = _sum_of_bits(tensor.detach(), factors[there])
     # one wait for a device
     listed = [dict(zip(found, torch.stack([*found.values()]).tolist(), strict=True)) for found in by_device.values()]
     return {name: number for found in listed for name, number in found.items()}
@@ -105,22 +110,21 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return is_memory and not tensor.is_meta and not tensor.is_quantized
 
 
-def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:
+def _sum_of_bits(tensor: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     flat = tensor.reshape(-1).view(torch.uint8)
     words = flat[: len(flat) // 8 * 8]
     if words.storage_offset() % 8:
         words = words.clone()
     found = flat[len(words) :].sum()
-    for piece in words.view(torch.int64).split(_PIECE[tensor.device.type == "cpu"]):
+    for piece in words.view(torch.int64).split(len(factors)):
         # each by a number of its own: that signs or rows change places is seen as well
-        found += ((piece ^ (piece >> 32)) * _factors(tensor.device)[: len(piece)]).sum()
+        found += ((piece ^ (piece >> 32)) * factors[: len(piece)]).sum()
     return found
 
 
-@lru_cache(maxsize=8)
-def _factors(device: torch.device) -> torch.Tensor:
-    drawn = np.random.default_rng(0).integers(-(2**63), 2**63, _PIECE[device.type == "cpu"])
-    return torch.from_numpy(drawn).to(device)
+@lru_cache(maxsize=2)
+def _factors(count: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63, count))
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
