@@ -115,11 +115,11 @@ def test_a_table_that_grows_with_the_rows_is_no_change() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(3, 2)
-            self.register_buffer("table", torch.zeros(4))
+            self.register_buffer("table", torch.arange(4.0))
 
         def forward(self, x_NTD: torch.Tensor) -> torch.Tensor:
             if x_NTD.shape[1] > len(self.table):
-                self.table = torch.zeros(x_NTD.shape[1])
+                self.table = torch.arange(float(x_NTD.shape[1]))
             return self.layer(x_NTD + self.table[: x_NTD.shape[1], None])
 
     tables = measure(Positions(), [torch.randn(3, length, 3) for length in (4, 4, 7, 9)], statistics=RESPONSE)
