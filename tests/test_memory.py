@@ -85,8 +85,7 @@ def test_a_wide_site_is_reduced_in_little_more_than_three_of_its_states():
 
 def test_what_is_known_of_states_before_a_model_is_built_is_less_than_they_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sizes, "WIDE", 0)
-    # made-up rows are no graph
-    origins = [recipe(name) for name, family in families().items() if not family.whole]
+    origins = [recipe(name) for name in families()]
     every, chosen = list(statistics().values()), SiteSelection()
     known, least = (
         sizes_of(origins, every, chosen, most_bytes={shape_of(one): most for one in origins}) for most in (inf, -1.0)

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from pipeline.errors import DataError, ModelError
+from pipeline.measure import measure
 from pipeline.models.base import Neighbourhoods, Task
 from pipeline.models.gcn import FAMILY, GCNParameters, normalised_adjacency
+from pipeline.registry import statistics
 from tests.models.build import build, disturbed, on_meta, parameters
 
 NODES = 12
@@ -140,3 +142,12 @@ def test_its_inputs_are_neighbourhoods() -> None:
 def test_takes_features_of_nodes_only() -> None:
     with pytest.raises(ModelError, match="takes numbers, the data has image"):
         build("gcn", Task((1, 8, 8), 2))
+
+
+def test_a_graph_with_as_many_edges_as_nodes_is_measured() -> None:
+    model = build("gcn", Task((5,), 3), widths=(4,)).eval()
+    x, edge = torch.randn(NODES, 5), edges(NODES)
+    assert edge.max() > 0
+    found = measure(model, [(x, edge)], statistics=[statistics()["response"]])
+    assert set(found["neurons"]["n"].to_pylist()) == {NODES}
+    assert found["sites"]["interpreted"].to_pylist() == [True, True]
