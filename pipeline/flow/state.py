@@ -107,11 +107,12 @@ def _sums(held: dict[str, torch.Tensor]) -> dict[str, int]:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     is_memory = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
-    return is_memory and not tensor.is_meta and not tensor.is_quantized
+    is_lazy = tensor.is_meta or tensor.is_quantized or tensor.is_conj() or tensor.is_neg()
+    return is_memory and not is_lazy
 
 
 def _sum_of_bits(tensor: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    flat = tensor.reshape(-1).view(torch.uint8)
+    flat = tensor.reshape(-1).contiguous().view(torch.uint8)
     words = flat[: len(flat) // 8 * 8]
     if words.storage_offset() % 8:
         words = words.clone()

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pipeline.errors import ModelError
 from pipeline.flow.discover import discover
+from pipeline.flow.state import Versions
 from pipeline.measure import measure
 from pipeline.registry import statistics
 from tests.flow.models import Free
@@ -144,3 +145,29 @@ def test_finding_sites_draws_nothing() -> None:
     before = torch.get_rng_state()
     assert len(discover(model, batch_of(_batches()[0])).sites) == 2
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_buffers_of_every_kind_and_layout_are_looked_at() -> None:
+    model = nn.Linear(3, 2)
+    numbers = torch.arange(20.0)
+    held = {
+        "truths": torch.tensor([True, False, True]),
+        "complex": torch.complex(numbers, numbers),
+        "turned": numbers.view(4, 5).clone().t(),
+        "a_part": numbers.clone()[1:],
+        "every_third": numbers.clone()[::3],
+        "expanded": numbers[:1].clone().expand(7),
+        "sparse": torch.eye(3).to_sparse(),
+        "conjugated": torch.complex(numbers, numbers).conj(),
+        "nothing": torch.zeros(0),
+        "one": torch.tensor(3),
+    }
+    for name, tensor in held.items():
+        model.register_buffer(name, tensor)
+    before = Versions(model)
+    assert Versions(model).changed(before) is None
+    for name, at in {"truths": 0, "complex": 3, "turned": (1, 1), "a_part": 2, "every_third": 1, "one": ()}.items():
+        was = held[name][at].clone()
+        held[name][at] = was == 0
+        assert Versions(model).changed(before) == f"buffer {name}"
+        held[name][at] = was
