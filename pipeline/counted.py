@@ -6,6 +6,7 @@ Layer 0: pure.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 def counted(count: int, noun: str) -> str:
@@ -15,6 +16,15 @@ def counted(count: int, noun: str) -> str:
     ('1 chunk', '0 classes', '2 entries', '3 keys', '4 batches')
     """
     return f"{count} {noun if count == 1 else plural(noun)}"
+
+
+def few(names: Sequence[str], noun: str) -> str:
+    """Names of what a singular says, the first three of more than four.
+
+    >>> few(["a", "b"], "model"), few(["a", "b", "c", "d", "e", "f"], "model")
+    ('a, b', 'a, b, c and 3 models more')
+    """
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {counted(len(names) - 3, noun)} more"
 
 
 def plural(noun: str) -> str:

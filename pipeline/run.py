@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.claims import Claims, write_claims
-from pipeline.counted import counted
+from pipeline.counted import counted, few
 from pipeline.devices import memory_bytes
 from pipeline.errors import DataError, StoreError, Unfinished
 from pipeline.executor import Executor, Lost
@@ -166,14 +166,10 @@ def _refuse_open(resolved: Resolved, done: Stage) -> None:
     models: dict[str, list[str]] = {}
     for model, reason in (done.unread or done.spoilt or done.lost).items():
         models.setdefault(reason, []).append(names.get(model, model))
-    listed = [f"{_few(sorted(those), 'models')}: {reason}" for reason, those in sorted(models.items())]
+    listed = [f"{few(sorted(those), 'model')}: {reason}" for reason, those in sorted(models.items())]
     lines = [f"run {resolved.run} is not finished; the rest of it is done:", *listed[:5]]
     more = [f"… and {counted(len(listed) - 5, 'more reason')}"] if len(listed) > 5 else []
     raise (DataError if done.unread else StoreError if done.spoilt else Unfinished)("\n".join(lines + more))
-
-
-def _few(names: Sequence[str], what: str) -> str:
-    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} {what} more"
 
 
 def _records(resolved: Resolved, store: Store) -> dict[str, dict[str, Any]]:

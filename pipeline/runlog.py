@@ -17,11 +17,35 @@ from typing import Any
 import torch
 
 from pipeline.claims import log_prefix
+from pipeline.errors import StoreError
 from pipeline.kernels import choose
 from pipeline.resolve import Resolved
 from pipeline.stage import Stage
 from pipeline.store import Store
 from pipeline.task import Receipt
+
+# why a model is neither done nor failed by itself, see `Stage`
+OPEN = ("unread", "spoilt", "lost")
+
+
+@dataclass(frozen=True)
+class LeftOpen:
+    """What the last driver of a run left open: models by name, and why (one of `OPEN`), in words as `reason`."""
+
+    why: str
+    reason: str
+    models: tuple[str, ...]
+
+
+def left_open(store: Store, run: str) -> tuple[LeftOpen, ...]:
+    """What the last driver of a run said it could not do; nothing where it was killed, or is at work still."""
+    last = max(store.keys(log_prefix(run)), default="")
+    try:
+        said = json.loads(store.get(last))["open"] if last.endswith(".json") else []
+        return tuple(LeftOpen(one["why"], one["reason"], tuple(one["models"])) for one in said)
+    except (StoreError, ValueError, TypeError, KeyError):
+        # nothing is decided by it, and logs of before do not say
+        return ()
 
 
 @dataclass
@@ -60,6 +84,20 @@ class RunLog:
         found = [remark for receipt in self.receipts for remark in receipt.remarks]
         return list(dict.fromkeys([*([own] if own else []), *found]))
 
+    def _open(self, names: dict[str, str]) -> list[dict[str, Any]]:
+        """What keeps the run open: of each model the first reason, as `Stage.open` has it."""
+        found: dict[tuple[str, str], set[str]] = {}
+        known: set[str] = set()
+        for receipt in self.receipts:
+            for why in OPEN:
+                for model, reason in getattr(receipt, why).items():
+                    if model not in known:
+                        found.setdefault((why, reason), set()).add(names.get(model, model))
+                    known.add(model)
+        return [
+            {"why": why, "reason": reason, "models": sorted(models)} for (why, reason), models in sorted(found.items())
+        ]
+
     def content(self) -> dict[str, Any]:
         """The log as JSON values: seconds are of the clock, each task's on its own worker."""
         names = {model.id: model.name for model in self.resolved.models}
@@ -84,6 +122,7 @@ class RunLog:
             "driver": _driver(),
             "workers": self.workers,
             "kernel": self.resolved.kernel,
+            "open": self._open(names),
             "remarks": self._remarks(),
             "device": self.resolved.device,
             "seconds": _seconds(self.receipts),

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from pipeline.counted import few
 from pipeline.errors import StoreError, nearest
 from pipeline.manifest import Manifest, commits, read_sound
 from pipeline.report.printing import fitted, size
+from pipeline.runlog import LeftOpen, left_open
 from pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -34,11 +36,22 @@ def print_status(store: Store, console: Console, run: str | None = None) -> None
     columns = ("run", "job", "committed (UTC)", "models", "failed", "rows", "tables")
     rows = [_line(manifest, f"{when:%Y-%m-%d %H:%M}") for manifest, when in committed]
     rows += [(run, None, "spoilt: verify says how", None, None, None, None) for run in spoilt]
-    rows += [(run, None, "not yet: run its job again", None, None, None, None) for run in begun]
+    left = {one: left_open(store, one) for one in begun}
+    rows += [(one, None, f"not yet: {_advice(reasons)}", None, None, None, None) for one, reasons in left.items()]
     console.print(fitted(columns, rows, width=console.width))
     for manifest, _ in committed if run else []:
         for failed in manifest.failed:
             console.print(f"{manifest.run}: model {failed.name} failed: {failed.reason}")
+    for one, reasons in left.items() if run else []:
+        for open_ in reasons:
+            console.print(f"{one}: {few(open_.models, 'model')}: {open_.reason}")
+
+
+def _advice(reasons: Sequence[LeftOpen]) -> str:
+    """What an operator should do of a run that is not finished."""
+    why = {one.why for one in reasons}
+    first = "mend its data, then " if "unread" in why else "see verify, then " if "spoilt" in why else ""
+    return f"{first}run its job again"
 
 
 def _begun(store: Store, beginning: str) -> set[str]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from pipeline.claims import log_prefix
 from pipeline.errors import DataError, Unfinished
 from pipeline.executor import InlineExecutor, Lost
 from pipeline.measuring.task import MeasureTask
+from pipeline.report.status import print_status
 from pipeline.run import run
+from pipeline.store import Store
 from tests.durability.schedules import Finished, calm, check, tiny_job, undisturbed
 from tests.durability.world import Crash, FaultyStore, Weather, World
 
@@ -66,6 +72,14 @@ class Poisoned:
                 yield number, function(task)
 
 
+def status(store: Store, run_id: str) -> str:
+    """What is said of a run that is not finished."""
+    console = Console(file=io.StringIO(), width=1000)
+    print_status(store, console, run_id)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 def test_a_poisoned_chunk_is_lost_alone_and_the_next_run_goes_on_there(directory: Path) -> None:
     world, executor = World(), Poisoned(1)
     with pytest.raises(
@@ -73,6 +87,10 @@ def test_a_poisoned_chunk_is_lost_alone_and_the_next_run_goes_on_there(directory
     ) as lost:
         run(tiny_job(directory), calm(world), executor)
     assert lost.value.exit_code == 1
+    run_id, _ = undisturbed(directory)
+    said = status(calm(world), run_id)
+    assert "not yet: run its job again" in said
+    assert re.search(rf"^{run_id}: mlp-0, mlp-0-init: .*its worker died$", said, re.MULTILINE)
     assert executor.touched == [2, 1, 1], "the task of two models, then each model's own"
     assert len([key for key in world.objects if key.startswith("states/")]) == 4
     outcome = run(tiny_job(directory), calm(world), InlineExecutor())
@@ -104,6 +122,14 @@ def test_rows_that_cannot_be_read_cost_nothing_else(directory: Path, tmp_path: P
     ) as unread:
         run(job, store, Damaged())
     assert unread.value.exit_code == 2
+    said = status(store, run_id)
+    assert "not yet: mend its data, then run its job again" in said
+    assert re.search(rf"^{run_id}: mlp-0, mlp-0-init: .*0.parquet", said, re.MULTILINE)
+    # a driver that is at work, or was killed, has said nothing
+    store.put_once(f"{log_prefix(run_id)}3000.begun", b"{}")
+    said = status(store, run_id)
+    assert "not yet: run its job again" in said
+    assert "0.parquet" not in said
     assert len([key for key in world.objects if key.startswith("states/")]) == 4
     path.write_bytes(sound)
     outcome = run(job, store, InlineExecutor())
