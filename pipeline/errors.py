@@ -50,6 +50,21 @@ class Unfinished(CensusError):  # noqa: N818
     exit_code = 1
 
 
+# what torch, whose CPU allocator has no class of its own, cuBLAS and cuDNN say where there is not enough
+_SHORT_OF_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether a machine, or its GPU, had too little memory: no fault of the model or the data, elsewhere they may do.
+
+    >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("shapes differ"))
+    (True, False)
+    """
+    if isinstance(error, MemoryError) or any(one.__name__ == "OutOfMemoryError" for one in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SHORT_OF_MEMORY)
+
+
 class Mistakes:
     """Mistakes in a job, noted one after the other so that all of them are said at once."""
 

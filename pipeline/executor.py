@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from pipeline.allocator import give_back_freed_memory
+from pipeline.errors import lacks_memory
 
 Task = TypeVar("Task")
 Receipt = TypeVar("Receipt")
@@ -40,13 +41,23 @@ class Executor(Protocol):
 
 
 class InlineExecutor:
-    """Runs each task in this process, in order; none is ever lost, because whatever it raises is raised here."""
+    """Runs each task in this process, in order; what it raises is raised here, but where memory is short it is lost."""
 
     workers = 1
 
     def map(self, function: Callable[[Task], Receipt], tasks: Sequence[Task]) -> Iterator[tuple[int, Receipt | Lost]]:
         """Yield the number and the receipt of each task in the order given."""
         try:
-            yield from enumerate(map(function, tasks))
+            for number, task in enumerate(tasks):
+                yield number, _outcome(function, task)
         finally:
             give_back_freed_memory()
+
+
+def _outcome(function: Callable[[Task], Receipt], task: Task) -> Receipt | Lost:
+    try:
+        return function(task)
+    except Exception as error:
+        if lacks_memory(error):
+            return Lost(f"memory ran short: {type(error).__name__}: {' '.join(str(error).split())}")
+        raise

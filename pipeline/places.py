@@ -25,7 +25,8 @@ class Places:
     def at(self, key: str) -> str:
         """`file:line` of a key, or of the nearest thing that holds it."""
         while key and key not in self.lines:
-            key = re.sub(r"(\.[^.\[\]]+|\[\d+\]|^[^.\[\]]+)$", "", key)
+            # whatever stands in it, there is less of it every time
+            key = key[: max(key.rfind("."), key.rfind("["), 0)]
         file = self.file or "job"
         return f"{file}:{self.lines[key]}" if key else file
 

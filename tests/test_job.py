@@ -230,3 +230,7 @@ def test_places_of_headers_keys_quotes_and_nested_arrays():
     assert places.at("m[1].t.z.y") == "f.toml:11"
     assert places.at("m[1].unheard") == "f.toml:9"
     assert places.at("nothing") == "f.toml"
+    # names that no path of a key can tell from its punctuation
+    assert [places.at(key) for key in ("a.b.x.", "m[0].a]", "m[1].t.[", "]", ".", "a..")] == [
+        "f.toml:2", "f.toml:3", "f.toml:10", "f.toml", "f.toml", "f.toml"
+    ]  # fmt: skip

@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from pipeline.batch import Batch
+from pipeline.errors import lacks_memory
 from pipeline.flow.layout import arrange
 from pipeline.flow.plan import Discovery
 from pipeline.flow.rows import Rows
@@ -56,9 +57,9 @@ def observe_gradients(model: nn.Module, discovery: Discovery, batch: Batch, obse
             if lost is None or not bool(lost[1].any()):
                 return
             gradients = _gradients(lost[0][lost[1]].sum(), tap.found)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError) as error:
+        if lacks_memory(error):
+            raise
         # an operation without a derivative, or a tensor that was made in inference mode
         return
     for found, gradient in zip(tap.found, gradients, strict=True):

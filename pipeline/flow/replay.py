@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.batch import Batch
+from pipeline.errors import lacks_memory
 from pipeline.flow.collect import Collected
 from pipeline.flow.plan import SitePlan
 from pipeline.flow.prepared import Prepared, Stage
@@ -86,9 +87,9 @@ class Replay(TorchDispatchMode):
             registers[copy] = registers[source].clone()
         try:
             out = step.run(args, kwargs, registers)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception:  # noqa: BLE001
+        except Exception as error:
+            if lacks_memory(error):
+                raise
             # the tap says at what it failed
             return None
         made = (out,) if step.is_single else tuple(tensors_in(out))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.errors import CensusError, ModelError
+from pipeline.errors import CensusError, ModelError, lacks_memory
 from pipeline.hashing import splitmix64
 from pipeline.models.norms import reestimated
 
@@ -38,7 +38,7 @@ def untrained(build: Callable[[], nn.Module], seed: int, rows: Iterable[Batch] =
         return None
     try:
         return reestimated(module, rows, rows=ROWS)
-    except CensusError:
-        raise
     except Exception as error:  # whatever the model's code raises
+        if isinstance(error, CensusError) or lacks_memory(error):
+            raise
         raise ModelError(f"its forward refuses the data: {type(error).__name__}: {error}") from error
