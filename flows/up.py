@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from prefect.schedules import Schedule
 
 POOL = "neuron-census"
+# a night that lost its power holds its place, of which there is one: where the server forgets what it has lent when it
+# ends, no later night would ever get it back
+LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 20.0
 
@@ -57,8 +60,12 @@ def up(nightly: Nightly, *, port: int = 4200, say: Callable[[str], None] = print
         _wait_for(api, server, told)
         if told.is_set():
             return
-        deploy(nightly, name, schedule)
-        with _running("worker", "start", "--pool", POOL, "--type", "process", "--limit", "1") as worker:
+        # of its own: what another job has left scheduled at this server is not run by this worker
+        pool = f"{POOL}-{name}"
+        with (
+            _deployed(nightly, name, schedule, pool),
+            _running("worker", "start", "--pool", pool, "--type", "process", "--limit", "1") as worker,
+        ):
             say(f"job {name} runs at {nightly.cron!r} (UTC) into {nightly.store}; Prefect: {api[:-4]}; Ctrl-C ends it")
             while not told.wait(1.0):
                 for part, process in (("server", server), ("worker", worker)):
@@ -88,8 +95,25 @@ def schedule_of(nightly: Nightly, name: str) -> Schedule:
     return schedule
 
 
-def deploy(nightly: Nightly, name: str, schedule: Schedule) -> Any:
-    """Register the flow with its schedule at the server of the environment, in place of one of the same name."""
+@contextmanager
+def _deployed(nightly: Nightly, name: str, schedule: Schedule, pool: str) -> Iterator[None]:
+    """The flow with its schedule at the server; paused behind it, or another server of this home would schedule it."""
+    from prefect.client.orchestration import get_client
+
+    deployment = deploy(nightly, name, schedule, pool)
+    try:
+        yield
+    finally:
+        # a server that has ended schedules nothing
+        with suppress(Exception), get_client(sync_client=True) as client:
+            client.pause_deployment(deployment)
+
+
+def deploy(nightly: Nightly, name: str, schedule: Schedule, pool: str = POOL) -> Any:
+    """Register the flow with its schedule at the server of the environment, in place of one of the same name.
+
+    Returns the id of the deployment.
+    """
     from prefect.client.orchestration import get_client  # reads the address from the environment once
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.types.entrypoint import EntrypointType
@@ -97,12 +121,12 @@ def deploy(nightly: Nightly, name: str, schedule: Schedule) -> Any:
     from flows.census import census
 
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process"), overwrite=True)
     deployment: Any = census.to_deployment(
         name=name,
         schedule=schedule,
         parameters=nightly.parameters,
-        work_pool_name=POOL,
+        work_pool_name=pool,
         # a night that is not over when the next begins is not run twice
         concurrency_limit=1,
         entrypoint_type=EntrypointType.MODULE_PATH,
@@ -113,7 +137,7 @@ def deploy(nightly: Nightly, name: str, schedule: Schedule) -> Any:
 @contextmanager
 def _running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
     """A Prefect command in a session of its own, so that Ctrl-C reaches only this process, which ends it in order."""
-    environment = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", **os.environ}
+    environment = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", **LEASES, **os.environ}
     process = subprocess.Popen(
         [sys.executable, "-m", "prefect", *command],
         env=environment,

@@ -93,6 +93,7 @@ def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
     """The trained models of an entry, one for each seed, each followed by its untrained twin."""
     data = entry.spec.data
     _refuse_unfit_data(job, entry.where, data, entry.family, source)
+    _refuse_without_label(job, entry)
     _refuse_labelled_positions(job, entry, source)
     train = job.data[data].train
     chunks = source.chunks(train)
@@ -116,6 +117,13 @@ def refuse_without_rows(job: Job, data: str, split: str, source: Source) -> None
         column = job.data[data].columns.split
         none = "it has no rows" if column is None else f"it has no rows, or none with a split in column {column!r}"
         raise DataError(str(refusal(job, f"data.{data}", f"{none}: expected some to train on and to measure")))
+
+
+def _refuse_without_label(job: Job, entry: TrainEntry) -> None:
+    columns = job.data[entry.spec.data].columns
+    if entry.family.objective == "classes" and columns.features and columns.label is None:
+        learns = f"family {entry.family.name} learns classes: expected columns.label, the column that says each row's"
+        raise refusal(job, f"data.{entry.spec.data}", learns)
 
 
 def _refuse_labelled_positions(job: Job, entry: TrainEntry, source: Source) -> None:

@@ -22,14 +22,15 @@ def numbered(batches: Iterable[Any], *, by_position: bool = False) -> Iterator[B
 
     A tensor is the forward's argument, a tuple its arguments, a dictionary its keyword arguments; in a pair (x, y) with
     one int64 label y for each row, x is any of these, or a list with an entry for each row; `by_position` also takes a
-    y of (N, S) or (N, H, W) for labels, one for each position. Raises TypeError for anything else.
+    y of (N, S) or (N, H, W) for labels, one for each position. Raises TypeError for anything else, DataError for uids
+    of a Batch that cannot name its rows.
 
     >>> [batch.uid_N.tolist() for batch in numbered([torch.ones(2, 3), (torch.ones(1, 3), torch.tensor([7]))])]
     [[0, 1], [2]]
     """
     seen = 0
     for value in batches:
-        batch = value if isinstance(value, Batch) else _as_batch(value, seen, by_position)
+        batch = _with_names(value) if isinstance(value, Batch) else _as_batch(value, seen, by_position)
         seen += batch.rows
         yield batch
 
@@ -56,6 +57,21 @@ def _refuse_labels(label: torch.Tensor, axes: str, batch: Batch, classes: int) -
         row, value = int(label.reshape(batch.rows, -1).amax(1).argmax()), int(label.max())
         known = f"0 to {classes - 1}, as classes={classes}, or −1 where it is unknown"
         raise DataError(f"row {int(batch.uid_N[row])} has label {value}: expected {known}")
+
+
+def _with_names(batch: Batch) -> Batch:
+    """The batch; DataError unless its uids are int64, one for each row, none negative or twice the same."""
+    uid_N = batch.uid_N
+    if uid_N.dtype != torch.int64 or uid_N.dim() != 1:
+        found = f"{str(uid_N.dtype).removeprefix('torch.')} of shape {tuple(uid_N.shape)}"
+        raise DataError(f"uid_N is {found}: expected int64, one for each row")
+    if batch.rows and int(uid_N.min()) < 0:
+        raise DataError(f"uid_N has {int(uid_N.min())}: expected names from 0 on")
+    value, times = uid_N.unique(return_counts=True)
+    if len(value) < batch.rows:
+        most = times.argmax()
+        raise DataError(f"uid_N has {int(value[most])} {int(times[most])} times: expected another for each row")
+    return batch
 
 
 def _as_batch(value: Any, first_uid: int, by_position: bool) -> Batch:

@@ -83,6 +83,8 @@ def read_job(path: str | Path) -> Asked:
         raise JobError(f"{file}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{file}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise JobError(f"{file}: cannot be read: its values are nested too deeply") from None
     places = find_places(file, text)
     checked = _checked(raw, places)
     return checked._replace(job=checked.job and _placed(checked.job, places, str(Path(path).absolute().parent)))

@@ -129,8 +129,19 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _holds_no_credentials(self) -> Self:
+        if "\0" in (self.url or ""):
+            raise ValueError("url holds the character 0, which no name has")
         if "@" in urlsplit(self.url or "").netloc:
             raise ValueError("url must not hold credentials; put them in the environment (AWS_PROFILE …)")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_agree(self) -> Self:
+        if self.labels is not None and len(set(self.labels)) < len(self.labels):
+            twice = next(one for at, one in enumerate(self.labels) if one in self.labels[:at])
+            raise ValueError(f"labels names {twice!r} twice; expected each class once")
+        if self.labels is not None and self.classes not in (None, len(self.labels)):
+            raise ValueError(f"classes = {self.classes}, but labels names {len(self.labels)}; leave classes out")
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from torch import nn
 from pipeline.allocator import freed_memory_kept
 from pipeline.batch import Batch
 from pipeline.devices import CPU, moved
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, nearest
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
 from pipeline.forms import numbered, of_classes
 from pipeline.kernels import choose
@@ -61,13 +62,14 @@ def measure(
     `include` and `exclude` are globs of a site's name, kind or gate ("kind:conv*": of its kind), and `rows` gives by
     such a pattern the fraction of the rows that its sites are measured on: {"kind:conv2d": 0.1}. The model comes back
     in the mode it had. Raises ModelError where it cannot be read or no site is left, DataError where a label is none of
-    the classes, ValueError for a wrong pattern.
+    the classes, ValueError for a wrong pattern, a twin of other sites, or what are no batches or statistics.
 
     >>> layer = nn.Linear(2, 3)
     >>> measure(layer, [torch.ones(4, 2)])["neurons"].num_rows
     3
     """
     refuse_patterns(include, exclude, rows)
+    _refuse_arguments(batches, statistics)
     chosen = list(known_statistics().values()) if statistics is None else list(statistics)
     stream = _batches(batches, classes)
     device = _device_of(model)
@@ -78,6 +80,8 @@ def measure(
         _refuse_nothing(found)
         running = Running(found, chosen, classes, choose.name(device.type))
         twin_sites = None if twin is None else discover(twin, moved(probe, _device_of(twin)))
+        if twin_sites is not None:
+            _refuse_other_sites(found, twin_sites)
         for batch in chain(seen, stream):
             running.add(model, moved(batch, device))
         running.finish(model)
@@ -87,6 +91,27 @@ def measure(
     controls = controls_of(running.discovery, twin_sites)
     tables = arrow_tables(running.discovery, running.states(), chosen, keys=keys, controls=controls)
     return {**tables, "sites": site_table(running.discovery, run="", model=name, data=data)}
+
+
+def _refuse_arguments(batches: Iterable[Any], statistics: Sequence[Statistic] | None) -> None:
+    """ValueError where a batch stands for batches, or a name for a statistic."""
+    if isinstance(batches, torch.Tensor | np.ndarray | Mapping | Batch | str):
+        raise ValueError(f"batches is one {type(batches).__name__}: expected several; [batch] is one batch")
+    for number, one in enumerate(statistics or ()):
+        if not isinstance(one, Statistic):
+            expected = f"a value of pipeline.registry.statistics(); {nearest(str(one), known_statistics())}"
+            raise ValueError(f"statistics[{number}] is {one!r}: expected {expected}")
+
+
+def _refuse_other_sites(found: Discovery, twin: Discovery) -> None:
+    """ValueError where a twin has none of the model's sites: it would be no control of anything."""
+    units, others = ({site.name: site.units for site in sites} for sites in (found.sites, twin.sites))
+    if not units.items() & others.items():
+        first, other = (", ".join(list(names)[:3]) or "none" for names in (units, others))
+        raise ValueError(
+            f"twin has no site of the model's, by name and units: the model's begin {first}, the twin's {other}; wrap "
+            "both alike (torch.compile, DataParallel), or neither"
+        )
 
 
 def _batches(batches: Iterable[Any], classes: int) -> Iterator[Batch]:
@@ -103,10 +128,14 @@ def _probed(
     find: Callable[[Batch], Discovery], stream: Iterator[Batch], device: torch.device
 ) -> tuple[Discovery, Batch, list[Batch]]:
     """The sites as the batch shows them in which most acts (a detector may find nothing at first), and those seen."""
-    probe = next(stream)
-    seen = [probe]
+    seen = [next(stream)]
+    # of no row nothing can be seen
+    while not seen[-1].rows and (batch := next(stream, None)) is not None:
+        seen.append(batch)
+    probe = seen[-1]
     found = find(moved(probe, device))
-    while found.idle and len(seen) < PROBES and (batch := next(stream, None)) is not None:
+    first = len(seen)
+    while found.idle and len(seen) < first - 1 + PROBES and (batch := next(stream, None)) is not None:
         seen.append(batch)
         other = find(moved(batch, device))
         if other.idle < found.idle:

@@ -41,6 +41,9 @@ def row_fraction(labels: Mapping[str, str], fractions: Mapping[str, float]) -> f
 
 def refuse_patterns(include: Iterable[str], exclude: Iterable[str], fractions: Mapping[str, float]) -> None:
     """Raise ValueError for a pattern with an unknown label before its colon, or a fraction that is none."""
+    for name, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str):
+            raise ValueError(f"{name} = {patterns!r}: expected several patterns, [{patterns!r}]")
     for pattern in (*include, *exclude, *fractions):
         label, colon, _ = pattern.partition(":")
         if colon and label not in LABELS:

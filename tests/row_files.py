@@ -40,7 +40,8 @@ def write(path: Path, table: pa.Table, *, group_rows: int = 10, **options: Any) 
 
 
 def parquet(url: Path | str, columns: Columns = COLUMNS, **spec: Any) -> Parquet:
-    return Parquet("rows", DataSpec(url=str(url), columns=columns, classes=3, **spec), open_store("memory://unused"))
+    classes = {} if spec.get("labels") else {"classes": 3}
+    return Parquet("rows", DataSpec(url=str(url), columns=columns, **classes, **spec), open_store("memory://unused"))
 
 
 def read_all(source: Source, split: str, batch_rows: int = 7) -> tuple[list[Batch], list[Reading]]:

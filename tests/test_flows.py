@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from click.testing import CliRunner
 from pipeline.cli import cli
 from pipeline.manifest import committed_runs
 from pipeline.models.base import Task
-from pipeline.store import open_store
+from pipeline.store import Store, open_store
 from tests.census import published, run_inline, small_job
 from tests.durability.schedules import tiny_job
 from tests.models.build import build
@@ -267,6 +270,44 @@ def test_a_schedule_measures_what_is_new_once_and_stops_when_told(tmp_path: Path
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), timeout_s=10)
     finally:
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_night_that_lost_its_power_is_made_up_for_and_another_job_does_not_run_it(tmp_path: Path) -> None:
+    tiny_job(tmp_path)
+    text = (tmp_path / "job.toml").read_text()
+    (tmp_path / "other.toml").write_text(re.sub('name = ".*"', 'name = "other"', text, count=1))
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}
+    # how long a place stays with whoever died: five minutes by itself
+    environment["PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION"] = "30"
+    store, others = open_store(str(tmp_path / "store")), open_store(str(tmp_path / "others"))
+
+    @contextmanager
+    def up(job: str, into: Store) -> Iterator[subprocess.Popen[bytes]]:
+        command = [str(BIN / "neuron-census"), "up", str(tmp_path / job), "--store", into.url, "--ray", "none"]
+        command += ["--cron", "* * * * *", "--port", str(free_port())]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            yield process
+        finally:
+            for pid in [process.pid, *children(process.pid)] if process.poll() is None else []:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+    with up("job.toml", store):
+        wait_until(lambda: any(key.endswith(".begun") for key in store.keys("runs/")), timeout_s=240, every_s=0.05)
+    assert not committed_runs(store), "killed before its end"
+    with up("job.toml", store) as process:
+        wait_until(lambda: len(committed_runs(store)) == 1, timeout_s=400, every_s=1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    logs = len(store.keys("runs/"))
+    with up("other.toml", others):
+        wait_until(lambda: len(committed_runs(others)) == 1, timeout_s=240, every_s=1)
+        time.sleep(65)
+        assert len(store.keys("runs/")) == logs, "what is down is not scheduled"
 
 
 def more_rows() -> bytes:

@@ -103,6 +103,13 @@ WRONG = [
     ("seeds = [0, 1]", "seeds = [0, 0.5]", "14: [models[0]] seeds[1] = 0.5: expected an integer"),
     ("seeds = [0, 1]", "seed = [0, 1]", "14: [models[0]] seed = [0, 1]: unknown key; did you mean 'seeds'?"),
     ("shape = [1, 28, 28]", "shape = [1, -28, 28]", "9: [data.mnist.columns] shape[1] = -28: expected greater than 0"),
+    ("classes = 10", 'labels = ["a", "b", "a"]', "6: [data.mnist] labels names 'a' twice; expected each class once"),
+    (
+        "classes = 10",
+        'labels = ["a", "b"]\nclasses = 3',
+        "6: [data.mnist] classes = 3, but labels names 2",
+    ),
+    ('url = "rows/*.parquet"', 'url = "rows/\\u0000"', "6: [data.mnist] url holds the character 0, which no name has"),
     ('label = "label"', "label = 3", "9: [data.mnist.columns] label = 3: expected a string"),
     ('features = "image"', "features = 3", "9: [data.mnist.columns] features = 3: expected a string or an array"),
     ("split = ", "splits = ", "[data.mnist.columns] splits = \"split\": unknown key; did you mean 'split'?"),
@@ -173,6 +180,9 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path):
         load_job(tmp_path / "nowhere.toml")
     with pytest.raises(JobError, match="cannot be read"):
         load_job(tmp_path)
+    (tmp_path / "deep.toml").write_text("x = " + "[" * 5000)
+    with pytest.raises(JobError, match=r"deep\.toml: cannot be read: its values are nested too deeply"):
+        load_job(tmp_path / "deep.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(JobError, match="cannot be read"):
         load_job(tmp_path / "binary.toml")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -293,6 +295,51 @@ def test_a_stage_that_few_rows_do_not_reach_is_shown_more_of_them() -> None:
 def test_no_batch_is_said_so(model) -> None:
     with pytest.raises(ValueError, match="at least one batch"):
         measure(model, [])
+
+
+def test_batches_without_a_row_show_nothing_of_the_model() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(6, 3)
+    expected = measure(model, [x])
+    found = measure(model, [x[:0], x[:0], x, x[:0]])
+    assert found["sites"]["gate"].to_pylist() == ["relu", "identity"]
+    for table, rows in expected.items():
+        # NaN is NaN there
+        pd.testing.assert_frame_equal(found[table].to_pandas(), rows.to_pandas())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batches": torch.ones(4, 3)}, "batches is one Tensor: expected several; [batch] is one batch"),
+        ({"batches": np.ones((4, 3))}, "batches is one ndarray: expected several"),
+        ({"batches": {"x": torch.ones(4, 3)}}, "batches is one dict: expected several"),
+        ({"batches": Batch((torch.ones(4, 3),), torch.arange(4))}, "batches is one Batch: expected several"),
+        (
+            {"statistics": ["response"]},
+            "statistics[0] is 'response': expected a value of pipeline.registry.statistics()",
+        ),
+        ({"include": "conv*"}, "include = 'conv*': expected several patterns, ['conv*']"),
+        ({"exclude": "conv*"}, "exclude = 'conv*': expected several patterns"),
+        ({"twin": nn.Sequential(nn.Linear(3, 2))}, "twin has no site of the model's, by name and units: "),
+    ],
+)
+def test_arguments_that_are_something_else_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        measure(nn.Linear(3, 2), **{"batches": [torch.ones(4, 3)], **given})
+
+
+@pytest.mark.parametrize(
+    ("uid_N", "message"),
+    [
+        (torch.tensor([0.0, 1.0]), "uid_N is float32 of shape (2,): expected int64, one for each row"),
+        (torch.tensor([[0], [1]]), "uid_N is int64 of shape (2, 1): expected int64, one for each row"),
+        (torch.tensor([0, -1]), "uid_N has -1: expected names from 0 on"),
+        (torch.tensor([7, 7]), "uid_N has 7 2 times: expected another for each row"),
+    ],
+)
+def test_uids_that_cannot_name_rows_are_refused(uid_N: torch.Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        measure(nn.Linear(3, 2), [Batch((torch.ones(2, 3),), uid_N)])
 
 
 def test_a_twin_of_other_fan_in_is_no_control() -> None:

@@ -104,6 +104,26 @@ def test_a_classifier_of_data_without_classes_is_refused(tmp_path: Path, entry: 
         resolve(job.model_copy(update=changed), open_store(str(tmp_path)))
 
 
+def test_a_classifier_is_not_trained_without_labels(tmp_path: Path):
+    job = load_job(JOBS / "zoo.toml")
+    series = job.data["series"]
+    unlabelled = series.model_copy(update={"columns": series.columns.model_copy(update={"label": None})})
+    models = (ModelSpec(family="tcn", data="series"),)
+    changed = job.model_copy(update={"data": {**job.data, "series": unlabelled}, "models": models})
+    said = r"\[data\.series\] family tcn learns classes: expected columns\.label"
+    store = open_store(str(tmp_path / "store"))
+    with pytest.raises(JobError, match=said):
+        resolve(changed, store)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("family", ["transformer", "gpt"])
+def test_layers_without_end_are_refused(tmp_path: Path, family: str):
+    deep = ModelSpec(family=family, data="pixels", hyperparameters={"layers": 10**18})
+    with pytest.raises(JobError, match=r"layers = 1000000000000000000: expected less than or equal to 4096"):
+        resolve(load_job(JOBS / "zoo.toml").model_copy(update={"models": (deep,)}), open_store(str(tmp_path)))
+
+
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_built(tmp_path: Path):
     job = load_job(JOBS / "zoo.toml")
     wide = ModelSpec(family="mlp", data="images", hyperparameters={"widths": [10**9]})

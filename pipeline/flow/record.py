@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.errors import ModelError
 from pipeline.flow.affine import Affine, affine_of, is_affine
-from pipeline.flow.operators import Operator
+from pipeline.flow.operators import DROPOUTS, Operator
 from pipeline.flow.trace import Tracker, copied, input_leaves, memory_of, written
 from pipeline.flow.values import Call, Origin, Value, tensors_in
 
@@ -95,6 +95,7 @@ class Recorder(Tracker):
 
     def on_data(self, call: Call) -> Any:
         """Run and record."""
+        self._refuse_dropout(call)
         affine = affine_of(call)
         out = self.run(call)
         outputs = self.settle_data(call, out)
@@ -106,6 +107,15 @@ class Recorder(Tracker):
             inputs = tuple(value for value in call.values if value.origin is Origin.DATA)
             self._append(call.op, call.func, args, kwargs, inputs, made, affine)
         return out
+
+    def _refuse_dropout(self, call: Call) -> None:
+        """ModelError where values are dropped in eval mode."""
+        if call.op.name in DROPOUTS and call.args[1] and call.args[2]:
+            where = f" in module {self.module}" if self.module else ""
+            raise ModelError(
+                f"the model has dropout left on{where}: in eval mode it must drop nothing; give "
+                f"functional.{call.op.name} training=self.training"
+            )
 
     def _append(
         self,

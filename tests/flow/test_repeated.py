@@ -43,12 +43,21 @@ def test_one_that_counts_elsewhere_is_refused() -> None:
         measure(_model(forward), _batches())
 
 
-def test_one_that_drops_in_eval_mode_is_refused() -> None:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return self.second(functional.dropout(torch.relu(self.first(x)), 0.5, training=True))
+@pytest.mark.parametrize("drop", [functional.dropout, functional.alpha_dropout, functional.feature_alpha_dropout])
+def test_one_that_drops_in_eval_mode_is_refused(drop: Callable[..., torch.Tensor]) -> None:
+    def before(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(drop(x, 0.5, training=True))))
 
-    with pytest.raises(ModelError, match="dropout left on"):
-        measure(_model(forward), _batches())
+    def between(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.second(drop(torch.relu(self.first(x)), 0.5, training=True))
+
+    def nothing(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.second(drop(torch.relu(self.first(drop(x, 0.0, training=True))), 0.5, training=False))
+
+    for forward in (before, between):
+        with pytest.raises(ModelError, match="the model has dropout left on: in eval mode it must drop nothing"):
+            measure(_model(forward), _batches())
+    assert measure(_model(nothing), _batches())["neurons"].num_rows == 7
 
 
 def test_what_one_draws_is_what_it_would_have_drawn_by_itself() -> None:
