@@ -77,11 +77,11 @@ class Columns(Section):
 
 
 def _located(directory: str, name: str) -> str:
-    return name if "://" in name else os.path.abspath(Path(directory, name).expanduser())
+    return name if "://" in name else os.path.abspath(Path(directory, os.path.expanduser(name)))
 
 
 def _named(directory: str, url: str, location: str) -> str:
-    if "://" in location or Path(url).expanduser().is_absolute():
+    if "://" in location or Path(os.path.expanduser(url)).is_absolute():
         return location
     return Path(os.path.relpath(location, os.path.abspath(directory))).as_posix()
 

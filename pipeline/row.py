@@ -5,6 +5,7 @@ Layer 5: asks a run's manifest for the job, its tables for the chunks; writes no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,4 +109,4 @@ def _candidates(chunks: Sequence[Chunk], uid: int) -> Iterator[Chunk]:
 
 
 def _is_absolute(spec: DataSpec) -> bool:
-    return spec.url is None or "://" in spec.url or Path(spec.url).expanduser().is_absolute()
+    return spec.url is None or "://" in spec.url or Path(os.path.expanduser(spec.url)).is_absolute()

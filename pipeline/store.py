@@ -30,7 +30,10 @@ T = TypeVar("T")
 
 SCHEMES = ("file", "s3", "memory")
 ATTEMPTS = 6
+# of a store that has answered before in this process: a server that is started again takes a minute
+PATIENT_ATTEMPTS = 10
 FIRST_PAUSE_S = 0.1  # before the second attempt; doubled for each further one, times a random ½ to 1
+_answered: set[str] = set()
 # fsspec splits a larger object into parts: one whole-object PUT is the unit of the commit protocol (S3 allows 5 GiB)
 ONE_PUT_BYTES = 2 << 30
 
@@ -126,11 +129,14 @@ class Store(ABC):
             )
 
     def _persist(self, action: str, key: str, attempt: Callable[[], T]) -> T:
-        for number in range(ATTEMPTS):
+        attempts = PATIENT_ATTEMPTS if self.url in _answered else ATTEMPTS
+        for number in range(attempts):
             try:
-                return attempt()
+                result = attempt()
+                _answered.add(self.url)
+                return result
             except Exception as error:  # drivers share no base class; what is not theirs is re-raised
-                if not is_transient(error) or number == ATTEMPTS - 1:
+                if not is_transient(error) or number == attempts - 1:
                     if refusal := _refusal(error, f"{self.url}: cannot {action} {key or 'its objects'}"):
                         raise refusal from error
                     raise
@@ -296,8 +302,15 @@ def open_store(url: str) -> Store:
         # it would be the current folder: an unset variable, most likely
         raise StoreError("the store's URL is empty; expected a directory, or file://…, s3://bucket/… or memory://…")
     scheme, separator, rest = url.partition("://")
+    mistyped = re.match(r"(\w+):(?!//)/*", url)
+    if mistyped and mistyped[1].lower() in SCHEMES:
+        # a folder called "s3:" would be made
+        root = mistyped[1].lower() + ("://" if mistyped[1].lower() != "file" else ":///")
+        raise StoreError(f"store {url}: expected two slashes behind the scheme, {root}{url[mistyped.end() :]}")
+    if scheme == "file" and separator and not rest.startswith(("/", "~")):
+        raise StoreError(f"store {url}: expected a path from the root, file:///…, or a directory without file://")
     if not separator or scheme == "file":
-        return DirectoryStore(str(Path(rest if separator else url).expanduser().absolute()))
+        return DirectoryStore(str(_expanded(url, rest if separator else url).absolute()))
     if "@" in rest:
         raise StoreError(
             f"a {scheme}:// store URL must not hold credentials; put them in the environment (AWS_PROFILE …)"
@@ -307,6 +320,13 @@ def open_store(url: str) -> Store:
     if not rest.strip("/"):
         raise StoreError(f"store {url}: expected a {'bucket' if scheme == 's3' else 'name'} behind {scheme}://")
     return ObjectStore(f"{scheme}://{rest.strip('/')}")
+
+
+def _expanded(url: str, path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise StoreError(f"store {url}: this machine has no such user's home") from error
 
 
 def _stored(path: Path) -> Stored:

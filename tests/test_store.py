@@ -173,6 +173,12 @@ def test_a_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pyte
         ("memory://", "expected a name"),
         ("", "the store's URL is empty"),
         (" ", "the store's URL is empty"),
+        ("s3:/bucket/census", "expected two slashes behind the scheme, s3://bucket/census$"),
+        ("S3:bucket", "expected two slashes behind the scheme, s3://bucket$"),
+        ("file:/census", "expected two slashes behind the scheme, file:///census$"),
+        ("file://localhost/census", "expected a path from the root, file:///"),
+        ("file://census", "expected a path from the root, file:///"),
+        ("~nobody-of-this-name/census", "this machine has no such user's home"),
     ],
 )
 def test_a_store_that_cannot_be(url: str, message: str):

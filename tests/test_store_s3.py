@@ -76,6 +76,18 @@ def test_overload_that_stays_is_an_error(s3_url: str, monkeypatch: pytest.Monkey
         open_store(s3_url).put_once("a", b"1")
 
 
+def test_a_store_that_has_answered_is_waited_for_longer(s3_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store_module, "FIRST_PAUSE_S", 0.0)
+    store = open_store(s3_url)
+    store.put_once("a", b"1")
+    away = [(False, http_error(503, "SlowDown"))]
+    Answers(monkeypatch, s3_url, [*away * (store_module.PATIENT_ATTEMPTS - 1), (True, None)])
+    assert store.put_once("b", b"2") == sha256(b"2")
+    Answers(monkeypatch, s3_url, away * store_module.PATIENT_ATTEMPTS)
+    with pytest.raises(StoreError, match="cannot write c"):
+        store.put_once("c", b"3")
+
+
 def test_denied_access_says_who_must_do_what(s3_url: str, monkeypatch: pytest.MonkeyPatch):
     error = PermissionError("Access Denied for AKIA…")
     error.__cause__ = http_error(403, "AccessDenied").__cause__
