@@ -6,6 +6,7 @@ Layer 1. Sections are frozen, and refuse keys that they do not know.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -27,6 +28,14 @@ from pipeline.selecting import refuse_patterns
 # beyond what any machine has, and any plan holds
 MOST_THREADS = 4096
 MOST_SEEDS = 1_000_000
+
+
+# what signs a URL, in its query, as S3, GCS, Azure and services with keys or tokens have it
+_SIGNS = re.compile(
+    r"[?&](x-(amz|goog)-(signature|credential|security-token)|awsaccesskeyid|sig|signature|(access_?|auth_?)?token"
+    r"|api_?key|password)=",
+    re.IGNORECASE,
+)
 
 
 class Section(BaseModel):
@@ -74,6 +83,14 @@ class Columns(Section):
         if self.label in features:
             raise ValueError(f"column {self.label!r} is the label and one of the features: leave it out of them")
         return self
+
+
+def _refuse_credentials(key: str, value: Any) -> None:
+    """ValueError for credentials in a URL: the job's would be stored beside the tables."""
+    if isinstance(value, str) and ("@" in urlsplit(value).netloc or _SIGNS.search(value)):
+        raise ValueError(f"{key} must not hold credentials; put them in the environment (AWS_PROFILE …)")
+    for name, part in value.items() if isinstance(value, dict) else ():
+        _refuse_credentials(f"{key}.{name}", part)
 
 
 def _located(directory: str, name: str) -> str:
@@ -131,8 +148,8 @@ class DataSpec(Section):
     def _holds_no_credentials(self) -> Self:
         if "\0" in (self.url or ""):
             raise ValueError("url holds the character 0, which no name has")
-        if "@" in urlsplit(self.url or "").netloc:
-            raise ValueError("url must not hold credentials; put them in the environment (AWS_PROFILE …)")
+        _refuse_credentials("url", self.url)
+        _refuse_credentials("options", self.options)
         return self
 
     @model_validator(mode="after")
@@ -227,8 +244,7 @@ class ModelSpec(Section):
             besides = self.model_fields_set & {"family", "seeds", "hyperparameters", "training", "grid"}
             if besides:
                 raise ValueError(f"{min(besides)} says how to train: expected it or load, not both")
-            if "@" in urlsplit(str(self.load.get("url", ""))).netloc:
-                raise ValueError("load.url must not hold credentials; put them in the environment (AWS_PROFILE …)")
+            _refuse_credentials("load", self.load)
         return self
 
     def located(self, name: str) -> str:

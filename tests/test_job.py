@@ -150,6 +150,15 @@ WRONG = [
         '8: [data.mnist] measure[1] = "te/st": expected a split without "/": rename it in the data as well, "te-st"',
     ),
     ("rows/*.parquet", "https://me:hunter2@host/x", "6: [data.mnist] url must not hold credentials"),
+    *(
+        ("rows/*.parquet", f"https://host/x?a=1&{sign}=hunter2", "6: [data.mnist] url must not hold credentials")
+        for sign in ("X-Amz-Signature", "sig", "token", "access_token", "AWSAccessKeyId", "X-Goog-Credential")
+    ),
+    (
+        "classes = 10",
+        'options = { edges = "s3://key:hunter2@x/y" }',
+        "6: [data.mnist] options.edges must not hold credentials",
+    ),
     ("seeds = [0, 1]", "seeds = [0, 1", " not valid TOML: "),
     (
         "[numerics]",
