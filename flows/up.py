@@ -6,6 +6,7 @@ flow `census`, so a night without new rows or models finds its run committed and
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -56,6 +57,7 @@ def up(nightly: Nightly, *, port: int = 4200, say: Callable[[str], None] = print
     os.environ["PREFECT_API_URL"] = api
     schedule = schedule_of(nightly, name)
     told = threading.Event()
+    _refuse_taken(api, port)
     with _until_told(told), _running("server", "start", "--host", "127.0.0.1", "--port", str(port)) as server:
         _wait_for(api, server, told)
         if told.is_set():
@@ -143,6 +145,7 @@ def _running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
         env=environment,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=_end_with_parent,
     )
     try:
         yield process
@@ -155,6 +158,13 @@ def _running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
             process.wait()
 
 
+def _end_with_parent() -> None:
+    """Have Linux send this process SIGTERM once the one that started it is gone, though it be killed."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
 @contextmanager
 def _until_told(told: threading.Event) -> Iterator[None]:
     before = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -163,6 +173,15 @@ def _until_told(told: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _refuse_taken(api: str, port: int) -> None:
+    from flows.census import answers  # imports prefect
+
+    if answers(api):
+        raise StoreError(
+            f"a Prefect server answers at {api} already: end it, or choose another port with --port {port + 1}"
+        )
 
 
 def _wait_for(api: str, server: subprocess.Popen[bytes], told: threading.Event) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load, save
 
-from pipeline.errors import SpoiltObject, lacks_memory
+from pipeline.errors import SpoiltObject, is_machines_fault
 from pipeline.kernels.base import State
 
 # between the name of a site and that of a tensor
@@ -112,7 +112,7 @@ def decode_cell(content: bytes, *, key: str = "a state object") -> CellState:
     except SpoiltObject:
         raise
     except Exception as error:  # safetensors raises several kinds
-        if lacks_memory(error):
+        if is_machines_fault(error):
             raise
         raise damaged(key, error) from error
 

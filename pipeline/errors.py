@@ -50,19 +50,25 @@ class Unfinished(CensusError):  # noqa: N818
     exit_code = 1
 
 
-# what torch, whose CPU allocator has no class of its own, cuBLAS and cuDNN say where there is not enough
-_SHORT_OF_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+# torch's classes of what a machine lacks; what its allocator of CPUs and cuBLAS say, which have none
+_OF_MACHINES = ("OutOfMemoryError", "AcceleratorError")
+_SAID_BY_MACHINES = ("DefaultCPUAllocator: ", "CUDA error: ")
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Whether a machine, or its GPU, had too little memory: no fault of the model or the data, elsewhere they may do.
+def is_machines_fault(error: BaseException) -> bool:
+    """Whether memory was short, or a GPU failed: no fault of the model or the data, elsewhere the same may do.
 
-    >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("shapes differ"))
+    >>> is_machines_fault(MemoryError()), is_machines_fault(RuntimeError("shapes differ"))
     (True, False)
     """
-    if isinstance(error, MemoryError) or any(one.__name__ == "OutOfMemoryError" for one in type(error).__mro__):
+    if isinstance(error, MemoryError) or any(one.__name__ in _OF_MACHINES for one in type(error).__mro__):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SHORT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID_BY_MACHINES)
+
+
+def breaks_the_process(error: BaseException | None) -> bool:
+    """Whether a process that raised this can do no more: an error of a GPU comes again whatever is asked of it."""
+    return any(one.__name__ == "AcceleratorError" for one in type(error).__mro__)
 
 
 class Mistakes:

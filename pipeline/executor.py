@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from pipeline.allocator import give_back_freed_memory
-from pipeline.errors import lacks_memory
+from pipeline.errors import is_machines_fault
 
 Task = TypeVar("Task")
 Receipt = TypeVar("Receipt")
@@ -41,7 +41,7 @@ class Executor(Protocol):
 
 
 class InlineExecutor:
-    """Runs each task in this process, in order; what it raises is raised here, but where memory is short it is lost."""
+    """Runs each task in this process, in order; what it raises is raised here, but by a machine's fault it is lost."""
 
     workers = 1
 
@@ -58,6 +58,6 @@ def _outcome(function: Callable[[Task], Receipt], task: Task) -> Receipt | Lost:
     try:
         return function(task)
     except Exception as error:
-        if lacks_memory(error):
-            return Lost(f"memory ran short: {type(error).__name__}: {' '.join(str(error).split())}")
+        if is_machines_fault(error):
+            return Lost(f"this machine could not: {type(error).__name__}: {' '.join(str(error).split())}")
         raise

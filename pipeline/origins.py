@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.errors import ModelError, lacks_memory
+from pipeline.errors import ModelError, is_machines_fault
 from pipeline.fit.objective import Objective
 from pipeline.fit.recipe import Recipe
 from pipeline.foreign.causal import predicts_next
@@ -80,7 +80,7 @@ def module_of(origin: Origin, checkpoint: Checkpoint) -> nn.Module:
         try:
             module.load_state_dict(checkpoint.weights)
         except RuntimeError as error:
-            if lacks_memory(error):
+            if is_machines_fault(error):
                 raise
             raise ModelError(f"its checkpoint does not fit: {error}") from error
         return module.eval()

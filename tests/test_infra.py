@@ -13,8 +13,10 @@ import click
 import pytest
 import yaml
 
+from flows.up import LEASES
 from pipeline.cli import cli
-from tests.servers import BIN, Prefect
+from pipeline.store import open_store
+from tests.servers import BIN, Prefect, Seaweed
 
 INFRA = Path(__file__).parents[1] / "infra"
 
@@ -37,7 +39,7 @@ def options(*command: str) -> set[str]:
 def test_the_services_stand_on_each_other() -> None:
     compose = read("compose.yaml")
     for name, service in compose["services"].items():
-        assert set(service.get("depends_on", [])) <= compose["services"].keys(), name
+        assert set(service.get("depends_on", ())) <= compose["services"].keys(), name
         volumes = [volume.split(":")[0] for volume in service.get("volumes", [])]
         named = {volume for volume in volumes if not volume.startswith((".", "/"))}
         assert named <= compose["volumes"].keys(), name
@@ -67,8 +69,40 @@ def test_rays_options_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["prefect", "worker"])
 def test_prefects_options_exist(name: str) -> None:
-    program, *words = services()[name]["entrypoint"]
-    assert {word for word in words if word.startswith("--")} <= options(program, *words[:2], "--help")
+    words = services()[name]["entrypoint"]
+    if name == "worker":
+        shell, flag, script = words
+        assert (shell, flag) == ("sh", "-c")
+        node, worker = script.split(" && exec ")
+        assert {word.split("=")[0] for word in node.split()[2:]} <= options("ray", "start", "--help")
+        words = worker.split()
+    program, *given = words
+    assert {word for word in given if word.startswith("--")} <= options(program, *given[:2], "--help")
+
+
+def test_places_of_nights_outlive_the_server() -> None:
+    # what a server keeps in its memory nobody gives back once it has ended
+    kept = services()["prefect"]["environment"]
+    assert LEASES.items() <= kept.items()
+    assert services()["head"]["environment"].items() <= kept.items()
+
+
+@pytest.mark.real
+def test_the_bucket_is_made_and_found_there_again(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ENDPOINT_URL": seaweed.endpoint, "ACCESS_KEY_ID": "any", "SECRET_ACCESS_KEY": "any"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    program, *given = services()["bucket"]["entrypoint"]
+    for _ in range(2):
+        subprocess.run([BIN / program, *given], check=True, timeout=120)
+    # the store of the example at the head of the file
+    assert "--store s3://census " in (INFRA / "compose.yaml").read_text()
+    open_store("s3://census").probe()
+
+
+def test_the_image_holds_what_the_build_needs() -> None:
+    left_in = {line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().split() if line.startswith("!")}
+    copied = re.findall(r"^COPY (.+) \S+$", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
+    assert left_in == {name for line in copied for name in line.split()}
 
 
 def test_the_s3_servers_options_exist() -> None:

@@ -17,7 +17,7 @@ import pipeline.measuring.chunk
 import pipeline.models.base
 from pipeline.batch import Batch
 from pipeline.cells import decode_cell
-from pipeline.errors import Unfinished, lacks_memory
+from pipeline.errors import Unfinished, breaks_the_process, is_machines_fault
 from pipeline.executor import InlineExecutor, Lost
 from pipeline.flow.discover import discover
 from pipeline.flow.forwards import Forwards
@@ -69,17 +69,21 @@ def test_a_forward_without_memory_is_no_fault_of_the_model(observed: Callable[..
     model.is_hungry = True
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator: ") as short:
         observed(model, found, batch, lambda _: None)
-    assert lacks_memory(short.value)
+    assert is_machines_fault(short.value)
     assert "site" not in str(short.value)
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator: "):
         discover(model, batch)
 
 
 def test_what_torch_says_of_a_gpu_is_known():
-    assert lacks_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
-    assert lacks_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
-    assert lacks_memory(pa.ArrowMemoryError("malloc of size 64 failed"))
-    assert not lacks_memory(ValueError("DefaultCPUAllocator: "))
+    assert is_machines_fault(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert is_machines_fault(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
+    assert is_machines_fault(pa.ArrowMemoryError("malloc of size 64 failed"))
+    assert is_machines_fault(torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"))
+    assert breaks_the_process(torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"))
+    assert not breaks_the_process(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert not breaks_the_process(None)
+    assert not is_machines_fault(ValueError("DefaultCPUAllocator: "))
 
 
 def test_a_run_stays_open_for_it_and_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +104,9 @@ def test_a_run_stays_open_for_it_and_ends_alike(tmp_path: Path, monkeypatch: pyt
     store = open_store(str(tmp_path / "never"))
     with monkeypatch.context() as patched:
         patched.setattr(pipeline.measuring.chunk, "_show", exhaust)
-        with pytest.raises(Unfinished, match=r"is not finished.*\n.*: memory ran short: RuntimeError: .*4503599627"):
+        with pytest.raises(
+            Unfinished, match=r"is not finished.*\n.*: this machine could not: RuntimeError: .*4503599627"
+        ):
             run(small_job(tmp_path), store, InlineExecutor())
     assert not store.keys(manifest_key(expected.run))
     run(small_job(tmp_path), store, InlineExecutor())

@@ -120,7 +120,7 @@ def test_a_classifier_is_not_trained_without_labels(tmp_path: Path):
 @pytest.mark.parametrize("family", ["transformer", "gpt"])
 def test_layers_without_end_are_refused(tmp_path: Path, family: str):
     deep = ModelSpec(family=family, data="pixels", hyperparameters={"layers": 10**18})
-    with pytest.raises(JobError, match=r"layers = 1000000000000000000: expected less than or equal to 4096"):
+    with pytest.raises(JobError, match=r"layers = 1000000000000000000: expected less than or equal to 1024"):
         resolve(load_job(JOBS / "zoo.toml").model_copy(update={"models": (deep,)}), open_store(str(tmp_path)))
 
 

@@ -18,6 +18,7 @@ import ray
 
 from pipeline.address import LOCAL, knock, unanswered
 from pipeline.cluster.reason import last_line
+from pipeline.errors import StoreError
 from pipeline.job_sections import Resources
 
 
@@ -47,7 +48,14 @@ def connect(address: str, resources: Resources) -> None:
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        raise unanswered(address, last_line(error)) from error
+        why = last_line(error)
+        if "node info" in why.lower():
+            # it answers, and Ray looks for a raylet on the driver's own host
+            raise StoreError(
+                f"this machine is no node of the Ray cluster at {address!r}: run this on one of its nodes (`ray start "
+                f"--address={address} --num-cpus=0` makes it one), or use `neuron-census submit`"
+            ) from error
+        raise unanswered(address, why) from error
 
 
 def _temporary() -> str:

@@ -17,7 +17,7 @@ from pipeline.cluster.connection import connect, own_signals
 from pipeline.cluster.pool import Pool
 from pipeline.cluster.reason import last_line
 from pipeline.cluster.workers import start_worker, workers_asked_for
-from pipeline.errors import CensusError
+from pipeline.errors import CensusError, breaks_the_process
 from pipeline.executor import Executor, InlineExecutor, Lost
 from pipeline.job_sections import Resources
 from pipeline.schedule import Schedule
@@ -71,7 +71,7 @@ class _Map:
 
     def _lost(self, number: int, worker: Any, error: BaseException) -> str | None:
         """Have the task tried again, or say why it is lost; raises what a person must act on."""
-        if isinstance(error, ray.exceptions.RayTaskError):
+        if isinstance(error, ray.exceptions.RayTaskError) and not breaks_the_process(error.cause):
             self._pool.give_back(worker)
             if isinstance(error.cause, CensusError):
                 raise error.cause from error

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from pipeline.batch import Batch
-from pipeline.errors import lacks_memory
+from pipeline.errors import is_machines_fault
 from pipeline.flow.layout import arrange
 from pipeline.flow.plan import Discovery
 from pipeline.flow.rows import Rows
@@ -58,7 +58,7 @@ def observe_gradients(model: nn.Module, discovery: Discovery, batch: Batch, obse
                 return
             gradients = _gradients(lost[0][lost[1]].sum(), tap.found)
     except (RuntimeError, NotImplementedError) as error:
-        if lacks_memory(error):
+        if is_machines_fault(error):
             raise
         # an operation without a derivative, or a tensor that was made in inference mode
         return

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.batch import Batch
-from pipeline.errors import lacks_memory
+from pipeline.errors import is_machines_fault
 from pipeline.flow.collect import Collected
 from pipeline.flow.plan import SitePlan
 from pipeline.flow.prepared import Prepared, Stage
@@ -88,7 +88,7 @@ class Replay(TorchDispatchMode):
         try:
             out = step.run(args, kwargs, registers)
         except Exception as error:
-            if lacks_memory(error):
+            if is_machines_fault(error):
                 raise
             # the tap says at what it failed
             return None

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.batch import Batch
-from pipeline.errors import CensusError, ModelError, lacks_memory
+from pipeline.errors import CensusError, ModelError, is_machines_fault
 from pipeline.flow.graphs import Graphs
 from pipeline.flow.grouped import GROUPED, group_by_group, is_grouped
 from pipeline.flow.holdings import held_tensors
@@ -272,7 +272,7 @@ class Tracker(TorchDispatchMode):
 
     def blame(self, error: Exception, *, module: str = "") -> Exception:
         """The error of a forward as the model's own, naming where; what is no fault of the model as it is."""
-        if isinstance(error, CensusError) or lacks_memory(error) or error is self._defect:
+        if isinstance(error, CensusError) or is_machines_fault(error) or error is self._defect:
             return error
         if self._failure is None or self._failure[0] is not error:
             inside = f" in module {module}" if module else ""

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
-from pipeline.errors import JobError, ModelError, closest, lacks_memory, nearest
+from pipeline.errors import JobError, ModelError, closest, is_machines_fault, nearest
 from pipeline.fit.objective import Objective
 from pipeline.foreign.call import Call
 from pipeline.foreign.spec import LoadSpec
@@ -197,6 +197,6 @@ def _from_config(spec: LoadSpec, content: bytes) -> nn.Module:
         made = known[config["model_type"]].from_dict(config)
         return maker.from_config(made, trust_remote_code=False, **spec.arguments)  # type: ignore[no-any-return]
     except Exception as error:  # transformers raises many kinds
-        if lacks_memory(error):
+        if is_machines_fault(error):
             raise
         raise ModelError(f"config.json describes no {spec.auto}: {type(error).__name__}: {error}") from error

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.errors import ModelError, lacks_memory
+from pipeline.errors import ModelError, is_machines_fault
 from pipeline.foreign.architecture import Architecture, auto_class, optional
 from pipeline.foreign.files import PROGRAMS
 from pipeline.foreign.program import load_program
@@ -63,7 +63,7 @@ def restored(architecture: Architecture, checkpoint: Checkpoint, dtype: torch.dt
     try:
         module.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
-        if lacks_memory(error):
+        if is_machines_fault(error):
             raise
         raise ModelError(f"its checkpoint does not fit: {error}") from error
     return module.eval()
@@ -90,7 +90,7 @@ def _from_onnx(name: str, content: bytes) -> nn.Module:
             raise ModelError(f"{name} has weights in other files: save it as one, with save_as_external_data=False")
         return converter.ConvertModel(program)  # type: ignore[no-any-return]
     except Exception as error:  # protobuf's and the converter's errors
-        if isinstance(error, ModelError) or lacks_memory(error):
+        if isinstance(error, ModelError) or is_machines_fault(error):
             raise
         raise ModelError(f"{name} cannot be converted: {type(error).__name__}: {error}") from error
 
@@ -137,7 +137,7 @@ def _weights_of_directory(spec: LoadSpec, contents: Mapping[str, bytes]) -> Stat
                     **spec.arguments,
                 )
         except Exception as error:  # transformers raises many kinds
-            if lacks_memory(error):
+            if is_machines_fault(error):
                 raise
             raise ModelError(f"transformers cannot load the directory: {type(error).__name__}: {error}") from error
     problems = {

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from pipeline.errors import ModelError, lacks_memory
+from pipeline.errors import ModelError, is_machines_fault
 
 _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ENTRIES = re.compile(
@@ -50,7 +50,7 @@ def load_program(name: str, content: bytes) -> nn.Module:
             exported = torch.export.load(io.BytesIO(content))
             module: nn.Module = exported.module(check_guards=False)
     except Exception as error:  # the format has no error class of its own
-        if lacks_memory(error):
+        if is_machines_fault(error):
             raise
         raise ModelError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
     _refuse_training(name, module)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from pipeline.counted import counted
-from pipeline.errors import ModelError, lacks_memory, nearest
+from pipeline.errors import ModelError, is_machines_fault, nearest
 
 State = dict[str, torch.Tensor]
 
@@ -49,7 +49,7 @@ def read_state(name: str, content: bytes, *, key: str | None = None, prefix: str
             "model.state_dict(), or safetensors"
         ) from error
     except Exception as error:  # damaged archives, refused pickles and bad headers have no common class
-        if lacks_memory(error):
+        if is_machines_fault(error):
             raise
         said = f"it is damaged, or cut off at its {counted(len(content), 'byte')}: {_first_line(error)}"
         raise ModelError(f"{name} cannot be read: {said}") from error

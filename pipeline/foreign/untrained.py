@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.errors import CensusError, ModelError, lacks_memory
+from pipeline.errors import CensusError, ModelError, is_machines_fault
 from pipeline.hashing import splitmix64
 from pipeline.models.norms import reestimated
 
@@ -39,6 +39,6 @@ def untrained(build: Callable[[], nn.Module], seed: int, rows: Iterable[Batch] =
     try:
         return reestimated(module, rows, rows=ROWS)
     except Exception as error:  # whatever the model's code raises
-        if isinstance(error, CensusError) or lacks_memory(error):
+        if isinstance(error, CensusError) or is_machines_fault(error):
             raise
         raise ModelError(f"its forward refuses the data: {type(error).__name__}: {error}") from error

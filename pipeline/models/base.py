@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.func import functional_call, vmap
 
-from pipeline.errors import ModelError, SpoiltObject, lacks_memory
+from pipeline.errors import ModelError, SpoiltObject, is_machines_fault
 from pipeline.names import UNNAMED, Names
 from pipeline.sites import InputSpace
 
@@ -175,6 +175,6 @@ def decode_checkpoint(content: bytes, *, key: str = "a checkpoint") -> Checkpoin
         record = json.loads(header["__metadata__"]["record"])
         return Checkpoint(weights=load(content), record=record)
     except Exception as error:  # safetensors raises several kinds
-        if lacks_memory(error):
+        if is_machines_fault(error):
             raise
         raise SpoiltObject(f"{key} is damaged ({error}); delete it and run again") from error

@@ -23,7 +23,7 @@ from pipeline.sites import InputSpace
 class GPTParameters(Hyperparameters):
     """`layers` of `width` channels with `heads`, the hidden units `expansion` times as many, `dropout`."""
 
-    layers: int = Field(default=12, ge=1, le=4096)
+    layers: int = Field(default=12, ge=1, le=1024)
     width: int = Field(default=768, ge=1)
     heads: int = Field(default=12, ge=1)
     expansion: int = Field(default=4, ge=1)

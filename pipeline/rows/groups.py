@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import DataError, lacks_memory
+from pipeline.errors import DataError, is_machines_fault
 from pipeline.inputs import WatchedInput, input_errors, input_file, open_input
 from pipeline.rows import arrow_files
 from pipeline.rows.features import PART_ROWS
@@ -126,7 +126,7 @@ def _read(opened: _Opened, group: int, rows: int, url: str, part_rows: int) -> G
         if failure:
             with input_errors(url):
                 raise failure from None
-        if lacks_memory(error) or not isinstance(error, pa.ArrowException | OSError | EOFError):
+        if is_machines_fault(error) or not isinstance(error, pa.ArrowException | OSError | EOFError):
             raise
         return Group(rows, (), f"row group {group} is corrupt: {' '.join(str(error).split())}")
     return Group(rows, _takeable(table).to_batches(max_chunksize=part_rows))
