@@ -31,6 +31,9 @@ POOL = "neuron-census"
 LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 20.0
+NIGHTS_INTERVAL_S = 5.0
+# the states of Prefect that a night ends in
+ENDS = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def up(nightly: Nightly, *, port: int = 4200, say: Callable[[str], None] = print
         # of its own: what another job has left scheduled at this server is not run by this worker
         pool = f"{POOL}-{name}"
         with (
-            _deployed(nightly, name, schedule, pool),
+            _deployed(nightly, name, schedule, pool) as nights,
             _running("worker", "start", "--pool", pool, "--type", "process", "--limit", "1") as worker,
         ):
             say(f"job {name} runs at {nightly.cron!r} (UTC) into {nightly.store}; Prefect: {api[:-4]}; Ctrl-C ends it")
@@ -73,6 +76,8 @@ def up(nightly: Nightly, *, port: int = 4200, say: Callable[[str], None] = print
                 for part, process in (("server", server), ("worker", worker)):
                     if process.poll() is not None:
                         raise StoreError(f"Prefect's {part} ended by itself (exit code {process.returncode})")
+                for news in nights.news():
+                    say(news)
 
 
 def schedule_of(nightly: Nightly, name: str) -> Schedule:
@@ -97,14 +102,51 @@ def schedule_of(nightly: Nightly, name: str) -> Schedule:
     return schedule
 
 
+class _Nights:
+    """The nights of a deployment, each told once it has ended."""
+
+    def __init__(self, deployment: Any) -> None:
+        self._deployment = deployment
+        self._told = {night.id for night in self._ended()}
+        self._looked_s = time.monotonic()
+
+    def news(self) -> list[str]:
+        """A line for each night that has ended since, asked for now and then; nothing while the server is silent."""
+        if time.monotonic() - self._looked_s < NIGHTS_INTERVAL_S:
+            return []
+        self._looked_s = time.monotonic()
+        ended: list[Any] = []
+        # the server's end is told by its process
+        with suppress(Exception):
+            ended = [night for night in self._ended() if night.id not in self._told]
+        self._told |= {night.id for night in ended}
+        return [
+            f"{night.expected_start_time:%Y-%m-%d %H:%M} UTC: {night.state.name.lower()}"
+            + (f": {night.state.message}" if night.state.message and not night.state.is_completed() else "")
+            for night in reversed(ended)
+        ]
+
+    def _ended(self) -> list[Any]:
+        from prefect.client.orchestration import get_client
+        from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+        from prefect.client.schemas.sorting import FlowRunSort
+
+        of_it = DeploymentFilter.model_validate({"id": {"any_": [self._deployment]}})
+        over = FlowRunFilter.model_validate({"state": {"type": {"any_": ENDS}}})
+        with get_client(sync_client=True) as client:
+            return client.read_flow_runs(
+                deployment_filter=of_it, flow_run_filter=over, sort=FlowRunSort.END_TIME_DESC, limit=100
+            )
+
+
 @contextmanager
-def _deployed(nightly: Nightly, name: str, schedule: Schedule, pool: str) -> Iterator[None]:
+def _deployed(nightly: Nightly, name: str, schedule: Schedule, pool: str) -> Iterator[_Nights]:
     """The flow with its schedule at the server; paused behind it, or another server of this home would schedule it."""
     from prefect.client.orchestration import get_client
 
     deployment = deploy(nightly, name, schedule, pool)
     try:
-        yield
+        yield _Nights(deployment)
     finally:
         # a server that has ended schedules nothing
         with suppress(Exception), get_client(sync_client=True) as client:

@@ -144,7 +144,8 @@ def _loaded(call: _Call) -> Loaded:
 
 def find_sites(module: nn.Module, first: Callable[[int], Batch], sites: SiteSelection) -> Discovery:
     """The sites of a module as the first few rows show them, or more where those leave parameters idle."""
-    find = partial(discover, module, include=sites.include, exclude=sites.exclude, rows=sites.rows)
+    # what is drawn would be for the order of the tasks to say
+    find = partial(discover, module, include=sites.include, exclude=sites.exclude, rows=sites.rows, may_draw=False)
     found = find(first(PROBE_ROWS))
     if not found.idle:
         return found

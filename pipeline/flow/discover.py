@@ -25,7 +25,7 @@ from pipeline.flow.holdings import plain_tensors
 from pipeline.flow.plan import Discovery
 from pipeline.flow.reading import Choice, Reading
 from pipeline.flow.record import Recorder
-from pipeline.flow.state import unchanged, undrawn
+from pipeline.flow.state import draw, unchanged, undrawn
 from pipeline.flow.tap import evaluate, quiet, tapped_forward
 from pipeline.flow.trace import copied, mark_state
 
@@ -39,12 +39,13 @@ def discover(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     rows: Mapping[str, float] = MappingProxyType({}),
+    may_draw: bool = True,
 ) -> Discovery:
     """Find the sites of a model by following a probe batch; puts the model in eval mode.
 
     `include` and `exclude` are glob patterns on a site's name, kind or gate (see `selecting`); without `include` all
     are included. `rows` gives the fraction of the rows on which the sites of a pattern are measured. Random generators
-    are left as they were.
+    are left as they were; unless the model `may_draw`, what it returns must be the same whatever comes from them.
     Every site's w·x + b is compared with the model's own pre-activation: what cannot be reproduced is no site but
     `unread`, with the reason. Raises ModelError where the model cannot run on the batch, changes its buffers in eval
     mode, returns other numbers for the same batch a second time, or is TorchScript.
@@ -61,6 +62,8 @@ def discover(
             reading = Reading(model, recorder, Choice(include, exclude, rows), trust)
             found = reading.discovery()
         with unchanged(model):
+            if not may_draw:
+                draw()
             checked = _checked(model, found, copied(batch) if found.writes_inputs else batch)
         _refuse_others(recorder.returned, checked.returned)
         if not checked.failed:

@@ -110,11 +110,11 @@ class Recorder(Tracker):
 
     def _refuse_dropout(self, call: Call) -> None:
         """ModelError where values are dropped in eval mode."""
-        if call.op.name in DROPOUTS and call.args[1] and call.args[2]:
+        if _drops(call.op.name, call.args):
             where = f" in module {self.module}" if self.module else ""
             raise ModelError(
-                f"the model has dropout left on{where}: in eval mode it must drop nothing; give "
-                f"functional.{call.op.name} training=self.training"
+                f"the model has dropout left on{where} ({call.op.name}): in eval mode it must drop nothing and draw "
+                "nothing; make that conditional on self.training"
             )
 
     def _append(
@@ -174,6 +174,15 @@ class Recorder(Tracker):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _drops(name: str, args: Sequence[Any]) -> bool:
+    """Whether an operation was told to draw at random what it leaves out, or a slope."""
+    if name in DROPOUTS:
+        return bool(args[1] and args[2])
+    if name == "scaled_dot_product_attention":
+        return len(args) > 4 and bool(args[4])
+    return name in ("rrelu", "rrelu_") and len(args) > 3 and bool(args[3])
 
 
 def _recorded(value: Any, call: Call) -> Any:

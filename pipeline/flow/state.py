@@ -62,6 +62,13 @@ def undrawn() -> Iterator[None]:
             np.random.set_state(of_numpy)
 
 
+def draw() -> None:
+    """Draw a number from whatever random numbers come from: those that are drawn next are others."""
+    random.random(), np.random.random(), torch.rand(())
+    if torch.cuda.is_initialized():
+        torch.rand((), device="cuda")
+
+
 class Versions:
     """Which tensors a model has as parameters, how often each was written to, and a sum of what they and buffers hold.
 

@@ -15,6 +15,8 @@ from torch.nn import functional
 from pipeline.errors import ModelError
 from pipeline.flow.discover import discover
 from pipeline.flow.state import Versions
+from pipeline.job_sections import SiteSelection
+from pipeline.loading import find_sites
 from pipeline.measure import measure
 from pipeline.registry import statistics
 from tests.flow.models import Free
@@ -43,7 +45,17 @@ def test_one_that_counts_elsewhere_is_refused() -> None:
         measure(_model(forward), _batches())
 
 
-@pytest.mark.parametrize("drop", [functional.dropout, functional.alpha_dropout, functional.feature_alpha_dropout])
+def attended(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
+    return functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=p * training)[0]
+
+
+def leaky(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
+    return functional.rrelu(x, training=training and p > 0)
+
+
+@pytest.mark.parametrize(
+    "drop", [functional.dropout, functional.alpha_dropout, functional.feature_alpha_dropout, attended, leaky]
+)
 def test_one_that_drops_in_eval_mode_is_refused(drop: Callable[..., torch.Tensor]) -> None:
     def before(self: Any, x: torch.Tensor) -> torch.Tensor:
         return self.second(torch.relu(self.first(drop(x, 0.5, training=True))))
@@ -55,7 +67,9 @@ def test_one_that_drops_in_eval_mode_is_refused(drop: Callable[..., torch.Tensor
         return self.second(drop(torch.relu(self.first(drop(x, 0.0, training=True))), 0.5, training=False))
 
     for forward in (before, between):
-        with pytest.raises(ModelError, match="the model has dropout left on: in eval mode it must drop nothing"):
+        with pytest.raises(
+            ModelError, match=r"the model has dropout left on .*: in eval mode it must drop nothing and draw"
+        ):
             measure(_model(forward), _batches())
     assert measure(_model(nothing), _batches())["neurons"].num_rows == 7
 
@@ -79,6 +93,22 @@ def test_what_one_draws_is_what_it_would_have_drawn_by_itself() -> None:
         model(x)
     found = tables["neurons"].to_pandas().query("site == 'second'")["z_mean"].to_numpy()
     np.testing.assert_allclose(found, torch.cat(seen).double().mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "drawn", [lambda: torch.rand(()), random.random, np.random.random], ids=["torch", "random", "numpy"]
+)
+def test_in_a_job_what_one_draws_may_change_nothing(drawn: Callable[[], Any]) -> None:
+    def noisy(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x * (1 + float(drawn())))))
+
+    def calm(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x * (1 + 0 * float(drawn())))))
+
+    first = lambda rows: batch_of(_batches()[0])  # noqa: E731
+    with pytest.raises(ModelError, match="gives other numbers in a second forward"):
+        find_sites(_model(noisy), first, SiteSelection())
+    assert len(find_sites(_model(calm), first, SiteSelection()).sites) == 2
 
 
 def test_weights_may_not_change_between_batches() -> None:
