@@ -24,7 +24,7 @@ from pipeline.names import UNNAMED
 from pipeline.registry import families
 from pipeline.run_models import Model
 from pipeline.sites import InputSpace
-from pipeline.sources.base import Source
+from pipeline.sources.base import RowGroupSource, Source
 from pipeline.store import Store
 
 # of each weight while it is trained: itself, its gradient, and at least one number of the optimizer
@@ -93,7 +93,7 @@ def _trained(job: Job, entry: TrainEntry, source: Source) -> list[Model]:
     """The trained models of an entry, one for each seed, each followed by its untrained twin."""
     data = entry.spec.data
     _refuse_unfit_data(job, entry.where, data, entry.family, source)
-    _refuse_without_label(job, entry)
+    _refuse_without_label(job, entry, source)
     _refuse_labelled_positions(job, entry, source)
     train = job.data[data].train
     chunks = source.chunks(train)
@@ -119,9 +119,10 @@ def refuse_without_rows(job: Job, data: str, split: str, source: Source) -> None
         raise DataError(str(refusal(job, f"data.{data}", f"{none}: expected some to train on and to measure")))
 
 
-def _refuse_without_label(job: Job, entry: TrainEntry) -> None:
-    columns = job.data[entry.spec.data].columns
-    if entry.family.objective == "classes" and columns.features and columns.label is None:
+def _refuse_without_label(job: Job, entry: TrainEntry, source: Source) -> None:
+    # of other sources the label is no column
+    unlabelled = isinstance(source, RowGroupSource) and source.spec.columns.label is None
+    if entry.family.objective == "classes" and unlabelled:
         learns = f"family {entry.family.name} learns classes: expected columns.label, the column that says each row's"
         raise refusal(job, f"data.{entry.spec.data}", learns)
 

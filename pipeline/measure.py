@@ -68,9 +68,13 @@ def measure(
     >>> measure(layer, [torch.ones(4, 2)])["neurons"].num_rows
     3
     """
+    _refuse_arguments(batches, statistics, classes, rows)
     refuse_patterns(include, exclude, rows)
-    _refuse_arguments(batches, statistics)
+    for role, one in (("model", model), ("twin", twin)):
+        _refuse_no_module(role, one)
     chosen = list(known_statistics().values()) if statistics is None else list(statistics)
+    if any(one.needs_gradients for one in chosen) and any(one.is_inference() for one in model.parameters()):
+        _say_once("the model was made in inference mode: no gradient passes its weights, and importance may be empty")
     stream = _batches(batches, classes)
     device = _device_of(model)
     find = partial(discover, model, include=include, exclude=exclude, rows=rows)
@@ -93,14 +97,33 @@ def measure(
     return {**tables, "sites": site_table(running.discovery, run="", model=name, data=data)}
 
 
-def _refuse_arguments(batches: Iterable[Any], statistics: Sequence[Statistic] | None) -> None:
-    """ValueError where a batch stands for batches, or a name for a statistic."""
+def _refuse_no_module(role: str, model: Any) -> None:
+    """ValueError for what is no module with weights: a class, a function, a state_dict, one on the meta device."""
+    if model is None and role == "twin":
+        return
+    if not isinstance(model, nn.Module):
+        found = f"class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise ValueError(f"{role} is a {found}: expected a torch.nn.Module")
+    if any(held.is_meta for held in chain(model.parameters(), model.buffers())):
+        raise ValueError(f"{role} is on the meta device: expected one with weights")
+
+
+def _refuse_arguments(
+    batches: Iterable[Any], statistics: Sequence[Statistic] | None, classes: int, rows: Mapping[str, float]
+) -> None:
+    """ValueError where a batch stands for batches, a name for a statistic, or one of them is there twice."""
+    if not isinstance(rows, Mapping):
+        raise ValueError(f'rows = {rows!r}: expected a fraction for each pattern, {{"*": {rows!r}}}')
+    if classes < 0:
+        raise ValueError(f"classes = {classes}: expected how many there are, or 0 for no labels")
     if isinstance(batches, torch.Tensor | np.ndarray | Mapping | Batch | str):
         raise ValueError(f"batches is one {type(batches).__name__}: expected several; [batch] is one batch")
     for number, one in enumerate(statistics or ()):
         if not isinstance(one, Statistic):
             expected = f"a value of pipeline.registry.statistics(); {nearest(str(one), known_statistics())}"
             raise ValueError(f"statistics[{number}] is {one!r}: expected {expected}")
+        if one.name in [other.name for other in (statistics or ())[:number]]:
+            raise ValueError(f"statistics[{number}] is {one.name} a second time: measure each by itself")
 
 
 def _refuse_other_sites(found: Discovery, twin: Discovery) -> None:

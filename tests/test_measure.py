@@ -318,6 +318,11 @@ def test_batches_without_a_row_show_nothing_of_the_model() -> None:
             {"statistics": ["response"]},
             "statistics[0] is 'response': expected a value of pipeline.registry.statistics()",
         ),
+        ({"statistics": [statistics()["response"]] * 2}, "statistics[1] is response a second time"),
+        ({"rows": 0.5}, "rows = 0.5: expected a fraction for each pattern"),
+        ({"classes": -1}, "classes = -1: expected how many there are, or 0"),
+        ({"twin": "net"}, "twin is a str: expected a torch.nn.Module"),
+        ({"twin": nn.Linear(3, 2, device="meta")}, "twin is on the meta device: expected one with weights"),
         ({"include": "conv*"}, "include = 'conv*': expected several patterns, ['conv*']"),
         ({"exclude": "conv*"}, "exclude = 'conv*': expected several patterns"),
         ({"twin": nn.Sequential(nn.Linear(3, 2))}, "twin has no site of the model's, by name and units: "),
@@ -326,6 +331,20 @@ def test_batches_without_a_row_show_nothing_of_the_model() -> None:
 def test_arguments_that_are_something_else_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         measure(nn.Linear(3, 2), **{"batches": [torch.ones(4, 3)], **given})
+
+
+@pytest.mark.parametrize("model", [None, nn.Linear, torch.relu, {"weight": torch.ones(2, 3)}])
+def test_what_is_no_module_is_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match=r"model is a .*: expected a torch\.nn\.Module"):
+        measure(model, [torch.ones(2, 3)])
+
+
+def test_a_model_made_in_inference_mode_has_no_importance_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    found = measure(model, [(torch.randn(5, 3), torch.arange(5) % 2)], classes=2)["neurons"].to_pandas()
+    assert found["importance_mean_ablation"].isna().all()
+    assert "made in inference mode" in caplog.text
 
 
 @pytest.mark.parametrize(

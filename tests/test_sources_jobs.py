@@ -104,13 +104,14 @@ def test_a_classifier_of_data_without_classes_is_refused(tmp_path: Path, entry: 
         resolve(job.model_copy(update=changed), open_store(str(tmp_path)))
 
 
-def test_a_classifier_is_not_trained_without_labels(tmp_path: Path):
+@pytest.mark.parametrize(("family", "data"), [("tcn", "series"), ("deepfm", "table"), ("gcn", "graph")])
+def test_a_classifier_is_not_trained_without_labels(tmp_path: Path, family: str, data: str):
     job = load_job(JOBS / "zoo.toml")
-    series = job.data["series"]
-    unlabelled = series.model_copy(update={"columns": series.columns.model_copy(update={"label": None})})
-    models = (ModelSpec(family="tcn", data="series"),)
-    changed = job.model_copy(update={"data": {**job.data, "series": unlabelled}, "models": models})
-    said = r"\[data\.series\] family tcn learns classes: expected columns\.label"
+    spec = job.data[data]
+    unlabelled = spec.model_copy(update={"columns": spec.columns.model_copy(update={"label": None})})
+    models = (ModelSpec(family=family, data=data),)
+    changed = job.model_copy(update={"data": {**job.data, data: unlabelled}, "models": models})
+    said = rf"\[data\.{data}\] family {family} learns classes: expected columns\.label"
     store = open_store(str(tmp_path / "store"))
     with pytest.raises(JobError, match=said):
         resolve(changed, store)
