@@ -6,6 +6,7 @@ Prefect take seconds. A CensusError is one message on stderr and exit code 2; a 
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Collection
 from contextlib import AbstractContextManager, closing
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
     from pipeline.run import Outcome
     from pipeline.store import Store
 
-FAILED, INTERRUPTED = 1, 130
+FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a container's end sends it: what was started is ended in order, as by Ctrl-C."""
 
 
 class Commands(click.Group):
@@ -38,16 +43,16 @@ class Commands(click.Group):
         return list(self.commands)
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a command; a CensusError is its message and its exit code, an interruption 130."""
+        """Run a command; a CensusError is its message and its exit code, an interruption 130, SIGTERM 143."""
         try:
             return super().invoke(context)
         except CensusError as error:
             click.echo(f"error: {error}", err=True)
             context.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             resumed = "; run the same command again to go on" if context.invoked_subcommand == "run" else ""
             click.echo(f"interrupted{resumed}", err=True)
-            context.exit(INTERRUPTED)
+            context.exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -351,8 +356,13 @@ for command in COMMANDS:
     cli.add_command(command)
 
 
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
 def main() -> NoReturn:
     """Run the command line: the console script."""
+    signal.signal(signal.SIGTERM, _terminate)
     cli(prog_name="neuron-census")
     raise AssertionError("unreachable")
 

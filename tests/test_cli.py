@@ -158,16 +158,19 @@ def cpu_seconds(pid: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-@pytest.mark.parametrize("after_s", [0.5, 1.0, 4.0])
-def test_an_interruption_is_clean(store: str, after_s: float) -> None:
+@pytest.mark.parametrize(
+    ("after_s", "number", "code"),
+    [(0.5, signal.SIGINT, 130), (1.0, signal.SIGINT, 130), (4.0, signal.SIGINT, 130), (4.0, signal.SIGTERM, 143)],
+)
+def test_an_interruption_is_clean(store: str, after_s: float, number: int, code: int) -> None:
     sql = "SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b"
     process = subprocess.Popen(command("query", sql, "--store", store), stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: cpu_seconds(process.pid) >= after_s, timeout_s=120)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate(timeout=120)
     finally:
         process.kill()
     # Python ends by the signal if it came inside exec(), of which imports make much use; a shell says 130 of both
-    assert process.returncode in (130, -signal.SIGINT)
+    assert process.returncode in (code, -signal.SIGINT)
     assert said.splitlines()[-1] == "interrupted"
