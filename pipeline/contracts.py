@@ -10,13 +10,14 @@ import importlib.util
 import inspect
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from types import ModuleType
 from typing import Any, get_args
 
 from pipeline.base_columns import BASE, unit_keys
 from pipeline.columns import Column, DType
-from pipeline.errors import CensusError, ContractError, nearest
+from pipeline.errors import CensusError, ContractError, is_machines_fault, nearest
 from pipeline.texts import text_of
 
 
@@ -61,6 +62,17 @@ def _imported(module: str) -> ModuleType:
         raise ContractError(f"{_file(module)}: {error}") from error
     except Exception as error:
         raise raised_by(module, error, doing="cannot be imported") from error
+
+
+@contextmanager
+def asking_of(statistic: Any, what: str, site: Any) -> Iterator[None]:
+    """Say of what a statistic raises in which file it is, and the line: ContractError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, CensusError) or is_machines_fault(error):
+            raise
+        raise raised_by(type(statistic).__module__, error, doing=f"{what} of site {site.name}") from error
 
 
 def raised_by(module: str, error: Exception, *, doing: str) -> ContractError:

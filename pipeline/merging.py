@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pipeline.cell_parts import CellParts, Units
 from pipeline.cells import CellState, cell_key, decode_cell, misfit
+from pipeline.contracts import asking_of
 from pipeline.errors import SpoiltObject
 from pipeline.flow.discover import Discovery
 from pipeline.hashing import sha256
@@ -199,7 +200,11 @@ def _refuse_other_kinds(statistic: Statistic, site: Site, state: State, empty: S
 def _merge(
     statistic: Statistic, sites: Sequence[Site], left: Mapping[str, State], right: Mapping[str, State]
 ) -> dict[str, State]:
-    return {site.name: statistic.merge(site, left[site.name], right[site.name]) for site in sites}
+    merged = {}
+    for site in sites:
+        with asking_of(statistic, "merge()", site):
+            merged[site.name] = statistic.merge(site, left[site.name], right[site.name])
+    return merged
 
 
 def _receipt(statistic: Statistic, chunk: Chunk, stored: _Stored) -> dict[str, Any]:

@@ -198,10 +198,14 @@ def catalogue(url: str) -> None:
     \b
       neuron-census catalogue --store s3://bucket/census
     """
-    from pipeline.catalogue import write_catalogue
+    from pipeline.catalogue import FOLDER, write_catalogue
+    from pipeline.errors import StoreError
     from pipeline.store import open_store
 
-    written = write_catalogue(open_store(url))
+    store = open_store(url)
+    if not store.folders("runs/") and not store.keys(FOLDER):
+        raise StoreError(f"{store.url}: holds no run; `neuron-census run JOB.toml --store …` makes one")
+    written = write_catalogue(store)
     runs, tables = counted(len(written.runs), "run"), counted(len(written.objects), "table")
     files = counted(sum(len(manifest.files) for manifest, _ in written.runs), "file")
     click.echo(f"in the catalogue of {url}: {runs} with {files} of {tables}")

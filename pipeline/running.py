@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.batch import Batch
+from pipeline.contracts import asking_of
 from pipeline.errors import JobError, ModelError
 from pipeline.flow.apart import Held, cut
 from pipeline.flow.discover import Discovery
@@ -174,9 +175,10 @@ class Running:
             elif one.sums is not None and self._added is not None:
                 self._added[one.sums] += sample.entries * sample.positions
             for statistic in one.alone:
-                seen = statistic.observe(sample)
                 before = self._own.get((site.name, statistic.name))
-                self._own[site.name, statistic.name] = statistic.merge(site, before, seen) if before else seen
+                with asking_of(statistic, "observe()", site):
+                    seen = statistic.observe(sample)
+                    self._own[site.name, statistic.name] = statistic.merge(site, before, seen) if before else seen
 
     def _asked(self, statistics: Sequence[Statistic], presentations: Presentations) -> list[_Asking]:
         """What statistics ask of a site, the largest sample first."""

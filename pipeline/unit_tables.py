@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.columns import Column
+from pipeline.contracts import asking_of
 from pipeline.declared import refuse_unfit_rows
 from pipeline.flow.discover import Discovery
 from pipeline.kernels.base import State
@@ -70,7 +71,8 @@ def _site_rows(
     others: list[tuple[str, dict[str, Any]]] = []
     for statistic in statistics:
         if statistic.name in states:
-            given = statistic.columns(site, states[statistic.name], controls)
+            with asking_of(statistic, "columns()", site):
+                given = statistic.columns(site, states[statistic.name], controls)
             refuse_unfit_rows(statistic, site, given)
             for table, columns in given.items():
                 if table == "neurons":

@@ -21,6 +21,7 @@ from pipeline.published import PublishedFiles
 from pipeline.query import ask, connect
 from pipeline.store import MissingObject, Store, open_store
 from tests.handmade import model_id, write_run
+from tests.operating import call, refused
 
 QUESTIONS = (
     "FROM runs",
@@ -269,3 +270,8 @@ def test_folders_are_the_runs(store: Store, s3_url: str) -> None:
         assert "a" in bucket.folders("runs/")
         assert not {"loose", "c", "x"} & set(bucket.folders("runs/"))
         assert bucket.folders("nothing/") == []
+
+
+def test_where_nothing_is_none_is_made(tmp_path: Path) -> None:
+    refused(call("catalogue", "--store", str(tmp_path / "nothing")), "holds no run; `neuron-census run JOB.toml")
+    assert not (tmp_path / "nothing").exists()

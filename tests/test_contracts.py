@@ -251,6 +251,33 @@ def test_primitives_that_cannot_be_are_told_before_anything_is_written(add: Add,
     assert not (tmp_path / "store").exists()
 
 
+def test_what_its_columns_raise_is_told_with_the_line(add: Add, tmp_path: Path) -> None:
+    add("statistics", (VALUES, f"1 / 0 or {VALUES}"))
+    line = next(number for number, text in enumerate(STATISTIC.splitlines(), 1) if VALUES in text)
+    said = rf"^pipeline/statistics/variation\.py, line {line}: columns\(\) of site classifier: ZeroDivisionError"
+    with pytest.raises(ContractError, match=said):
+        run(measured_job(tmp_path), open_store(str(tmp_path / "store")), InlineExecutor())
+    answer = CliRunner().invoke(
+        cli, ["run", str(tmp_path / "job.toml"), "--ray", "none", "--store", str(tmp_path / "store")]
+    )
+    assert answer.exit_code == 2
+    assert "Traceback" not in answer.output
+
+
+OBSERVED = """
+    def observe(self, presentations):
+        return {"sum": 1 / 0}
+    def merge(self, site, left, right):
+        return left
+"""
+
+
+def test_what_it_raises_as_it_observes_is_told_too(add: Add) -> None:
+    statistic = add("statistics", ("    def columns(", f"{OBSERVED}\n    def columns("))
+    with pytest.raises(ContractError, match=r"variation\.py, line \d+: observe\(\) of site .*: ZeroDivisionError"):
+        measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
+
+
 def test_an_edited_formula_is_another_run_of_the_same_states(add: Add, tmp_path: Path) -> None:
     store, found = open_store(str(tmp_path / "store")), []
     for factor in ("", "100 * "):
