@@ -272,6 +272,6 @@ def test_folders_are_the_runs(store: Store, s3_url: str) -> None:
         assert bucket.folders("nothing/") == []
 
 
-def test_where_nothing_is_none_is_made(tmp_path: Path) -> None:
+def test_where_there_is_no_run_it_is_refused(tmp_path: Path) -> None:
     refused(call("catalogue", "--store", str(tmp_path / "nothing")), "holds no run; `neuron-census run JOB.toml")
     assert not (tmp_path / "nothing").exists()
