@@ -48,14 +48,19 @@ def connect(address: str, resources: Resources) -> None:
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        why = last_line(error)
-        if "node info" in why.lower():
-            # it answers, and Ray looks for a raylet on the driver's own host
+        if _is_elsewhere(error):
             raise StoreError(
                 f"this machine is no node of the Ray cluster at {address!r}: run this on one of its nodes (`ray start "
                 f"--address={address} --num-cpus=0` makes it one), or use `neuron-census submit`"
             ) from error
-        raise unanswered(address, why) from error
+        raise unanswered(address, last_line(error)) from error
+
+
+def _is_elsewhere(error: BaseException | None) -> bool:
+    """Whether the cluster answers, and Ray found no raylet of it on the driver's own host."""
+    while error is not None and "No node info found" not in str(error):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _temporary() -> str:
