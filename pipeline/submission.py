@@ -19,6 +19,7 @@ from pipeline.errors import JobError, StoreError
 from pipeline.hashing import sha256
 from pipeline.job import Job
 from pipeline.named import checked_job
+from pipeline.registry import sources
 from pipeline.resolve import resolve
 from pipeline.run import expect_fit, is_committed
 from pipeline.store import Store, open_store
@@ -75,6 +76,11 @@ def _refuse_own_files(job: Job, url: str) -> None:
             "every node has"
         )
     named = {f"data.{name}.url": spec.url for name, spec in job.data.items()}
+    named |= {
+        f"data.{name}.options.{option}": spec.options.get(option)
+        for name, spec in job.data.items()
+        for option in sources()[spec.source].files
+    }
     named |= {f"models[{index}].load.url": (spec.load or {}).get("url") for index, spec in enumerate(job.models)}
     for key, location in named.items():
         if location and "://" not in location and not Path(location).is_absolute():

@@ -17,7 +17,7 @@ from pipeline.job import load_job
 from pipeline.resolve import resolve
 from pipeline.run import run
 from pipeline.store import open_store
-from pipeline.submission import chosen, latest, submissions, submit
+from pipeline.submission import _refuse_own_files, chosen, latest, submissions, submit
 from tests.census import published
 from tests.durability.schedules import tiny_job
 from tests.servers import RayNode, free_port, wait_for, wait_until, workers_of
@@ -98,6 +98,30 @@ def test_what_only_this_machine_has_is_not_submitted(tmp_path: Path) -> None:
         submit(path, "s3://bucket", "http://head:8265")
     with pytest.raises(StoreError, match=r"store ./census: a directory of this machine; a cluster needs s3://"):
         submit(str(job_anywhere(tmp_path)), "./census", "http://head:8265")
+
+
+GRAPH = """
+name = "graph"
+[data.cora]
+source = "graph"
+url = "s3://rows/nodes.parquet"
+classes = 2
+columns = {{ features = ["x"], label = "y", split = "split" }}
+options = {{ edges = "{edges}" }}
+[[models]]
+family = "gcn"
+data = "cora"
+[statistics.weights]
+"""
+
+
+def test_other_files_of_a_source_are_not_submitted_either(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(GRAPH.format(edges="edges/*.parquet"))
+    with pytest.raises(JobError, match=r"cora.options.edges = 'edges/\*.parquet' is relative to the job file.*s3://"):
+        submit(str(path), "s3://bucket", HEAD)
+    path.write_text(GRAPH.format(edges="s3://rows/edges/*.parquet"))
+    _refuse_own_files(load_job(path), "s3://bucket")
 
 
 @pytest.mark.parametrize(
