@@ -251,7 +251,8 @@ def query(
     """Answer a question in SQL over every committed run (DuckDB); "-" reads it from stdin.
 
     Views: runs, and of each table of `neuron-census tables` the latest run of every model and data set as NAME, all
-    runs as NAME_all. Nothing can be written.
+    runs as NAME_all. Latest is by when the store has a run's manifest, runs.committed: in a copy of a store that was
+    given new times it may be another, so ask by --run there. Nothing can be written.
 
     \b
       neuron-census query "SELECT site, avg(fire_rate) FROM neurons GROUP BY site"

@@ -1,11 +1,13 @@
 """Compiles C++ that lies in this package, once per machine.
 
 Layer 1. The library goes to a cache under a name that is the digest of everything it is made of, so that an old one is
-never taken for a new one. Contraction is off: every operation rounds as IEEE 754 says, whatever the compiler.
+never taken for a new one, and is on the disk before it has that name. Contraction is off: every operation rounds as
+IEEE 754 says, whatever the compiler.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -13,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.hashing import digest
+from pipeline.whole_files import sync
 
 OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-w")
 # what torch calls the processor's vectors, and the compilers' name for such processors
@@ -31,10 +35,22 @@ class CompilerError(Exception):
     """Why there is no library."""
 
 
-def compiled(source: str, *, constants: Mapping[str, int], processor: str) -> str:
+def loaded(source: str, *, constants: Mapping[str, int], processor: str) -> ctypes.CDLL:
+    """The library that `compiled` makes; what the cache holds is made anew if it does not load. Else CompilerError."""
+    # one that was cut, or made where the same home is another system's
+    with suppress(OSError):
+        return ctypes.CDLL(compiled(source, constants=constants, processor=processor))
+    try:
+        return ctypes.CDLL(compiled(source, constants=constants, processor=processor, anew=True))
+    except OSError as error:
+        raise CompilerError(str(error)) from error
+
+
+def compiled(source: str, *, constants: Mapping[str, int], processor: str, anew: bool = False) -> str:
     """The path of the library made of a C++ file and its neighbours, `source` below this package; else CompilerError.
 
-    `constants` are defined as macros; `processor` is what `torch.backends.cpu.get_cpu_capability()` says.
+    `constants` are defined as macros; `processor` is what `torch.backends.cpu.get_cpu_capability()` says; `anew` puts
+    another in the place of the one that is there.
     """
     file = Path(__file__).parent / source
     flags = [*OPTIONS, *(f"-D{name}={value}" for name, value in constants.items())]
@@ -43,7 +59,7 @@ def compiled(source: str, *, constants: Mapping[str, int], processor: str) -> st
     # a home may be that of several machines
     made_of = [sources, flags, sys.platform, platform.machine(), bool(find_spec(ZIG))]
     path = _cache() / f"{file.stem}-{digest(made_of, length=16)}.so"
-    if not path.exists():
+    if anew or not path.exists():
         try:
             _compile(file, flags, path)
         except OSError as error:
@@ -91,6 +107,7 @@ def _compile(file: Path, flags: list[str], path: Path) -> None:
             environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": folder}
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode == 0:
+                sync([made])
                 # in one step: other processes may be doing the same
                 made.replace(path)
                 return

@@ -103,7 +103,10 @@ class Manifest:
 
 
 class Committed(NamedTuple):
-    """The manifest of a run and when it was stored, in UTC."""
+    """The manifest of a run and when it was stored, in UTC: by the store's one clock, which a copy may set anew.
+
+    The run's logs know no better: their names have when a driver began, to the second and by its own clock.
+    """
 
     manifest: Manifest
     when: datetime

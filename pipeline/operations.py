@@ -6,6 +6,7 @@ Layer 6. As in cli.py, every other import is inside the command that needs it.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from datetime import timedelta
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline.counted import counted
-from pipeline.options import jobs_help, jobs_option, store_option
+from pipeline.options import into_option, jobs_help, jobs_option, store_option
 
 FAILED = 1
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -57,19 +58,18 @@ def submit(job: str, url: str, address: str, follow: bool) -> None:
     verb = "submitted as" if given.is_new else "already at work as"
     click.echo(f"run {given.run}: {verb} {given.job}")
     if follow:
-        sys.exit(_followed(address, given.run))
-    click.echo(f"neuron-census logs {given.run} --ray {address} --follow")
+        sys.exit(_followed(address, given.job))
+    click.echo(f"neuron-census logs {given.run} --store {shlex.quote(url)} --ray {address} --follow")
 
 
-def _followed(address: str, run: str) -> int:
-    """Print a run's job to its end; 0 if it succeeded."""
+def _followed(address: str, job: str) -> int:
+    """Print a job to its end; 0 if it succeeded."""
     from pipeline.cluster.jobs import JobServer
-    from pipeline.submission import latest
 
-    for piece in JobServer(address).log(latest(address, run).id, follow=True):
+    server = JobServer(address)
+    for piece in server.log(job, follow=True):
         click.echo(piece, nl=False)
-    ended = latest(address, run)
-    return 0 if ended.status == "SUCCEEDED" else FAILED
+    return 0 if server.submission(job).status == "SUCCEEDED" else FAILED
 
 
 @click.command(short_help="List the runs of a store, or the jobs of a cluster.")
@@ -100,9 +100,12 @@ def status(run: str | None, url: str, address: str | None) -> None:
 @click.command(short_help="Print what a submitted run has printed.")
 @click.argument("run")
 @jobs_option
+@into_option
 @click.option("--follow", is_flag=True, help="Go on until it ends, and exit as it does.")
-def logs(run: str, address: str, follow: bool) -> None:
+def logs(run: str, address: str, url: str | None, follow: bool) -> None:
     """Print what the job of a run has printed; the beginning of the run's id is enough.
+
+    Of several jobs it is the one at work, else the last; --store says which where they are for several stores.
 
     \b
       neuron-census logs 3f2a --ray http://HOST:8265 --follow
@@ -110,24 +113,28 @@ def logs(run: str, address: str, follow: bool) -> None:
     from pipeline.cluster.jobs import JobServer
     from pipeline.submission import latest
 
+    job = latest(address, run, url=url).id
     if follow:
-        sys.exit(_followed(address, run))
-    for piece in JobServer(address).log(latest(address, run).id, follow=False):
+        sys.exit(_followed(address, job))
+    for piece in JobServer(address).log(job, follow=False):
         click.echo(piece, nl=False)
 
 
 @click.command(short_help="Stop a submitted run.")
 @click.argument("run")
 @jobs_option
-def cancel(run: str, address: str) -> None:
+@into_option
+def cancel(run: str, address: str, url: str | None) -> None:
     """Stop the job of a run. What it has stored stays: submitting it again goes on there.
+
+    --store says which where the run is at work for several stores.
 
     \b
       neuron-census cancel 3f2a --ray http://HOST:8265
     """
     from pipeline.submission import cancel as stop
 
-    ended = stop(address, run)
+    ended = stop(address, run, url=url)
     click.echo(f"run {ended.run}: {ended.id} is {ended.status}")
 
 

@@ -27,3 +27,5 @@ jobs_option = click.option(
     metavar="http://HOST:8265",
     help=jobs_help,
 )
+# which of a run's jobs: nothing is opened, so there is no default
+into_option = click.option("--store", "url", metavar="URL", help="The store that it was submitted into, if several.")

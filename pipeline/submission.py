@@ -1,4 +1,4 @@
-"""Runs as jobs of a Ray cluster: submitted once by their run id, looked at, read and cancelled from anywhere.
+"""Runs as jobs of a Ray cluster: submitted once into a store, looked at, read and cancelled from anywhere.
 
 Layer 5. A job outlives whoever submits it, and is the command `neuron-census run` on the cluster, with the cluster's
 own credentials: none travels. The job file does; what it names must be where every node finds it.
@@ -10,6 +10,7 @@ import shlex
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pipeline.errors import JobError, StoreError
 from pipeline.hashing import sha256
 from pipeline.job import Job
 from pipeline.named import checked_job
+from pipeline.registry import sources
 from pipeline.resolve import resolve
 from pipeline.run import expect_fit, is_committed
 from pipeline.store import Store, open_store
@@ -74,6 +76,11 @@ def _refuse_own_files(job: Job, url: str) -> None:
             "every node has"
         )
     named = {f"data.{name}.url": spec.url for name, spec in job.data.items()}
+    named |= {
+        f"data.{name}.options.{option}": spec.options.get(option)
+        for name, spec in job.data.items()
+        for option in sources()[spec.source].files
+    }
     named |= {f"models[{index}].load.url": (spec.load or {}).get("url") for index, spec in enumerate(job.models)}
     for key, location in named.items():
         if location and "://" not in location and not Path(location).is_absolute():
@@ -89,21 +96,39 @@ def submissions(address: str, run: str | None = None) -> list[Submission]:
     return sorted(found, key=lambda one: (one.started is not None, one.started, one.id))
 
 
-def latest(address: str, run: str) -> Submission:
-    """The last job of the run whose id begins with `run`. StoreError if there is none, or are several runs."""
-    found = submissions(address, run)
-    runs = sorted({one.run for one in found})
+def latest(address: str, run: str, *, url: str | None = None) -> Submission:
+    """The last job of the run whose id begins with `run`, into the store at `url` if given; see `chosen`."""
+    store = None if url is None else open_store(url).url
+    return chosen(submissions(address, run), run, address=address, store=store)
+
+
+def chosen(found: Sequence[Submission], run: str, *, address: str, store: str | None) -> Submission:
+    """Of jobs, the latest last, the one to be read or stopped: one that is at work before those that have ended.
+
+    All are of runs whose ids begin with `run`, and only those into `store` count if it is given. StoreError if there is
+    none, or if it could be one of several runs or several stores'.
+    """
+    asked = [one for one in found if store in (None, one.store)]
+    runs = sorted({one.run for one in asked})
     if len(runs) != 1:
         listed = f"several runs: {', '.join(runs)}" if runs else "no run that was submitted"
+        into = f" into {store}" if store is not None else ""
         raise StoreError(
-            f"{address}: {run!r} begins the id of {listed}; `neuron-census status --ray {address}` lists them"
+            f"{address}: {run!r} begins the id of {listed}{into}; `neuron-census status --ray {address}` lists them"
         )
-    return found[-1]
+    alive = [one for one in asked if one.is_alive]
+    stores = sorted({one.store for one in alive or asked})
+    if len(stores) > 1:
+        where = "is at work for" if alive else "was submitted into"
+        raise StoreError(
+            f"{address}: run {runs[0]} {where} several stores: {', '.join(stores)}; choose one of them with --store"
+        )
+    return (alive or asked)[-1]
 
 
-def cancel(address: str, run: str) -> Submission:
+def cancel(address: str, run: str, *, url: str | None = None) -> Submission:
     """Stop the job of a run, and return how it ended; what it has stored stays, and a new submission goes on there."""
-    job = latest(address, run)
+    job = latest(address, run, url=url)
     server = JobServer(address)
     end = time.monotonic() + CANCEL_TIMEOUT_S
     if job.is_alive:
@@ -112,5 +137,5 @@ def cancel(address: str, run: str) -> Submission:
         if time.monotonic() > end:
             raise StoreError(f"{address}: {job.id} has not stopped within {CANCEL_TIMEOUT_S:.0f} s; try again")
         time.sleep(POLL_S)
-        job = next(one for one in server.submissions() if one.id == job.id)
+        job = server.submission(job.id)
     return job

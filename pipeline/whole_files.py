@@ -38,10 +38,10 @@ def make_directories(path: Path, changed: dict[Path, None]) -> None:
         changed[path.parent] = None
 
 
-def sync(directories: Iterable[Path]) -> None:
-    """Make safe which names are in them."""
-    for directory in directories:
-        handle = os.open(directory, os.O_RDONLY)
+def sync(paths: Iterable[Path]) -> None:
+    """Make safe what is in these files, and which names are in these directories."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

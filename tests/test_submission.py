@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import cli
-from pipeline.cluster.jobs import JobServer
+from pipeline.cluster.jobs import JobServer, Submission
 from pipeline.errors import JobError, StoreError
 from pipeline.executor import InlineExecutor
 from pipeline.job import load_job
+from pipeline.resolve import resolve
 from pipeline.run import run
 from pipeline.store import open_store
-from pipeline.submission import latest, submissions, submit
+from pipeline.submission import _refuse_own_files, chosen, latest, submissions, submit
 from tests.census import published
 from tests.durability.schedules import tiny_job
 from tests.servers import RayNode, free_port, wait_for, wait_until, workers_of
@@ -97,6 +100,30 @@ def test_what_only_this_machine_has_is_not_submitted(tmp_path: Path) -> None:
         submit(str(job_anywhere(tmp_path)), "./census", "http://head:8265")
 
 
+GRAPH = """
+name = "graph"
+[data.cora]
+source = "graph"
+url = "s3://rows/nodes.parquet"
+classes = 2
+columns = {{ features = ["x"], label = "y", split = "split" }}
+options = {{ edges = "{edges}" }}
+[[models]]
+family = "gcn"
+data = "cora"
+[statistics.weights]
+"""
+
+
+def test_other_files_of_a_source_are_not_submitted_either(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(GRAPH.format(edges="edges/*.parquet"))
+    with pytest.raises(JobError, match=r"cora.options.edges = 'edges/\*.parquet' is relative to the job file.*s3://"):
+        submit(str(path), "s3://bucket", HEAD)
+    path.write_text(GRAPH.format(edges="s3://rows/edges/*.parquet"))
+    _refuse_own_files(load_job(path), "s3://bucket")
+
+
 @pytest.mark.parametrize(
     ("address", "said"),
     [("head:6379", "jobs go to the address of the cluster's dashboard, http://HOST:8265"), (None, "does not answer")],
@@ -110,3 +137,103 @@ def test_a_cluster_that_takes_no_jobs_is_named(address: str | None, said: str, t
     assert said in given.output
     assert not (tmp_path / "store").exists()
     assert "error: " in call("logs", "aa", "--ray", address).output
+
+
+HEAD = "http://head:8265"
+RUN = "3f2a91"
+
+
+def job(name: str, store: str, status: str = "RUNNING", *, run: str = RUN, minute: int = 0) -> Submission:
+    return Submission(name, run, store, status, "", datetime(2026, 1, 1, 0, minute, tzinfo=UTC), None)
+
+
+def test_the_job_at_work_is_the_one_that_is_meant() -> None:
+    found = [job("first", "s3://a", "STOPPED"), job("alive", "s3://a"), job("ended", "s3://b", "FAILED")]
+    assert chosen(found, "3f", address=HEAD, store=None).id == "alive"
+    assert chosen(found, "3f", address=HEAD, store="s3://a").id == "alive"
+    assert chosen(found, "3f", address=HEAD, store="s3://b").id == "ended"
+    ended = [one._replace(status="FAILED") for one in found[:2]]
+    assert chosen(ended, "3f", address=HEAD, store=None).id == "alive"
+
+
+@pytest.mark.parametrize(("status", "where"), [("PENDING", "is at work for"), ("STOPPED", "was submitted into")])
+def test_jobs_of_several_stores_are_named_and_none_is_taken(status: str, where: str) -> None:
+    found = [job("b-1", "s3://b", status), job("a-1", "s3://a", status)]
+    with pytest.raises(StoreError) as refused:
+        chosen(found, "3f", address=HEAD, store=None)
+    assert str(refused.value) == (
+        f"{HEAD}: run {RUN} {where} several stores: s3://a, s3://b; choose one of them with --store"
+    )
+    assert chosen(found, "3f", address=HEAD, store="s3://b").id == "b-1"
+
+
+def test_a_run_that_was_not_submitted_into_the_store_is_said() -> None:
+    found = [job("a-1", "s3://a"), job("other", "s3://a", run="3f77")]
+    with pytest.raises(StoreError, match=f"begins the id of several runs: {RUN}, 3f77; `neuron-census status --ray"):
+        chosen(found, "3f", address=HEAD, store=None)
+    with pytest.raises(StoreError, match="'3f' begins the id of no run that was submitted into s3://c; `neuron-cen"):
+        chosen(found, "3f", address=HEAD, store="s3://c")
+
+
+class Jobs:
+    """What a cluster holds, in place of one: jobs end when they are followed or stopped."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.held: list[Submission] = []
+        monkeypatch.setattr(JobServer, "__init__", lambda *_: None)
+        monkeypatch.setattr(JobServer, "submissions", lambda _: self.held)
+        monkeypatch.setattr(JobServer, "log", self._log)
+        monkeypatch.setattr(JobServer, "stop", lambda _, name: self._end(name, "STOPPED"))
+        monkeypatch.setattr(JobServer, "submit", self._submit)
+
+    def _end(self, name: str, status: str) -> None:
+        self.held = [one._replace(status=status) if one.id == name else one for one in self.held]
+
+    def _log(self, name: str, *, follow: bool) -> Iterator[str]:
+        yield f"log of {name}\n"
+        if follow:
+            self._end(name, "SUCCEEDED")
+
+    def _submit(self, name: str, *, run: str, store: str, command: str, folder: str) -> bool:
+        self.held.append(job(name, store, run=run))
+        return True
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
+    return Jobs(monkeypatch)
+
+
+def test_submit_follows_the_job_of_its_own_store(jobs: Jobs, tmp_path: Path) -> None:
+    path, own = job_anywhere(tmp_path), open_store(str(tmp_path / "a"))
+    run_id = resolve(load_job(path), own).run
+    # submitted later, and failing
+    jobs.held = [job("b-1", "s3://b", run=run_id, minute=9)]
+    given = call("submit", str(path), "--store", own.url, "--ray", HEAD)
+    name = jobs.held[-1].id
+    assert given.output == (
+        f"run {run_id}: submitted as {name}\nneuron-census logs {run_id} --store {own.url} --ray {HEAD} --follow\n"
+    )
+    followed = call("submit", str(path), "--store", own.url, "--ray", HEAD, "--follow")
+    assert followed.output == f"run {run_id}: already at work as {name}\nlog of {name}\n"
+    assert followed.exit_code == 0
+    assert [one.status for one in jobs.held] == ["RUNNING", "SUCCEEDED"]
+
+
+def test_each_store_s_job_can_be_read_and_stopped(jobs: Jobs) -> None:
+    jobs.held = [job("a-1", "s3://a"), job("b-1", "s3://b", minute=9)]
+    for command in ("logs", "cancel"):
+        refused = call(command, "3f", "--ray", HEAD)
+        assert refused.exit_code == 2
+        assert "s3://a, s3://b; choose one" in refused.output
+    assert call("logs", "3f", "--ray", HEAD, "--store", "s3://a/").output == "log of a-1\n"
+    assert call("cancel", "3f", "--ray", HEAD, "--store", "s3://b").output == f"run {RUN}: b-1 is STOPPED\n"
+    # what has ended in the other store is nobody's choice any more
+    assert call("cancel", "3f", "--ray", HEAD).output == f"run {RUN}: a-1 is STOPPED\n"
+
+
+def test_a_followed_job_that_fails_says_so_by_its_exit(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.held = [job("a-1", "s3://a", "FAILED"), job("b-1", "s3://b", "STOPPED")]
+    monkeypatch.setattr(JobServer, "log", lambda *_, **__: iter(["died\n"]))
+    followed = call("logs", "3f", "--ray", HEAD, "--store", "s3://a", "--follow")
+    assert (followed.exit_code, followed.output) == (1, "died\n")

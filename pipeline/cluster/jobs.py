@@ -54,6 +54,13 @@ class JobServer:
             jobs = self._client.list_jobs()
         return [_submission(job) for job in jobs if "neuron-census run" in (job.metadata or {})]
 
+    def submission(self, name: str) -> Submission:
+        """The job of that name."""
+        found = next((one for one in self.submissions() if one.id == name), None)
+        if found is None:
+            raise StoreError(f"{self._address}: no longer knows the job {name}; submit its run again")
+        return found
+
     def submit(self, name: str, *, run: str, store: str, command: str, folder: str) -> bool:
         """Have a command executed in a copy of a folder; False if a job has this name already."""
         metadata = {"neuron-census run": run, "neuron-census store": store}

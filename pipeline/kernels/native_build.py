@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from pipeline.compiler import CompilerError, compiled
+from pipeline import compiler
 from pipeline.kernels import bins, matchbins, ranked
 from pipeline.kernels.native_deviations import Slice
 from pipeline.kernels.native_task import Task
@@ -32,8 +32,8 @@ def kernel() -> ctypes.CDLL | str:
     """The compiled kernel, or why there is none."""
     try:
         capability = torch.backends.cpu.get_cpu_capability()
-        loaded = ctypes.CDLL(compiled("kernels/cpp/kernel.cpp", constants=CONSTANTS, processor=capability))
-    except (CompilerError, OSError) as error:
+        loaded = compiler.loaded("kernels/cpp/kernel.cpp", constants=CONSTANTS, processor=capability)
+    except compiler.CompilerError as error:
         return str(error)
     if loaded.task_bytes() != ctypes.sizeof(Task):
         return f"its task has {loaded.task_bytes()} bytes, expected {ctypes.sizeof(Task)}"

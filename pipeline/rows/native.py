@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from pipeline.compiler import CompilerError, compiled
+from pipeline import compiler
 
 
 @cache
@@ -19,8 +19,8 @@ def library() -> ctypes.CDLL | None:
     """The compiled library, or None where nothing compiles it."""
     try:
         capability = torch.backends.cpu.get_cpu_capability()
-        loaded = ctypes.CDLL(compiled("rows/cpp/padding.cpp", constants={}, processor=capability))
-    except (CompilerError, OSError):
+        loaded = compiler.loaded("rows/cpp/padding.cpp", constants={}, processor=capability)
+    except compiler.CompilerError:
         return None
     address, number = ctypes.c_void_p, ctypes.c_int64
     loaded.pad.argtypes, loaded.pad.restype = [*[address] * 3, *[number] * 3, address], None

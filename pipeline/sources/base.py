@@ -77,12 +77,14 @@ class Chunk:
 class Source(ABC):
     """One data set of a job. Making it touches nothing; a bad job or data set is refused by the first question.
 
-    `whole`: its rows depend on each other (a graph) and are one batch, for families that are `whole` as well.
+    `whole`: its rows depend on each other (a graph) and are one batch, for families that are `whole` as well. `files`:
+    its options that name files as `url` does, by `spec.located`.
     """
 
     name: ClassVar[str]
     parameters: ClassVar[type[Options]] = Options
     whole: ClassVar[bool] = False
+    files: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, data: str, spec: DataSpec, store: Store) -> None:
         self.data = data

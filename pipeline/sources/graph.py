@@ -45,6 +45,7 @@ class Graph(FileSource):
     name: ClassVar[str] = "graph"
     parameters: ClassVar[type[Options]] = GraphOptions
     whole: ClassVar[bool] = True
+    files: ClassVar[tuple[str, ...]] = ("edges",)
     options: GraphOptions
 
     def chunks(self, split: str) -> tuple[Chunk, ...]:
