@@ -57,6 +57,8 @@ def submit(job: str, url: str, address: str, follow: bool) -> None:
         return
     verb = "submitted as" if given.is_new else "already at work as"
     click.echo(f"run {given.run}: {verb} {given.job}")
+    if given.remark:
+        click.echo(given.remark, err=True)
     if follow:
         sys.exit(_followed(address, given.job))
     click.echo(f"neuron-census logs {given.run} --store {shlex.quote(url)} --ray {address} --follow")

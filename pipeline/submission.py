@@ -18,6 +18,7 @@ from pipeline.cluster.jobs import JobServer, Submission
 from pipeline.errors import JobError, StoreError
 from pipeline.hashing import sha256
 from pipeline.job import Job
+from pipeline.kernels import choose
 from pipeline.named import checked_job
 from pipeline.registry import sources
 from pipeline.resolve import resolve
@@ -30,11 +31,15 @@ POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run at a cluster: its job, or None if the store holds its commit; `is_new` if this call submitted it."""
+    """A run at a cluster: its job, or None if the store holds its commit; `is_new` if this call submitted it.
+
+    `remark` says why the cluster may call the run otherwise: the kernel is part of its id, and is chosen there.
+    """
 
     run: str
     job: str | None
     is_new: bool
+    remark: str | None = None
 
 
 def submit(path: str, url: str, address: str) -> Submitted:
@@ -59,7 +64,9 @@ def submit(path: str, url: str, address: str) -> Submitted:
     is_new = _sent(server, name, run=run, path=Path(path), store=store)
     # while the job starts, which takes longer: it need not count and hash what was counted and hashed here
     resolved.findings.release()
-    return Submitted(run, name, is_new=is_new)
+    lacking = choose.remark(resolved.kernel, resolved.device)
+    remark = f"on this machine {lacking}; where the cluster has a faster one, the run has another id in the store"
+    return Submitted(run, name, is_new=is_new, remark=remark if lacking else None)
 
 
 def _sent(server: JobServer, name: str, *, run: str, path: Path, store: Store) -> bool:

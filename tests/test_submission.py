@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from pipeline.cluster.jobs import JobServer, Submission
 from pipeline.errors import JobError, StoreError
 from pipeline.executor import InlineExecutor
 from pipeline.job import load_job
-from pipeline.resolve import resolve
 from pipeline.run import run
 from pipeline.store import open_store
 from pipeline.submission import _refuse_own_files, chosen, latest, submissions, submit
@@ -89,6 +87,34 @@ def test_a_job_is_cancelled_and_goes_on_where_it_was(head: RayNode, tmp_path: Pa
     assert submit(str(path), url, head.jobs).job == second.job
     assert latest(head.jobs, first.run).id == second.job
     call("cancel", first.run, "--ray", head.jobs)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_each_store_has_its_job_of_a_run(head: RayNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, url, other = tmp_path / "job.toml", str(tmp_path / "store"), str(tmp_path / "other")
+    path.write_text(LONG)
+    first, second = submit(str(path), url, head.jobs), submit(str(path), other, head.jobs)
+    assert (first.run, first.job != second.job) == (second.run, True)
+    for command in ("logs", "cancel"):
+        refused = call(command, first.run, "--ray", head.jobs)
+        assert refused.exit_code == 2
+        assert f"{other}, {url}; choose one" in refused.output
+    stopped = call("cancel", first.run, "--ray", head.jobs, "--store", url)
+    assert stopped.output == f"run {first.run}: {first.job} is STOPPED\n"
+    assert submit(str(path), other, head.jobs).job == second.job, "at work still"
+    # what has ended in the other store is nobody's choice any more
+    assert call("cancel", first.run, "--ray", head.jobs).output == f"run {first.run}: {second.job} is STOPPED\n"
+    followed = call("logs", first.run, "--ray", head.jobs, "--store", url, "--follow")
+    assert followed.exit_code == 1
+    # submitted from where nothing compiles the kernel
+    monkeypatch.setattr("pipeline.kernels.native_build.kernel", lambda: "no compiler here")
+    third = call("submit", str(path), "--store", str(tmp_path / "third"), "--ray", head.jobs)
+    assert "on this machine statistics run on the reference kernel, several times slower: no compiler" in third.output
+    assert "the run has another id in the store" in third.output
+    called = third.output.split()[1].rstrip(":")
+    assert called != first.run
+    assert call("cancel", called, "--ray", head.jobs).exit_code == 0
 
 
 def test_what_only_this_machine_has_is_not_submitted(tmp_path: Path) -> None:
@@ -173,67 +199,3 @@ def test_a_run_that_was_not_submitted_into_the_store_is_said() -> None:
         chosen(found, "3f", address=HEAD, store=None)
     with pytest.raises(StoreError, match="'3f' begins the id of no run that was submitted into s3://c; `neuron-cen"):
         chosen(found, "3f", address=HEAD, store="s3://c")
-
-
-class Jobs:
-    """What a cluster holds, in place of one: jobs end when they are followed or stopped."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.held: list[Submission] = []
-        monkeypatch.setattr(JobServer, "__init__", lambda *_: None)
-        monkeypatch.setattr(JobServer, "submissions", lambda _: self.held)
-        monkeypatch.setattr(JobServer, "log", self._log)
-        monkeypatch.setattr(JobServer, "stop", lambda _, name: self._end(name, "STOPPED"))
-        monkeypatch.setattr(JobServer, "submit", self._submit)
-
-    def _end(self, name: str, status: str) -> None:
-        self.held = [one._replace(status=status) if one.id == name else one for one in self.held]
-
-    def _log(self, name: str, *, follow: bool) -> Iterator[str]:
-        yield f"log of {name}\n"
-        if follow:
-            self._end(name, "SUCCEEDED")
-
-    def _submit(self, name: str, *, run: str, store: str, command: str, folder: str) -> bool:
-        self.held.append(job(name, store, run=run))
-        return True
-
-
-@pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
-    return Jobs(monkeypatch)
-
-
-def test_submit_follows_the_job_of_its_own_store(jobs: Jobs, tmp_path: Path) -> None:
-    path, own = job_anywhere(tmp_path), open_store(str(tmp_path / "a"))
-    run_id = resolve(load_job(path), own).run
-    # submitted later, and failing
-    jobs.held = [job("b-1", "s3://b", run=run_id, minute=9)]
-    given = call("submit", str(path), "--store", own.url, "--ray", HEAD)
-    name = jobs.held[-1].id
-    assert given.output == (
-        f"run {run_id}: submitted as {name}\nneuron-census logs {run_id} --store {own.url} --ray {HEAD} --follow\n"
-    )
-    followed = call("submit", str(path), "--store", own.url, "--ray", HEAD, "--follow")
-    assert followed.output == f"run {run_id}: already at work as {name}\nlog of {name}\n"
-    assert followed.exit_code == 0
-    assert [one.status for one in jobs.held] == ["RUNNING", "SUCCEEDED"]
-
-
-def test_each_store_s_job_can_be_read_and_stopped(jobs: Jobs) -> None:
-    jobs.held = [job("a-1", "s3://a"), job("b-1", "s3://b", minute=9)]
-    for command in ("logs", "cancel"):
-        refused = call(command, "3f", "--ray", HEAD)
-        assert refused.exit_code == 2
-        assert "s3://a, s3://b; choose one" in refused.output
-    assert call("logs", "3f", "--ray", HEAD, "--store", "s3://a/").output == "log of a-1\n"
-    assert call("cancel", "3f", "--ray", HEAD, "--store", "s3://b").output == f"run {RUN}: b-1 is STOPPED\n"
-    # what has ended in the other store is nobody's choice any more
-    assert call("cancel", "3f", "--ray", HEAD).output == f"run {RUN}: a-1 is STOPPED\n"
-
-
-def test_a_followed_job_that_fails_says_so_by_its_exit(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs.held = [job("a-1", "s3://a", "FAILED"), job("b-1", "s3://b", "STOPPED")]
-    monkeypatch.setattr(JobServer, "log", lambda *_, **__: iter(["died\n"]))
-    followed = call("logs", "3f", "--ray", HEAD, "--store", "s3://a", "--follow")
-    assert (followed.exit_code, followed.output) == (1, "died\n")
