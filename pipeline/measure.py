@@ -20,6 +20,7 @@ from torch import nn
 
 from pipeline.allocator import freed_memory_kept
 from pipeline.batch import Batch
+from pipeline.counted import few
 from pipeline.devices import CPU, moved
 from pipeline.errors import ModelError, nearest
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
@@ -127,7 +128,7 @@ def _refuse_arguments(
 
 
 def _refuse_other_sites(found: Discovery, twin: Discovery) -> None:
-    """ValueError where a twin has none of the model's sites: it would be no control of anything."""
+    """ValueError where a twin has none of the model's sites; said where it lacks some."""
     units, others = ({site.name: site.units for site in sites} for sites in (found.sites, twin.sites))
     if not units.items() & others.items():
         first, other = (", ".join(list(names)[:3]) or "none" for names in (units, others))
@@ -135,6 +136,8 @@ def _refuse_other_sites(found: Discovery, twin: Discovery) -> None:
             f"twin has no site of the model's, by name and units: the model's begin {first}, the twin's {other}; wrap "
             "both alike (torch.compile, DataParallel), or neither"
         )
+    if lacking := [name for name in units if units[name] != others.get(name)]:
+        _say_once(f"the twin has no site like {few(lacking, 'site')}: no control stands beside their units")
 
 
 def _batches(batches: Iterable[Any], classes: int) -> Iterator[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -345,6 +346,13 @@ def test_a_model_made_in_inference_mode_has_no_importance_and_it_is_said(caplog:
     found = measure(model, [(torch.randn(5, 3), torch.arange(5) % 2)], classes=2)["neurons"].to_pandas()
     assert found["importance_mean_ablation"].isna().all()
     assert "made in inference mode" in caplog.text
+
+
+def test_what_a_twin_lacks_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(OrderedDict(body=nn.Linear(3, 4), gate=nn.ReLU(), head=nn.Linear(4, 2)))
+    twin = nn.Sequential(OrderedDict(body=nn.Linear(3, 4), gate=nn.ReLU(), fc=nn.Linear(4, 2)))
+    measure(model, [torch.randn(5, 3)], twin=twin)
+    assert "the twin has no site like head: no control" in caplog.text
 
 
 @pytest.mark.parametrize(
