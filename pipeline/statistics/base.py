@@ -75,7 +75,7 @@ def at_least(minimum: int, default: int | None) -> Any:
 class Statistic(ABC):
     """Base of every statistic; concrete ones are `@dataclass(frozen=True)` whose fields are the parameters.
 
-    sample_rows   the fixed hash sample of rows that it is computed on: about this many, None = all rows
+    sample_rows   the fixed hash sample of rows that it is computed on: about this many; 0 or none: all rows
     sample_shift  resolved from sample_rows by the plan: rows whose 63-bit hash is below 2^(63 − sample_shift) are kept
     """
 
@@ -84,7 +84,7 @@ class Statistic(ABC):
     COLUMNS: ClassVar[tuple[Column, ...]]
     # presentations come with `gradient_LSU`, from a backward pass of their own, where the batch has a loss
     needs_gradients: ClassVar[bool] = False
-    sample_rows: int | None = at_least(1, None)
+    sample_rows: int | None = at_least(0, None)
     sample_shift: int = at_least(0, 0)
 
     def __post_init__(self) -> None:
@@ -92,6 +92,9 @@ class Statistic(ABC):
             value = getattr(self, field.name)
             if value is not None and (expected := self.expected(field.name, value)):
                 raise JobError(f"statistics.{self.name}.{field.name} = {value!r}: expected {expected}")
+        if self.sample_rows == 0:
+            # None has no spelling in TOML: what means the same has one identity
+            object.__setattr__(self, "sample_rows", None)
 
     @classmethod
     def expected(cls, parameter: str, value: Any) -> str | None:
