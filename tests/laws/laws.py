@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from pipeline.cells import misfit
 from pipeline.kernels.base import State
 from pipeline.site_parts import ABREAST
 from pipeline.sites import Presentations, Site
@@ -187,6 +188,22 @@ def law_purity(statistic: Statistic, shown: Presentations, random: np.random.Gen
     assert_same_bits(merged, again)
     assert_same_bits(state, kept)
     assert all(_equal(old, new) for old, new in zip(before, _tensors(shown), strict=True)), "an input was changed"
+
+
+def law_state_bytes(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
+    """A state takes what is said of it, which is what that of no data holds: more only where it grows."""
+    site = shown.site
+    forms, said = statistic.forms(site), statistic.state_bytes(site, shown.classes)
+    grows = len(forms) > 1 or any(0 in value.shape for value in forms[0].values())
+    for state in (
+        statistic.empty(site),
+        statistic.observe(shown),
+        statistic.merge(site, *[statistic.observe(shown)] * 2),
+    ):
+        assert misfit(state, *forms) is None, misfit(state, *forms)
+        held = sum(value.nbytes for value in state.values())
+        assert grows or held == said, f"{held} bytes, not {said}"
+    assert said >= sum(value.nbytes for value in forms[0].values())
 
 
 def law_dtypes(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
