@@ -72,9 +72,9 @@ def of_tables(store: Store) -> Iterator[Line]:
     for layer, reference in (("hidden0", "0.46 → 0.74"), ("hidden1", "0.35 → 0.76")):
         (one,) = asked(
             f"SELECT avg(t.template_cos) AS trained, avg(i.template_cos) AS untrained, "
-            f"avg(t.template_cos_other_mean) AS chance FROM neurons t JOIN models m USING (model) "
-            f"JOIN neurons i ON (i.model, i.site, i.unit, i.split) = (m.control, t.site, t.unit, t.split) "
-            f"WHERE t.split = 'train' AND t.site = '{layer}' "
+            f"avg(t.template_cos_other_mean) AS chance FROM neurons t JOIN models m USING (run, model, data) "
+            f"JOIN neurons i ON (i.model, i.data, i.site, i.unit, i.split) = "
+            f"(m.control, t.data, t.site, t.unit, t.split) WHERE t.split = 'train' AND t.site = '{layer}' "
             f"AND isfinite(t.template_cos) AND isfinite(i.template_cos)"
         )
         yield Line(f"cos(Cov(a, x), w), {layer}", reference, **one)
@@ -89,7 +89,7 @@ def of_tables(store: Store) -> Iterator[Line]:
     (one,) = asked(
         "SELECT avg(dead::INT) FILTER (control_of IS NULL) AS trained, "
         "avg(dead::INT) FILTER (control_of IS NOT NULL) AS untrained "
-        "FROM neurons JOIN models USING (model) WHERE split = 'train' AND site = 'hidden1'"
+        "FROM neurons JOIN models USING (run, model, data) WHERE split = 'train' AND site = 'hidden1'"
     )
     yield Line("dead units, share of hidden1", "0.02", **one)
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console, RenderableType
 
 from pipeline.cli import cli
 from pipeline.job import Job
 from pipeline.job_sections import Section
 from pipeline.registry import families, sources, statistics
-from pipeline.report.keys import Entry, entries
+from pipeline.report import dictionary
+from pipeline.report.keys import Entry, Key, entries, explained
 
 KNOWN = [(kind, one) for kind, listed in entries().items() for one in listed]
 
@@ -48,6 +50,27 @@ def test_keys_are_shown_with_type_default_and_meaning() -> None:
     assert "[statistics.template]" in shown("template")
     assert "whitened_fan_in" in shown("template")
     assert "composition" in shown()
+
+
+LONG = "Σ(z_p−z̄)(z_{p+1}−z̄′)/√(Σ(z_p−z̄)²Σ(z_{p+1}−z̄′)²)" * 3
+COLUMN = {"column": "a", "type": "b", "unit": "1", "range": "any", "null": "", "source": ""}
+
+
+@pytest.mark.parametrize(
+    ("printed", "times"),
+    [
+        (dictionary.explained([COLUMN | {"meaning": "c", "formula": LONG}]), 1),
+        (explained(Entry("a", "[a]", "b", (Key("key", LONG, LONG, LONG),))), 3),
+    ],
+    ids=["tables", "keys"],
+)
+def test_a_long_word_is_folded_and_not_cut(printed: RenderableType, times: int) -> None:
+    console = Console(width=80, color_system=None)
+    with console.capture() as captured:
+        console.print(printed)
+    said = captured.get()
+    assert "…" not in said
+    assert {one: said.count(one) for one in "Σ√²+"} == {one: times * LONG.count(one) for one in "Σ√²+"}
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 import torch
 
 from pipeline.job import load_job
 from pipeline.measure import measure
-from pipeline.query import Connection, ask, connect
+from pipeline.models.base import checkpoint_key
+from pipeline.query import Connection, ask, ask_arrow, connect
+from pipeline.report import questions
 from pipeline.statistics.base import Statistic
-from tests.census import run_inline, write_job
+from tests.census import digits_file, run_inline, write_job
 from tests.laws.drawn import draw
 from tests.laws.laws import LAWS
 from tests.laws.test_laws import NAMED
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 QUESTIONS = re.findall(r"^\| [^|]+\? \| `((?:SELECT|WITH|FROM) .*)` \|$", README, re.M)
+ASKED = re.findall(r'neuron-census query "([^"]*)"', README)
+NAMED_QUESTIONS = [question.sql for question in questions.QUESTIONS.values()]
 MOST_LINES = 60
 
 
@@ -56,6 +63,23 @@ def test_the_statistic_is_measured(statistic: Statistic) -> None:
     np.testing.assert_allclose(found, z.std(0) / np.abs(z).mean(0), rtol=1e-6)
 
 
+LOADED = """
+name = "loaded"
+[data.{name}]
+{data}
+[[models]]
+data = "{name}"
+load = {{ url = "models/*", family = "mlp", arguments = {{ widths = [52, 12] }} }}
+"""
+DATA = {
+    "one": 'source = "digits"\nmeasure = ["test", "train"]',
+    "two": (
+        'url = "third.parquet"\nclasses = 10\nmeasure = ["test", "train"]\n'
+        'columns = { features = "image", label = "label", split = "split", shape = [1, 8, 8] }'
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def census(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     directory = tmp_path_factory.mktemp("census")
@@ -63,6 +87,15 @@ def census(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     # naming no statistic asks for all of them; as wide as the units that the questions name
     path.write_text(path.read_text().partition("[statistics.")[0].replace("widths = [12]", "widths = [52, 12]"))
     _, store = run_inline(load_job(path), str(directory / "store"))
+    # the trained one again, from a file, on two data sets: in one job they would be refused
+    with closing(connect(store)) as con:
+        ((trained,),) = ask(con, "SELECT model FROM models WHERE name = 'mlp-0'").rows
+    (directory / "models").mkdir()
+    (directory / "models" / "mlp-0.safetensors").write_bytes(store.get(checkpoint_key(trained)))
+    digits_file(directory / "third.parquet", rows=range(0, 1797, 3), split="test", also="train")
+    for name, data in DATA.items():
+        path.write_text(LOADED.format(name=name, data=data))
+        run_inline(load_job(path), str(directory / "store"))
     with closing(connect(store)) as con:
         yield con
 
@@ -74,3 +107,37 @@ def test_there_are_ten_questions() -> None:
 @pytest.mark.parametrize("sql", QUESTIONS)
 def test_a_question_can_be_asked(census: Connection, sql: str) -> None:
     assert list(ask(census, sql).rows)
+
+
+@pytest.fixture(scope="module")
+def apart(census: Connection) -> Iterator[Connection]:
+    """The same tables, where a model on two data sets is two models."""
+    with closing(duckdb.connect()) as con:
+        # DuckDB finds `rows` by its name
+        for (table,) in list(ask(census, "SHOW TABLES").rows):
+            rows = ask_arrow(census, f'FROM "{table}"').read_all()
+            names = [name for name in ("model", "control") if name in rows.column_names]
+            told = ", ".join(f"{name} || '/' || data AS {name}" for name in names)
+            con.execute(f'CREATE TABLE "{table}" AS SELECT * {f"REPLACE ({told})" if told else ""} FROM rows')
+        yield con
+
+
+def test_a_model_is_on_two_data_sets(census: Connection) -> None:
+    ((neurons, joined),) = ask(
+        census, "SELECT (SELECT count(*) FROM neurons), count(*) FROM neurons JOIN models USING (model)"
+    ).rows
+    assert joined > neurons
+
+
+@pytest.mark.parametrize("sql", [*ASKED, *QUESTIONS, *NAMED_QUESTIONS])
+def test_a_model_on_two_data_sets_is_counted_once_on_each(census: Connection, apart: Connection, sql: str) -> None:
+    # which of equals come last is open
+    every = re.sub(r" LIMIT \d+$", "", sql)
+    assert counted(ask(census, every).rows) == counted(apart.sql(every).fetchall())
+
+
+def counted(rows: Iterable[tuple[Any, ...]]) -> Counter[tuple[str, ...]]:
+    """How often each row is there, numbers to as many digits as sums in any order agree to."""
+    found = Counter(tuple(f"{one:.9g}" if isinstance(one, float) else str(one) for one in row) for row in rows)
+    assert found
+    return found

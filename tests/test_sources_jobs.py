@@ -59,7 +59,8 @@ def test_every_job_is_well_formed(path: Path, tmp_path: Path):
 
 def test_the_zoo_has_every_family_and_resolves(tmp_path: Path):
     job = load_job(JOBS / "zoo.toml")
-    assert {model.family for model in job.models} == set(families())
+    lacking = set(families()) - {model.family for model in job.models}
+    assert not lacking, f"jobs/zoo.toml: expected an entry of every family, has none of {', '.join(sorted(lacking))}"
     resolved = resolve(job, open_store(str(tmp_path)))
     tasks = {model.data: model.origin.task.kind for model in resolved.models}
     assert tasks == {
@@ -180,7 +181,7 @@ def test_the_zoo_is_learnt(tmp_path: Path):
     found = measured(load_job(JOBS / "zoo.toml"), str(tmp_path))
     trained = found[~found.index.str.endswith("-init")]
     classifiers = trained[trained.family != "gpt"]
-    assert len(classifiers) == 7
+    assert len(classifiers) == len(families()) - 1
     assert (classifiers.accuracy > 0.85).all()
     # 5.49 nats a byte untrained
     assert found.log_loss["gpt-0"] < 2.7

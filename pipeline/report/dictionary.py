@@ -53,7 +53,7 @@ def overview(columns: Mapping[str, Sequence[Column]]) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("table", style="bold", no_wrap=True)
     table.add_column("columns", justify="right", no_wrap=True)
-    table.add_column("rows")
+    table.add_column("rows", overflow="fold")
     for name, described in columns.items():
         table.add_row(name, str(len(described)), _ROWS.get(name, "one row for each unit"))
     return Group(table, Text(f"\n{_HINT}", style="dim"))
@@ -64,7 +64,7 @@ def explained(described: Sequence[Mapping[str, str]]) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("column", style="bold", overflow="fold")
     table.add_column("type", no_wrap=True)
-    table.add_column("meaning", ratio=1)
+    table.add_column("meaning", ratio=1, overflow="fold")
     for entry in described:
         table.add_row(_breakable(entry["column"]), entry["type"], _meaning(entry))
     return table

@@ -137,7 +137,7 @@ def overview(known: Mapping[str, Sequence[Entry]]) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("keys", justify="right", no_wrap=True)
-    table.add_column("what it is")
+    table.add_column("what it is", overflow="fold")
     for kind, listed in known.items():
         table.add_row(Text(kind, style="bold"))
         for one in listed:
@@ -152,10 +152,10 @@ def explained(one: Entry) -> RenderableType:
         return Group(heading, Text("It has no keys."))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("key", style="bold", no_wrap=True)
-    table.add_column("type", ratio=1)
-    table.add_column("default", ratio=1)
+    table.add_column("type", ratio=1, overflow="fold")
+    table.add_column("default", ratio=1, overflow="fold")
     if any(key.meaning for key in one.keys):
-        table.add_column("meaning", ratio=3)
+        table.add_column("meaning", ratio=3, overflow="fold")
     for key in one.keys:
         table.add_row(*(key if any(each.meaning for each in one.keys) else key[:3]))
     return Group(heading, table)

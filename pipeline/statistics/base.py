@@ -7,7 +7,8 @@ of the identity of every state together with `version`, which is raised whenever
 how rows follow from them is another run by itself). `at_least` bounds a parameter, and `expected` refuses any value
 that cannot be, there and where the statistic is made. It names the *primitives* it needs of a site; their union over
 all statistics is computed in one pass, and the state, merge and encoding follow from them. One that cannot be put as
-primitives overrides `empty`, `observe` and `merge` itself.
+primitives overrides `empty`, `observe` and `merge` itself, and `forms` and `state_bytes` where its states have other
+shapes or sizes than that of no data.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def at_least(minimum: int, default: int | None) -> Any:
 class Statistic(ABC):
     """Base of every statistic; concrete ones are `@dataclass(frozen=True)` whose fields are the parameters.
 
-    sample_rows   the fixed hash sample of rows that it is computed on: about this many, None = all rows
+    sample_rows   the fixed hash sample of rows that it is computed on: about this many; 0 or none: all rows
     sample_shift  resolved from sample_rows by the plan: rows whose 63-bit hash is below 2^(63 − sample_shift) are kept
     """
 
@@ -84,7 +85,7 @@ class Statistic(ABC):
     COLUMNS: ClassVar[tuple[Column, ...]]
     # presentations come with `gradient_LSU`, from a backward pass of their own, where the batch has a loss
     needs_gradients: ClassVar[bool] = False
-    sample_rows: int | None = at_least(1, None)
+    sample_rows: int | None = at_least(0, None)
     sample_shift: int = at_least(0, 0)
 
     def __post_init__(self) -> None:
@@ -92,6 +93,9 @@ class Statistic(ABC):
             value = getattr(self, field.name)
             if value is not None and (expected := self.expected(field.name, value)):
                 raise JobError(f"statistics.{self.name}.{field.name} = {value!r}: expected {expected}")
+        if self.sample_rows == 0:
+            # None has no spelling in TOML: what means the same has one identity
+            object.__setattr__(self, "sample_rows", None)
 
     @classmethod
     def expected(cls, parameter: str, value: Any) -> str | None:
@@ -142,7 +146,9 @@ class Statistic(ABC):
         return joined({name: primitive.empty(site) for name, primitive in self.primitives(site).items()})
 
     def forms(self, site: Site) -> tuple[State, ...]:
-        """States of no data in each shape that values may bring a state to, `empty` first."""
+        """States of no data in each shape that values may bring a state to, `empty` first; an axis of 0 may grow."""
+        if observes_itself(self):
+            return (self.empty(site),)
         each = {name: primitive.forms(site) for name, primitive in self.primitives(site).items()}
         return tuple(joined(dict(zip(each, forms, strict=True))) for forms in product(*each.values()))
 
@@ -162,6 +168,8 @@ class Statistic(ABC):
 
     def state_bytes(self, site: Site, classes: int = 0) -> int:
         """Bytes of the state of one site, for data whose labels have this many classes."""
+        if observes_itself(self):
+            return _held(self, site)
         return sum(primitive.state_bytes(site) for primitive in self.primitives(site).values())
 
     @property
@@ -175,13 +183,29 @@ class Statistic(ABC):
         return f"{self.name}-{digest([self.name, self.version, self.parameters], length=12)}"
 
 
+def observes_itself(statistic: Statistic) -> bool:
+    """Whether a statistic makes its state of presentations by itself, not from primitives."""
+    return type(statistic).observe is not Statistic.observe
+
+
+def _held(statistic: Statistic, site: Site) -> int:
+    """Bytes of the state of no data, which is not made if it can be had without its numbers."""
+    try:
+        with torch.device("meta"):
+            state = statistic.empty(site)
+    except (RuntimeError, TypeError):
+        # it asks for numbers, or takes them to NumPy, which tensors without any refuse
+        state = statistic.empty(site)
+    return sum(value.nbytes for value in state.values())
+
+
 def primitives_digest(statistic: Statistic, sites: Iterable[Site]) -> str:
     """Name the primitives, with their parameters, that a statistic needs of those of the sites at which it applies.
 
     TypeError where one is no dataclass, or a parameter of it is nothing that JSON has.
     """
     needed: dict[str, Any] = {}
-    own = type(statistic).observe is not Statistic.observe
+    own = observes_itself(statistic)
     for site in sites:
         if statistic.applies(site):
             primitives = statistic.primitives(site)

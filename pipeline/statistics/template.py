@@ -285,11 +285,12 @@ def _permuted_cosines(site: Site, cov_UD: torch.Tensor) -> dict[str, Values]:
     """Mean and 95th percentile, for some units at a time; of a part each among the same units as of its site."""
     null_2U = torch.empty((2, site.units), dtype=torch.float64)
     step = max(1, PERMUTED_NUMBERS // (ABREAST * site.fan_in)) * ABREAST
-    is_last = site.whole is None or site.first + site.units == site.whole.units
+    behind = 0 if site.whole is None else site.whole.units - site.first - site.units
     for start in range(-(site.first % ABREAST), site.units, step):
         units = slice(max(start, 0), min(start + step, site.units))
         front, end = units.start - start, units.stop - start
-        padding = (0, 0, front, 0 if is_last and units.stop == site.units else -end % ABREAST)
+        # the last units of a site may be fewer
+        padding = (0, 0, front, min(-end % ABREAST, site.units - units.stop + behind))
         both = (rows[units] for rows in (cov_UD, site.pattern_UD))
         among = _permuted(*(pad(rows, padding) if any(padding) else rows for rows in both))
         null_2U[:, units] = among[:, front:end]

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from pipeline.cells import misfit
 from pipeline.kernels.base import State
+from pipeline.site_parts import ABREAST
 from pipeline.sites import Presentations, Site
 from pipeline.statistics.base import Controls, Nullable, Rows, Statistic
 from tests.laws.drawn import permuted, permuted_site, reordered, split
@@ -146,22 +148,23 @@ def law_parts(statistic: Statistic, shown: Presentations, random: np.random.Gene
         return
     states = [statistic.observe(piece) for piece in _pieces(shown, random)]
     merged, controls = reduce(lambda left, right: statistic.merge(site, left, right), states), controls_of(site)
-    step = int(random.integers(1, site.units + 1))
-    parts = []
-    for first in range(0, site.units, step):
-        part = site.part(first, min(first + step, site.units))
+    judged = []
+    for part in _parts(site, int(random.integers(1, site.units + 1))):
         cut = [_of_units(state, site, part) for state in states]
         alone = reduce(lambda left, right, part=part: statistic.merge(part, left, right), cut)  # type: ignore[misc]
         assert_same_bits(alone, _of_units(merged, site, part))
-        assert controls.twin is not None
-        beside = Controls(twin=controls.twin.part(first, first + part.units))
-        judged = statistic.estimates(part, alone, beside)
-        parts.append({column.name: plain(judged[column.name]) for column in statistic.COLUMNS if column.name in judged})
+        judged.append(statistic.estimates(part, alone, _beside(controls, part)))
     whole = statistic.estimates(site, merged, controls)
     for column in statistic.COLUMNS:
         if column.se and column.name in whole:
-            found = [value for part in parts for value in part[column.name]]
+            found = [value for part in judged for value in plain(part[column.name])]
             assert _equal(torch.tensor(found), torch.tensor(plain(whole[column.name]))), column.name
+    step = together * int(random.integers(1, -(-site.units // together) + 1))
+    _assert_same_of_parts(statistic, merged, _parts(site, step), shown)
+    # such parts as the pipeline makes have the same bits
+    abreast = together if together > 1 else ABREAST
+    for exact in range(abreast, site.units, abreast):
+        _assert_same_of_parts(statistic, merged, _parts(site, exact), shown, to_the_bit=True)
 
 
 def law_encoding(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
@@ -185,6 +188,22 @@ def law_purity(statistic: Statistic, shown: Presentations, random: np.random.Gen
     assert_same_bits(merged, again)
     assert_same_bits(state, kept)
     assert all(_equal(old, new) for old, new in zip(before, _tensors(shown), strict=True)), "an input was changed"
+
+
+def law_state_bytes(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
+    """A state takes what is said of it, which is what that of no data holds: more only where it grows."""
+    site = shown.site
+    forms, said = statistic.forms(site), statistic.state_bytes(site, shown.classes)
+    grows = len(forms) > 1 or any(0 in value.shape for value in forms[0].values())
+    for state in (
+        statistic.empty(site),
+        statistic.observe(shown),
+        statistic.merge(site, *[statistic.observe(shown)] * 2),
+    ):
+        assert misfit(state, *forms) is None, misfit(state, *forms)
+        held = sum(value.nbytes for value in state.values())
+        assert grows or held == said, f"{held} bytes, not {said}"
+    assert said >= sum(value.nbytes for value in forms[0].values())
 
 
 def law_dtypes(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
@@ -344,6 +363,48 @@ def _pieces(shown: Presentations, random: np.random.Generator) -> list[Presentat
         fixed = max(1, shown.rows // 4)
         piece_N[:fixed], piece_N[-fixed:] = 0, 1
     return [*split(shown, piece_N), shown.select_rows(torch.zeros(shown.rows, dtype=torch.bool))]
+
+
+def _parts(site: Site, step: int) -> list[Site]:
+    return [site.part(first, min(first + step, site.units)) for first in range(0, site.units, step)]
+
+
+def _beside(controls: Controls, part: Site) -> Controls:
+    assert controls.twin is not None
+    return Controls(twin=controls.twin.part(part.first, part.first + part.units))
+
+
+def _assert_same_of_parts(
+    statistic: Statistic, state: State, parts: Sequence[Site], shown: Presentations, *, to_the_bit: bool = False
+) -> None:
+    """The rows of all parts, one after the other and numbered on, are those of all units in every table."""
+    site, controls = shown.site, controls_of(shown.site)
+    every = {table: _listed(columns) for table, columns in statistic.columns(site, state, controls).items()}
+    found: dict[str, list[dict[str, Any]]] = {table: [] for table in every}
+    for part in parts:
+        made = statistic.columns(part, _of_units(state, site, part), _beside(controls, part))
+        for table, columns in made.items():
+            rows = [{**row, "unit": row["unit"] + part.first} for row in _listed(columns)]
+            found.setdefault(table, []).extend(rows)
+    for table, rows in found.items():
+        units, wanted = ([row["unit"] for row in one] for one in (rows, every.get(table, [])))
+        assert units == wanted, f"{table}: rows of units {units} in parts, {wanted} among all"
+        columns = {tuple(row) for row in [*rows, *every.get(table, [])]}
+        assert len(columns) < 2, f"{table}: other columns in parts than among all: {columns}"
+    assert_same_rows(statistic, _by_column(found), _by_column(every), shown)
+    if to_the_bit:
+        for table, rows in found.items():
+            for ours, theirs in zip(rows, every[table], strict=True):
+                differ = [name for name in ours if repr(_bits(ours[name])) != repr(_bits(theirs[name]))]
+                assert not differ, f"{table}, unit {ours['unit']}: other bits in a part in {', '.join(differ)}"
+
+
+def _by_column(rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    return {table: {name: [row[name] for row in of] for name in of[0]} for table, of in rows.items() if of}
+
+
+def _bits(value: Any) -> Any:
+    return value.tobytes() if isinstance(value, np.ndarray) else value
 
 
 def _of_units(state: State, site: Site, part: Site) -> State:

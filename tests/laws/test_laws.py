@@ -72,6 +72,7 @@ NAMED = {
     "constant inputs": Recipe(21, rows=30, fan_in=7, flat=True, dtype=torch.float64),
     "zeros of both signs": Recipe(22, rows=30, unbiased=True, tied=True, bad=(0.0, -0.0)),
     "five units": Recipe(27, rows=20, units=5, masked=True),
+    "forty units": Recipe(31, rows=20, units=40, masked=True),
     "every octave": Recipe(
         23, rows=200, bad=tuple(sign * 1.3 * 2.0**octave for sign in (1, -1) for octave in (-14, -8, -7, -6, 6, 7, 12))
     ),

@@ -56,16 +56,26 @@ class Example:
             return families()["mlp"].example(self.task, rows, torch.float32)
 
 
-EXAMPLES = {
-    "mlp": Example(Task((1, 4, 4), 4), {"widths": (16,)}),
-    "cnn": Example(Task((1, 8, 8), 4), {"widths": (4, 4)}),
-    "resnet": Example(Task((3, 8, 8), 4), {"depth": 8, "widths": (4, 6, 8)}),
-    "tcn": Example(Task((2, 10), 4), {"widths": (4, 4), "kernel": 3}),
-    "deepfm": Example(Task((2,), 2, categories=(3, 5)), {"factors": 4, "widths": (8,)}),
-    "gcn": Example(Task((5,), 4), {"widths": (8,)}),
-    "transformer": Example(Task((6,), 4, vocabulary=20), {"layers": 1, "width": 8, "heads": 2}),
-    "gpt": Example(Task((6,), 0, vocabulary=20), {"layers": 1, "width": 8, "heads": 2}),
-}
+class _Examples(dict[str, Example]):
+    def __missing__(self, family: str) -> Example:
+        raise KeyError(
+            f"{family}: expected in EXAMPLES of tests/models/build.py a small task of it and hyperparameters that fit, "
+            "in GATES of tests/models/test_sites.py the sites of that, and in jobs/zoo.toml an entry, as of all"
+        )
+
+
+EXAMPLES = _Examples(
+    {
+        "mlp": Example(Task((1, 4, 4), 4), {"widths": (16,)}),
+        "cnn": Example(Task((1, 8, 8), 4), {"widths": (4, 4)}),
+        "resnet": Example(Task((3, 8, 8), 4), {"depth": 8, "widths": (4, 6, 8)}),
+        "tcn": Example(Task((2, 10), 4), {"widths": (4, 4), "kernel": 3}),
+        "deepfm": Example(Task((2,), 2, categories=(3, 5)), {"factors": 4, "widths": (8,)}),
+        "gcn": Example(Task((5,), 4), {"widths": (8,)}),
+        "transformer": Example(Task((6,), 4, vocabulary=20), {"layers": 1, "width": 8, "heads": 2}),
+        "gpt": Example(Task((6,), 0, vocabulary=20), {"layers": 1, "width": 8, "heads": 2}),
+    }
+)
 
 
 def forward_inputs(family: str, rows: int = 3, seed: int = 0) -> tuple[torch.Tensor, ...]:

@@ -43,6 +43,7 @@ GATES = {
 @pytest.mark.parametrize("name", sorted(families()))
 def test_every_layer_is_a_site(name: str) -> None:
     family, chosen = families()[name], EXAMPLES[name]
+    assert name in GATES, f"{name}: expected in GATES of tests/models/test_sites.py the sites of its example"
     model = build(name, chosen.task, **chosen.hyperparameters)
     rows = NODES if family.whole else 6
     found = discover(model, Batch(forward_inputs(name, rows=rows), torch.arange(rows)))

@@ -14,7 +14,7 @@ from pipeline.errors import JobError
 from pipeline.hashing import row_hash
 from pipeline.kernels.classsums import ClassSums
 from pipeline.registry import statistics
-from pipeline.resolve import resolve
+from pipeline.resolve import resolve, sampled
 from pipeline.statistics.base import at_least
 from pipeline.statistics.weights import Weights
 from pipeline.store import open_store
@@ -25,15 +25,15 @@ WRONG = [
     ("exemplars", "k", 0, "an integer, 1 or more"),
     ("exemplars", "k", -1, "an integer, 1 or more"),
     ("exemplars", "per_octave", 0, "an integer, 1 or more"),
-    ("exemplars", "sample_rows", "all", "an integer, 1 or more"),
-    ("template", "sample_rows", -5, "an integer, 1 or more"),
+    ("exemplars", "sample_rows", "all", "an integer, 0 or more"),
+    ("template", "sample_rows", -5, "an integer, 0 or more"),
     ("template", "positions", 0, "an integer, 1 or more"),
     ("template", "whitened_fan_in", -1, "an integer, 0 or more"),
     ("composition", "positions", 0, "an integer, 1 or more"),
     ("composition", "top", 0, "an integer, 1 or more"),
     ("redundancy", "largest", 1, "an integer, 2 or more"),
-    ("redundancy", "sample_rows", 0, "an integer, 1 or more"),
-    ("importance", "sample_rows", 0, "an integer, 1 or more"),
+    ("redundancy", "sample_rows", -1, "an integer, 0 or more"),
+    ("importance", "sample_rows", -1, "an integer, 0 or more"),
     ("labels", "prior", [0, 0, 0], PRIOR),
     ("labels", "prior", [-1, 2, 3], PRIOR),
     ("labels", "prior", [0.5, 0.5], PRIOR),
@@ -67,6 +67,16 @@ def test_the_least_values_are_taken() -> None:
         assert replace(statistics()[name], **{parameter: value}).parameters[parameter] == value
 
 
+def test_a_job_can_ask_for_all_rows(tmp_path: Path) -> None:
+    # an identity names the states that are stored: these are by what None has always meant, and the default's stays
+    whole = replace(statistics()["redundancy"], sample_rows=None)
+    job = small_job(tmp_path, more="[statistics.redundancy]\nsample_rows = 0")
+    (found,) = (one for one in resolve(job, open_store(str(tmp_path / "store"))).statistics if one.name == "redundancy")
+    assert found.identity == whole.identity != statistics()["redundancy"].identity
+    assert sampled(found, 10**9).sample_shift == 0
+    assert statistics()["redundancy"].parameters == {"sample_rows": 20_000, "sample_shift": 0, "largest": 512}
+
+
 def test_a_field_that_is_declared_again_keeps_its_least_value() -> None:
     @dataclass(frozen=True)
     class Other(Weights):
@@ -74,7 +84,7 @@ def test_a_field_that_is_declared_again_keeps_its_least_value() -> None:
         most: int = at_least(3, 4)
 
     Other(sample_rows=None)
-    for wrong in ({"sample_rows": 0}, {"most": 2}):
+    for wrong in ({"sample_rows": -1}, {"most": 2}):
         with pytest.raises(JobError, match="or more"):
             Other(**wrong)
 
