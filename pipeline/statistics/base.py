@@ -67,6 +67,10 @@ class Controls:
     twin: Site | None = None
 
 
+# of a parameter that counts something: beyond it nothing is held
+LARGEST = 2**40
+
+
 def at_least(minimum: int, default: int | None) -> Any:
     """A field of a statistic for a whole number, not below `minimum`; None stands for no number where it is allowed."""
     return dataclasses.field(default=default, metadata={"minimum": minimum})
@@ -103,9 +107,9 @@ class Statistic(ABC):
         # a subclass that gives a field another default says nothing of its minimum
         declared = [base.__dict__.get("__dataclass_fields__", {}).get(parameter) for base in cls.__mro__]
         minima = [field.metadata["minimum"] for field in declared if field and "minimum" in field.metadata]
-        if not minima or (type(value) is int and value >= minima[0]):
+        if not minima or (type(value) is int and minima[0] <= value <= LARGEST):
             return None
-        return f"an integer, {minima[0]} or more"
+        return f"an integer, {minima[0]} or more" + (f", at most {LARGEST}" if type(value) is int and value > 0 else "")
 
     def unfit(self, classes: int) -> Mapping[str, str]:
         """Parameters that cannot be for data of so many classes (0: without labels), and in words what they must be."""

@@ -24,6 +24,7 @@ PRIOR = "whole numbers, none negative and not all 0"
 WRONG = [
     ("exemplars", "k", 0, "an integer, 1 or more"),
     ("exemplars", "k", -1, "an integer, 1 or more"),
+    ("exemplars", "k", 2**70, "an integer, 1 or more, at most 1099511627776"),
     ("exemplars", "per_octave", 0, "an integer, 1 or more"),
     ("exemplars", "sample_rows", "all", "an integer, 0 or more"),
     ("template", "sample_rows", -5, "an integer, 0 or more"),
