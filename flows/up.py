@@ -36,6 +36,10 @@ NIGHTS_INTERVAL_S = 5.0
 ENDS = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 
 
+# looked up before there is a child, in which little may be called
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+
 @dataclass(frozen=True)
 class Nightly:
     """What is run, where to, on which Ray, and when: `cron` in UTC."""
@@ -202,9 +206,9 @@ def _running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def _end_with_parent() -> None:
     """Have Linux send this process SIGTERM once the one that started it is gone, though it be killed."""
-    if sys.platform == "linux":
+    if _PRCTL is not None:
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        _PRCTL(pr_set_pdeathsig, signal.SIGTERM)
 
 
 @contextmanager
@@ -221,9 +225,7 @@ def _refuse_taken(api: str, port: int) -> None:
     from flows.census import answers  # imports prefect
 
     if answers(api):
-        raise StoreError(
-            f"a Prefect server answers at {api} already: end it, or choose another port with --port {port + 1}"
-        )
+        raise StoreError(f"a Prefect server answers at {api} already: end it, or choose another port with --port")
 
 
 def _wait_for(api: str, server: subprocess.Popen[bytes], told: threading.Event) -> None:

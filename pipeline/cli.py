@@ -29,10 +29,8 @@ if TYPE_CHECKING:
     from pipeline.store import Store
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a container's end sends it: what was started is ended in order, as by Ctrl-C."""
+# whether SIGTERM came, as a container's end sends it: what was started is ended in order, as by Ctrl-C
+_told_to_end: list[bool] = []
 
 
 class Commands(click.Group):
@@ -49,10 +47,10 @@ class Commands(click.Group):
         except CensusError as error:
             click.echo(f"error: {error}", err=True)
             context.exit(error.exit_code)
-        except KeyboardInterrupt as error:
+        except KeyboardInterrupt:
             resumed = "; run the same command again to go on" if context.invoked_subcommand == "run" else ""
             click.echo(f"interrupted{resumed}", err=True)
-            context.exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
+            context.exit(TERMINATED if _told_to_end else INTERRUPTED)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -358,7 +356,8 @@ for command in COMMANDS:
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:
-    raise Terminated
+    _told_to_end.append(True)
+    raise KeyboardInterrupt
 
 
 def main() -> NoReturn:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from types import ModuleType
 from typing import Any, get_args
@@ -84,11 +85,21 @@ def raised_by(module: str, error: Exception, *, doing: str) -> ContractError:
 
 def _place(module: str, error: Exception) -> str:
     """The file of a module, and the line of it that an error came through last."""
-    spec = importlib.util.find_spec(module)
+    file = _origin(module)
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if spec is not None and frame.filename == spec.origin]
+    lines = [frame.lineno for frame in frames if file is not None and frame.filename == file]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     return f"{_file(module)}, line {line}" if line else _file(module)
+
+
+def _origin(module: str) -> str | None:
+    """The file of a module, which cannot be imported maybe; None of a notebook's."""
+    if module in sys.modules:
+        return getattr(sys.modules[module], "__file__", None)
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(module)
+        return None if spec is None else spec.origin
+    return None
 
 
 def _file(module: str) -> str:

@@ -6,6 +6,7 @@ Layer 0: imports nothing of the pipeline. Everything else that escapes a task is
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -50,9 +51,17 @@ class Unfinished(CensusError):  # noqa: N818
     exit_code = 1
 
 
-# torch's classes of what a machine lacks; what its allocator of CPUs and cuBLAS say, which have none
+# torch's classes of what a machine lacks; what is said without one: by its allocator of CPUs, C++, oneDNN, and a GPU's
+# libraries. An index out of range on a GPU is among them: it breaks its process, where everything fails then
 _OF_MACHINES = ("OutOfMemoryError", "AcceleratorError")
-_SAID_BY_MACHINES = ("DefaultCPUAllocator: ", "CUDA error: ")
+_SAID_BY_MACHINES = (
+    "DefaultCPUAllocator: ",
+    "std::bad_alloc",
+    "could not create a memory object",
+    "CUDA error: ",
+    "cuDNN error: ",
+    "cusolver error: ",
+)
 
 
 def is_machines_fault(error: BaseException) -> bool:
@@ -63,6 +72,8 @@ def is_machines_fault(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError) or any(one.__name__ in _OF_MACHINES for one in type(error).__mro__):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID_BY_MACHINES)
 
 

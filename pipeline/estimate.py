@@ -180,7 +180,7 @@ def _shape_cost(resolved: Resolved, data: str, same: tuple[Origin, str, tuple[st
     device = device_named(resolved.device)
     module, batch = made(origin).to(device), moved(batch, device, getattr(torch, origin.dtype))
     sites = resolved.job.sites
-    discovery = discover(module, batch, include=sites.include, exclude=sites.exclude, rows=sites.rows)
+    discovery = discover(module, batch, include=sites.include, exclude=sites.exclude, rows=sites.rows, may_draw=False)
     built = time.perf_counter() - start
     cost = cost_of(module, discovery, statistics, batch, classes=classes, kernel=resolved.kernel)
     running, begun = _begun(Running(discovery, statistics, classes, resolved.kernel), module, batch)

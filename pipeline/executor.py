@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from pipeline.allocator import give_back_freed_memory
-from pipeline.errors import is_machines_fault
+from pipeline.errors import breaks_the_process, is_machines_fault
 
 Task = TypeVar("Task")
 Receipt = TypeVar("Receipt")
@@ -48,16 +48,21 @@ class InlineExecutor:
     def map(self, function: Callable[[Task], Receipt], tasks: Sequence[Task]) -> Iterator[tuple[int, Receipt | Lost]]:
         """Yield the number and the receipt of each task in the order given."""
         try:
+            broken: Lost | None = None
             for number, task in enumerate(tasks):
-                yield number, _outcome(function, task)
+                outcome, breaks = (broken, True) if broken else _outcome(function, task)
+                broken = outcome if breaks and isinstance(outcome, Lost) else None
+                yield number, outcome
         finally:
             give_back_freed_memory()
 
 
-def _outcome(function: Callable[[Task], Receipt], task: Task) -> Receipt | Lost:
+def _outcome(function: Callable[[Task], Receipt], task: Task) -> tuple[Receipt | Lost, bool]:
+    """What comes of a task, and whether this process can do no more."""
     try:
-        return function(task)
+        return function(task), False
     except Exception as error:
         if is_machines_fault(error):
-            return Lost(f"this machine could not: {type(error).__name__}: {' '.join(str(error).split())}")
+            said = f"this machine could not: {type(error).__name__}: {' '.join(str(error).split())}"
+            return Lost(said), breaks_the_process(error)
         raise

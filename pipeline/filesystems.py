@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -21,7 +22,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path in it; one instance per process, which never caches a listing."""
     scheme, separator, _ = url.partition("://")
     if not separator:
-        return _local(), os.path.abspath(os.path.expanduser(url))
+        return _local(), str(Path(os.path.expanduser(url)).absolute())
     if scheme in ("s3", "s3a"):
         environment = frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
         fs = _s3(os.getpid(), environment)

@@ -62,9 +62,11 @@ def _refuse_labels(label: torch.Tensor, axes: str, batch: Batch, classes: int) -
 def _with_names(batch: Batch) -> Batch:
     """The batch; DataError unless its uids are int64, one for each row, none negative or twice the same."""
     uid_N = batch.uid_N
-    if uid_N.dtype != torch.int64 or uid_N.dim() != 1:
-        found = f"{str(uid_N.dtype).removeprefix('torch.')} of shape {tuple(uid_N.shape)}"
-        raise DataError(f"uid_N is {found}: expected int64, one for each row")
+    if not isinstance(uid_N, torch.Tensor) or uid_N.dtype != torch.int64 or uid_N.dim() != 1:
+        is_tensor = isinstance(uid_N, torch.Tensor)
+        dtype = f"{str(uid_N.dtype).removeprefix('torch.')} of shape {tuple(uid_N.shape)}" if is_tensor else ""
+        found = dtype or f"a {type(uid_N).__name__}"
+        raise DataError(f"uid_N is {found}: expected a tensor of int64, one for each row")
     if batch.rows and int(uid_N.min()) < 0:
         raise DataError(f"uid_N has {int(uid_N.min())}: expected names from 0 on")
     value, times = uid_N.unique(return_counts=True)

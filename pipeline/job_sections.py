@@ -9,7 +9,6 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -36,6 +35,10 @@ _SIGNS = re.compile(
     r"|api_?key|password)=",
     re.IGNORECASE,
 )
+
+
+# whose URLs have a container where others have a name and a password
+_NAMES_BEFORE_AT = ("abfs", "wasb")
 
 
 class Section(BaseModel):
@@ -86,11 +89,18 @@ class Columns(Section):
 
 
 def _refuse_credentials(key: str, value: Any) -> None:
-    """ValueError for credentials in a URL: the job's would be stored beside the tables."""
-    if isinstance(value, str) and ("@" in urlsplit(value).netloc or _SIGNS.search(value)):
-        raise ValueError(f"{key} must not hold credentials; put them in the environment (AWS_PROFILE …)")
-    for name, part in value.items() if isinstance(value, dict) else ():
-        _refuse_credentials(f"{key}.{name}", part)
+    """ValueError for credentials in a URL, which would be stored beside the tables, or what no name has."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ValueError(f"{key} holds the character 0, which no name has")
+        # the part of a URL that may hold a name and a password
+        scheme, _, rest = value.partition("://")
+        signed = "@" in re.split(r"[/?#]", rest, maxsplit=1)[0] and not scheme.startswith(_NAMES_BEFORE_AT)
+        if signed or _SIGNS.search(value):
+            raise ValueError(f"{key} must not hold credentials; put them in the environment (AWS_PROFILE …)")
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, part in parts:
+        _refuse_credentials(f"{key}[{name}]" if isinstance(name, int) else f"{key}.{name}", part)
 
 
 def _located(directory: str, name: str) -> str:
@@ -146,8 +156,6 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _holds_no_credentials(self) -> Self:
-        if "\0" in (self.url or ""):
-            raise ValueError("url holds the character 0, which no name has")
         _refuse_credentials("url", self.url)
         _refuse_credentials("options", self.options)
         return self

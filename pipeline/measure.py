@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pipeline.allocator import freed_memory_kept
 from pipeline.batch import Batch
@@ -42,7 +43,7 @@ def measure(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    statistics: Sequence[Statistic] | None = None,
+    statistics: Iterable[Statistic] | None = None,
     twin: nn.Module | None = None,
     classes: int = 0,
     include: Sequence[str] = (),
@@ -69,12 +70,14 @@ def measure(
     >>> measure(layer, [torch.ones(4, 2)])["neurons"].num_rows
     3
     """
-    _refuse_arguments(batches, statistics, classes, rows)
+    chosen = None if statistics is None else list(statistics)
+    _refuse_arguments(batches, chosen or (), classes, rows)
     refuse_patterns(include, exclude, rows)
     for role, one in (("model", model), ("twin", twin)):
         _refuse_no_module(role, one)
-    chosen = list(known_statistics().values()) if statistics is None else list(statistics)
-    if any(one.needs_gradients for one in chosen) and any(one.is_inference() for one in model.parameters()):
+    chosen = list(known_statistics().values()) if chosen is None else chosen
+    made = [one for one in model.parameters() if not is_lazy(one)]
+    if any(one.needs_gradients for one in chosen) and any(one.is_inference() for one in made):
         _say_once("the model was made in inference mode: no gradient passes its weights, and importance may be empty")
     stream = _batches(batches, classes)
     device = _device_of(model)
@@ -110,7 +113,7 @@ def _refuse_no_module(role: str, model: Any) -> None:
 
 
 def _refuse_arguments(
-    batches: Iterable[Any], statistics: Sequence[Statistic] | None, classes: int, rows: Mapping[str, float]
+    batches: Iterable[Any], statistics: Sequence[Statistic], classes: int, rows: Mapping[str, float]
 ) -> None:
     """ValueError where a batch stands for batches, a name for a statistic, or one of them is there twice."""
     if not isinstance(rows, Mapping):
@@ -119,11 +122,11 @@ def _refuse_arguments(
         raise ValueError(f"classes = {classes}: expected how many there are, or 0 for no labels")
     if isinstance(batches, torch.Tensor | np.ndarray | Mapping | Batch | str):
         raise ValueError(f"batches is one {type(batches).__name__}: expected several; [batch] is one batch")
-    for number, one in enumerate(statistics or ()):
+    for number, one in enumerate(statistics):
         if not isinstance(one, Statistic):
             expected = f"a value of pipeline.registry.statistics(); {nearest(str(one), known_statistics())}"
             raise ValueError(f"statistics[{number}] is {one!r}: expected {expected}")
-        if one.name in [other.name for other in (statistics or ())[:number]]:
+        if one.name in [other.name for other in statistics[:number]]:
             raise ValueError(f"statistics[{number}] is {one.name} a second time: measure each by itself")
 
 

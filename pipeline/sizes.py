@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.contracts import raised_by
-from pipeline.errors import DataError, ModelError
+from pipeline.errors import DataError, ModelError, is_machines_fault
 from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
 from pipeline.job_sections import SiteSelection
@@ -65,7 +65,7 @@ def _size(origin: Origin, statistics: Sequence[Statistic], sites: SiteSelection,
             return least
     try:
         model, rows = made(origin), made_up(origin, PROBE_ROWS)
-        found = discover(model, rows, include=sites.include, exclude=sites.exclude, rows=sites.rows)
+        found = discover(model, rows, include=sites.include, exclude=sites.exclude, rows=sites.rows, may_draw=False)
     except (ModelError, DataError):
         # it will be said of every such model, and stops none of the others
         return Size()
@@ -99,4 +99,6 @@ def _state_bytes(statistic: Statistic, site: Site, outputs: int) -> int:
         primitives_digest(statistic, [site])
         return statistic.state_bytes(site, outputs) if statistic.applies(site) else 0
     except Exception as error:
+        if is_machines_fault(error):
+            raise
         raise raised_by(type(statistic).__module__, error, doing=f"asked of site {site.name}") from error

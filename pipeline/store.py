@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 SCHEMES = ("file", "s3", "memory")
 ATTEMPTS = 6
-# of a store that has answered before in this process: a server that is started again takes a minute
+# of a store that has answered before in this process, half a minute to a minute: a server may be started again
 PATIENT_ATTEMPTS = 10
 FIRST_PAUSE_S = 0.1  # before the second attempt; doubled for each further one, times a random ½ to 1
 _answered: set[str] = set()
@@ -303,10 +303,11 @@ def open_store(url: str) -> Store:
         raise StoreError("the store's URL is empty; expected a directory, or file://…, s3://bucket/… or memory://…")
     scheme, separator, rest = url.partition("://")
     mistyped = re.match(r"(\w+):(?!//)/*", url)
-    if mistyped and mistyped[1].lower() in SCHEMES:
+    if mistyped and mistyped[1].lower() in (*SCHEMES, "s3a"):
         # a folder called "s3:" would be made
-        root = mistyped[1].lower() + ("://" if mistyped[1].lower() != "file" else ":///")
-        raise StoreError(f"store {url}: expected two slashes behind the scheme, {root}{url[mistyped.end() :]}")
+        meant = mistyped[1].lower().removesuffix("a")
+        expected = "file:///… or a path" if meant == "file" else f"{meant}://{url[mistyped.end() :]}"
+        raise StoreError(f"store {url}: expected two slashes behind the scheme, {expected}")
     if scheme == "file" and separator and not rest.startswith(("/", "~")):
         raise StoreError(f"store {url}: expected a path from the root, file:///…, or a directory without file://")
     if not separator or scheme == "file":

@@ -278,6 +278,18 @@ def test_what_it_raises_as_it_observes_is_told_too(add: Add) -> None:
         measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
 
 
+def test_what_a_notebooks_own_raises_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(type(registry.statistics()["response"])):  # type: ignore[misc]
+        def columns(self, *given: Any) -> Any:
+            raise KeyError("gone")
+
+    monkeypatch.setattr(Own, "__module__", "__main__")
+    for module in ("__main__", "no.such.parent"):
+        monkeypatch.setattr(Own, "__module__", module)
+        with pytest.raises(ContractError, match=r"columns\(\) of site .*: KeyError: 'gone'"):
+            measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[Own()])
+
+
 def test_an_edited_formula_is_another_run_of_the_same_states(add: Add, tmp_path: Path) -> None:
     store, found = open_store(str(tmp_path / "store")), []
     for factor in ("", "100 * "):

@@ -226,6 +226,18 @@ def test_what_prefect_would_refuse_is_refused_before_it_starts(
     assert (done.exit_code, message in done.stderr) == (2, True), (done.output, done.exception)
 
 
+def test_a_port_where_a_server_answers_is_refused(
+    prefect: Prefect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "")  # put back as it was
+    tiny_job(tmp_path)
+    arguments = ["up", str(tmp_path / "job.toml"), "--store", str(tmp_path / "store"), "--port", str(prefect.port)]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 2
+    assert f"a Prefect server answers at http://127.0.0.1:{prefect.port}/api already" in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
 def put_checkpoint(directory: Path, seed: int) -> None:
     state = build("mlp", Task((3,), 2), seed=seed, widths=(4,)).state_dict()
     draft = directory / "draft"
@@ -267,6 +279,9 @@ def test_a_schedule_measures_what_is_new_once_and_stops_when_told(tmp_path: Path
         family = children(process.pid)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+        assert process.stdout is not None
+        # the three with news and at least one without
+        assert len(re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d UTC: completed$", process.stdout.read(), re.M)) >= 4
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), timeout_s=10)
     finally:
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
@@ -296,8 +311,12 @@ def test_a_night_that_lost_its_power_is_made_up_for_and_another_job_does_not_run
                     os.kill(pid, signal.SIGKILL)
             process.wait()
 
-    with up("job.toml", store):
+    with up("job.toml", store) as process:
         wait_until(lambda: any(key.endswith(".begun") for key in store.keys("runs/")), timeout_s=240, every_s=0.05)
+        family = children(process.pid)
+        process.kill()
+        # what it started ends with it
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), timeout_s=60)
     assert not committed_runs(store), "killed before its end"
     with up("job.toml", store) as process:
         wait_until(lambda: len(committed_runs(store)) == 1, timeout_s=400, every_s=1)

@@ -72,8 +72,11 @@ def test_prefects_options_exist(name: str) -> None:
     words = services()[name]["entrypoint"]
     if name == "worker":
         shell, flag, script = words
-        assert (shell, flag) == ("sh", "-c")
-        node, worker = script.split(" && exec ")
+        assert (shell, flag) == ("bash", "-c")
+        assert subprocess.run([shell, "-n", flag, script], check=False).returncode == 0
+        trap, both = script.split("; ")
+        node, worker, end = both.split(" & ")
+        assert (trap, end) == ("trap 'kill 0' TERM", "wait -n")
         assert {word.split("=")[0] for word in node.split()[2:]} <= options("ray", "start", "--help")
         words = worker.split()
     program, *given = words

@@ -68,6 +68,15 @@ def test_a_good_job_is_read(written):
     assert job.place == "job.toml"
 
 
+@pytest.mark.parametrize(
+    "given", ['url = "abfss://box@account/x"', 'options = { pattern = "//[a-z]+" }', 'options = { at = "a@b" }']
+)
+def test_what_only_looks_like_credentials_is_taken(tmp_path: Path, given: str):
+    key = given.split(" = ")[0]
+    text = GOOD.replace('url = "rows/*.parquet"', given if key == "url" else f'url = "rows"\n{given}')
+    assert load_job_text(tmp_path, text).data["mnist"]
+
+
 def test_it_cannot_be_changed(written):
     job = load_job(written())
     with pytest.raises(ValidationError):
@@ -153,6 +162,12 @@ WRONG = [
     *(
         ("rows/*.parquet", f"https://host/x?a=1&{sign}=hunter2", "6: [data.mnist] url must not hold credentials")
         for sign in ("X-Amz-Signature", "sig", "token", "access_token", "AWSAccessKeyId", "X-Goog-Credential")
+    ),
+    ("rows/*.parquet", "abfss://box@account/x?sig=a", "6: [data.mnist] url must not hold credentials"),
+    (
+        "classes = 10",
+        'options = { files = ["https://h/?sig=AAA"] }',
+        "6: [data.mnist] options.files[0] must not hold credentials",
     ),
     (
         "classes = 10",

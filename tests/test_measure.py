@@ -348,6 +348,18 @@ def test_a_model_made_in_inference_mode_has_no_importance_and_it_is_said(caplog:
     assert "made in inference mode" in caplog.text
 
 
+def test_statistics_come_in_any_collection() -> None:
+    model, x = nn.Linear(3, 2), [torch.randn(5, 3)]
+    first = measure(model, x, statistics=[statistics()["response"]])
+    for some in ({"response": statistics()["response"]}.values(), iter([statistics()["response"]])):
+        assert measure(model, x, statistics=some)["neurons"].column_names == first["neurons"].column_names
+
+
+def test_a_lazy_model_is_told_by_its_parameter() -> None:
+    with pytest.raises(ModelError, match=r"parameter 0\.weight has no shape yet"):
+        measure(nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.Linear(5, 2)), [torch.randn(5, 3)])
+
+
 def test_what_a_twin_lacks_is_said(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(OrderedDict(body=nn.Linear(3, 4), gate=nn.ReLU(), head=nn.Linear(4, 2)))
     twin = nn.Sequential(OrderedDict(body=nn.Linear(3, 4), gate=nn.ReLU(), fc=nn.Linear(4, 2)))
@@ -358,8 +370,9 @@ def test_what_a_twin_lacks_is_said(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("uid_N", "message"),
     [
-        (torch.tensor([0.0, 1.0]), "uid_N is float32 of shape (2,): expected int64, one for each row"),
-        (torch.tensor([[0], [1]]), "uid_N is int64 of shape (2, 1): expected int64, one for each row"),
+        (torch.tensor([0.0, 1.0]), "uid_N is float32 of shape (2,): expected a tensor of int64, one for each row"),
+        (torch.tensor([[0], [1]]), "uid_N is int64 of shape (2, 1): expected a tensor of int64, one for each row"),
+        (np.arange(2), "uid_N is a ndarray: expected a tensor of int64, one for each row"),
         (torch.tensor([0, -1]), "uid_N has -1: expected names from 0 on"),
         (torch.tensor([7, 7]), "uid_N has 7 2 times: expected another for each row"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,10 @@ def test_what_torch_says_of_a_gpu_is_known():
     assert breaks_the_process(torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"))
     assert not breaks_the_process(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert not breaks_the_process(None)
+    assert is_machines_fault(RuntimeError("std::bad_alloc"))
+    assert is_machines_fault(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert is_machines_fault(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert not is_machines_fault(OSError(errno.ENOENT, "No such file or directory"))
     assert not is_machines_fault(ValueError("DefaultCPUAllocator: "))
 
 
@@ -124,6 +129,21 @@ def test_whatever_else_a_task_raises_is_raised_by_the_executor_in_this_process()
     assert isinstance(lost, Lost)
     with pytest.raises(ZeroDivisionError):
         next(outcomes)
+
+
+def test_nothing_more_is_tried_in_a_process_whose_gpu_failed() -> None:
+    tried = []
+
+    def do(task: int) -> int:
+        tried.append(task)
+        if task == 1:
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+        return task
+
+    outcomes = [outcome for _, outcome in InlineExecutor().map(do, range(4))]
+    assert tried == [0, 1]
+    assert outcomes[0] == 0
+    assert all(isinstance(one, Lost) and "uncorrectable ECC" in one.reason for one in outcomes[1:])
 
 
 @pytest.mark.parametrize(

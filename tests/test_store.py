@@ -165,6 +165,16 @@ def test_a_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pyte
     assert open_store(f"file://{tmp_path}/census").url == str(tmp_path / "census")
 
 
+def test_a_folder_behind_a_link_is_found_where_it_was_made(tmp_path: Path):
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "deep")
+    url = str(tmp_path / "link" / ".." / "store")
+    open_store(url).put_once("a", b"1")
+    fs, path = filesystem(url)
+    assert fs.cat_file(f"{path}/a") == b"1"
+    assert (tmp_path / "real" / "store" / "a").exists()
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
@@ -175,7 +185,9 @@ def test_a_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pyte
         (" ", "the store's URL is empty"),
         ("s3:/bucket/census", "expected two slashes behind the scheme, s3://bucket/census$"),
         ("S3:bucket", "expected two slashes behind the scheme, s3://bucket$"),
-        ("file:/census", "expected two slashes behind the scheme, file:///census$"),
+        ("s3a:/bucket", "expected two slashes behind the scheme, s3://bucket$"),
+        ("memory:x", "expected two slashes behind the scheme, memory://x$"),
+        ("file:/census", "expected two slashes behind the scheme, file:///… or a path$"),
         ("file://localhost/census", "expected a path from the root, file:///"),
         ("file://census", "expected a path from the root, file:///"),
         ("~nobody-of-this-name/census", "this machine has no such user's home"),

@@ -179,7 +179,8 @@ class Recorder(Tracker):
 def _drops(name: str, args: Sequence[Any]) -> bool:
     """Whether an operation was told to draw at random what it leaves out, or a slope."""
     if name in DROPOUTS:
-        return bool(args[1] and args[2])
+        # of native_dropout None is on
+        return bool(args[1] and (args[2] or (args[2] is None and name == "native_dropout")))
     if name == "scaled_dot_product_attention":
         return len(args) > 4 and bool(args[4])
     return name in ("rrelu", "rrelu_") and len(args) > 3 and bool(args[3])
