@@ -280,8 +280,8 @@ def test_a_schedule_measures_what_is_new_once_and_stops_when_told(tmp_path: Path
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert process.stdout is not None
-        # the three with news and at least one without
-        assert len(re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d UTC: completed$", process.stdout.read(), re.M)) >= 4
+        # the three with news at least
+        assert len(re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d UTC: completed$", process.stdout.read(), re.M)) >= 3
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), timeout_s=10)
     finally:
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
