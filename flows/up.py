@@ -64,7 +64,7 @@ def up(nightly: Nightly, *, port: int = 4200, say: Callable[[str], None] = print
     os.environ["PREFECT_API_URL"] = api
     schedule = schedule_of(nightly, name)
     told = threading.Event()
-    _refuse_taken(api, port)
+    _refuse_taken(api)
     with _until_told(told), _running("server", "start", "--host", "127.0.0.1", "--port", str(port)) as server:
         _wait_for(api, server, told)
         if told.is_set():
@@ -221,7 +221,7 @@ def _until_told(told: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _refuse_taken(api: str, port: int) -> None:
+def _refuse_taken(api: str) -> None:
     from flows.census import answers  # imports prefect
 
     if answers(api):
