@@ -47,6 +47,17 @@ def dies_once(folder: Path, number: int) -> int:
     return number
 
 
+def raises_once(folder: Path, kind: str, number: int) -> tuple[int, int]:
+    """Raises one of torch's errors the first time; then says which process it was, and which it is now."""
+    import torch
+
+    mark = folder / kind
+    if not mark.exists():
+        mark.write_text(str(os.getpid()))
+        raise getattr(torch, kind)("CUDA error: uncorrectable ECC error encountered")
+    return int(mark.read_text()), os.getpid()
+
+
 def poisoned(number: int) -> int:
     if number == 2:
         os.kill(os.getpid(), signal.SIGSEGV)

@@ -82,6 +82,13 @@ def test_a_worker_killed_in_the_middle_of_a_task_costs_nothing(executor: RayExec
     assert len(before & both_workers(executor)) == 1, "the dead worker is replaced"
 
 
+@pytest.mark.parametrize(("kind", "is_kept"), [("AcceleratorError", False), ("OutOfMemoryError", True)])
+def test_a_worker_whose_gpu_failed_is_replaced(ray_cluster: str, tmp_path: Path, kind: str, is_kept: bool) -> None:
+    with ray_executor(ray_cluster, Resources(workers=1, retries=1)) as executor:
+        ((_, (before, after)),) = executor.map(partial(ray_tasks.raises_once, tmp_path, kind), range(1))
+    assert (before == after) == is_kept
+
+
 def test_what_poisons_workers_is_lost_alone_and_says_why(executor: RayExecutor) -> None:
     outcomes = dict(executor.map(ray_tasks.poisoned, range(6)))
     lost = {number: outcome.reason for number, outcome in outcomes.items() if isinstance(outcome, Lost)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.orchestration import driver
+from pipeline.cluster.connection import _is_elsewhere
 from pipeline.stage import _stage
 from pipeline.task import Receipt
 
@@ -31,3 +32,12 @@ def test_of_several_reasons_the_first_in_plan_order_stays() -> None:
     done = _stage([*receipts, Receipt("measure", 1, lost={"o": "task lost"})])
     assert done.failed == {"m": "reason 0"}
     assert done.lost == {"n": "0", "o": "task lost"}
+
+
+def test_a_driver_on_no_node_is_told_from_a_cluster_that_does_not_answer() -> None:
+    # as Ray raises it where no raylet is on the driver's host
+    unfound = RuntimeError("No node info found matching attributes: '10.0.0.7' when trying to resolve node")
+    failed = ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+    assert not _is_elsewhere(failed)
+    failed.__cause__ = unfound
+    assert _is_elsewhere(failed)

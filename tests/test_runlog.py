@@ -15,7 +15,9 @@ from pipeline.gc import find_garbage
 from pipeline.kernels import choose
 from pipeline.measuring import watched
 from pipeline.measuring.storing import Storing
+from pipeline.runlog import RunLog
 from pipeline.store import Store
+from pipeline.task import Receipt
 from pipeline.verify import verify_runs
 from tests.census import CNN, published, run_inline, small_job
 
@@ -83,3 +85,15 @@ def test_a_log_is_no_part_of_the_results(tmp_path: Path) -> None:
     # nothing was done, nothing is said
     run_inline(job, str(tmp_path / "one"))
     assert logs(store, outcome.run) == [key]
+
+
+def test_what_keeps_a_run_open_is_the_first_reason_of_each_model() -> None:
+    log = RunLog(None, 1)  # type: ignore[arg-type]
+    log.receipts = [
+        Receipt("measure", 0, unread={"a": "cut", "b": "cut"}),
+        Receipt("measure", 0, unread={"a": "gone"}, lost={"b": "died", "c": "died"}),
+    ]
+    assert log._open({"a": "one", "b": "two"}) == [
+        {"why": "lost", "reason": "died", "models": ["c"]},
+        {"why": "unread", "reason": "cut", "models": ["one", "two"]},
+    ]
