@@ -13,7 +13,7 @@ import torch
 
 from pipeline import compiler
 from pipeline.kernels import native_build
-from pipeline.rows import native
+from pipeline.rows.native import library
 
 KEPT = {"KEPT": 41}
 
@@ -81,12 +81,12 @@ def test_what_never_loads_is_compiled_twice_and_a_reason(
         load(source)
     assert calls.read_text().splitlines() == ["called"] * 2
     assert "file too short" in str(native_build.kernel.__wrapped__())
-    assert native.library.__wrapped__() is None
+    assert library.__wrapped__() is None
 
 
 def test_rows_have_their_library_after_it_was_truncated(cache: Path) -> None:
     truncated("rows/cpp/padding.cpp", constants={}, processor=torch.backends.cpu.get_cpu_capability())
-    assert native.library.__wrapped__() is not None
+    assert library.__wrapped__() is not None
 
 
 @pytest.mark.slow
