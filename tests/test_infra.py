@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import yaml
 from flows.up import LEASES
 from pipeline.cli import cli
 from pipeline.store import open_store
-from tests.servers import BIN, Prefect, Seaweed
+from tests.servers import BIN, Prefect, Seaweed, children, wait_until
 
 INFRA = Path(__file__).parents[1] / "infra"
 
@@ -73,14 +75,33 @@ def test_prefects_options_exist(name: str) -> None:
     if name == "worker":
         shell, flag, script = words
         assert (shell, flag) == ("bash", "-c")
-        assert subprocess.run([shell, "-n", flag, script], check=False).returncode == 0
-        trap, both = script.split("; ")
+        trap, both = script.split(" TERM; ")
         node, worker, end = both.split(" & ")
-        assert (trap, end) == ("trap 'kill 0' TERM", "wait -n")
+        assert (trap, end) == ("trap 'kill $$(jobs -p); wait'", "wait -n")
         assert {word.split("=")[0] for word in node.split()[2:]} <= options("ray", "start", "--help")
         words = worker.split()
     program, *given = words
     assert {word for word in given if word.startswith("--")} <= options(program, *given[:2], "--help")
+
+
+@pytest.mark.parametrize(("second", "number", "code"), [("sleep 600", signal.SIGTERM, 143), ("false", 0, 1)])
+def test_node_and_worker_end_together(second: str, number: int, code: int) -> None:
+    shell, flag, script = services()["worker"]["entrypoint"]
+    trap, both = script.replace("$$", "$").split(" TERM; ")
+    first, end = both.split(" & ")[0], both.split(" & ")[2]
+    assert first.startswith("ray start")
+    process = subprocess.Popen([shell, flag, f"{trap} TERM; sleep 600 & {second} & {end}"], start_new_session=True)
+    try:
+        wait_until(lambda: process.poll() is not None or len(children(process.pid)) == 2, timeout_s=10)
+        family = children(process.pid)
+        if number:
+            process.send_signal(number)
+        assert process.wait(10) == code
+        # behind a container's first process the kernel ends the others
+        assert not number or not any(Path(f"/proc/{pid}").exists() for pid in family)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_places_of_nights_outlive_the_server() -> None:
