@@ -77,7 +77,7 @@ def test_prefects_options_exist(name: str) -> None:
         assert (shell, flag) == ("bash", "-c")
         trap, both = script.split(" TERM; ")
         node, worker, end = both.split(" & ")
-        assert (trap, end) == ("trap 'kill $$(jobs -p); wait'", "wait -n")
+        assert (trap, end) == ("trap 'kill $$(jobs -p); wait; exit 143'", "wait -n")
         assert {word.split("=")[0] for word in node.split()[2:]} <= options("ray", "start", "--help")
         words = worker.split()
     program, *given = words
