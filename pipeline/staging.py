@@ -5,12 +5,16 @@ Layer 3. From then on a loaded model is a checkpoint like any other: no worker n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
+
+import torch
 
 from pipeline.batch import Batch
 from pipeline.errors import DataError, ModelError
+from pipeline.fit.rows import Portion, sampled, take
 from pipeline.foreign.origin import Loaded, Untrained
 from pipeline.job_sections import DataSpec, Numerics
 from pipeline.models.base import checkpoint_key, encode_checkpoint
@@ -63,7 +67,7 @@ def run_load(task: LoadTask, store: Store) -> Staged:
                     case Loaded():
                         checkpoint = origin.checkpoint()
                     case Untrained():
-                        checkpoint = origin.checkpoint(_rows(task, origin.chunk, store))
+                        checkpoint = origin.checkpoint(_rows(task, origin.chunks, store))
                 store.put_once(checkpoint_key(origin.id), encode_checkpoint(checkpoint))
             except ModelError as error:
                 failed[origin.id] = str(error)
@@ -72,7 +76,16 @@ def run_load(task: LoadTask, store: Store) -> Staged:
     return Staged(task.units - len(failed) - len(unread), failed, unread)
 
 
-def _rows(task: LoadTask, chunk: Chunk | None, store: Store) -> Iterator[Batch]:
-    if chunk is None:
-        return iter(())
-    return iter(sources()[task.spec.source](task.data, task.spec, store).read(chunk, task.numerics.batch_rows))
+def _rows(task: LoadTask, chunks: Sequence[Chunk], store: Store) -> Iterator[Batch]:
+    """A sample of the chunks' rows; of rows that stay together all."""
+    if not chunks:
+        return
+    source, size = sources()[task.spec.source](task.data, task.spec, store), task.numerics.batch_rows
+    if source.whole:
+        yield from source.read(chunks[0], size)
+        return
+    portions = [Portion(chunk.id, chunk.rows, partial(source.read, chunk, size)) for chunk in chunks]
+    (sample,) = sampled(portions, [lambda batch: torch.ones_like(batch.uid_N, dtype=torch.bool)])
+    for start in range(0, sample.rows if sample else 0, size):
+        assert sample is not None
+        yield take(sample, slice(start, start + size))

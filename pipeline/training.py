@@ -8,6 +8,7 @@ depends on. A GPU adds in other orders than a CPU: of a recipe those weights cou
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -111,7 +112,9 @@ def _store(recipe: Recipe, event: Saved, store: Store) -> None:
     # in this order: where something can be resumed from, its checkpoint is stored
     store.put_once(checkpoint_key(recipe.model_id(event.step)), encode_checkpoint(event.checkpoint))
     if 0 < event.step < recipe.steps:
-        store.put_once(resume_key(recipe, event.step), encode_checkpoint(event.resume))
+        # another worker that has finished the training may remove what it finds there
+        with suppress(MissingObject):
+            store.put_once(resume_key(recipe, event.step), encode_checkpoint(event.resume))
 
 
 def _resume(recipes: Sequence[Recipe], store: Store) -> tuple[int, list[Checkpoint]] | None:

@@ -18,10 +18,11 @@ from pipeline.fit.learners import Learners, Single, Stack, State, below, can_sta
 from pipeline.fit.material import Material
 from pipeline.fit.objective import scores
 from pipeline.fit.recipe import Recipe
-from pipeline.fit.rows import Portion
+from pipeline.fit.rows import SAMPLE_ROWS, Portion
 from pipeline.fit.schedule import share_of_rate
 from pipeline.hashing import splitmix64
 from pipeline.models.base import Checkpoint
+from pipeline.models.norms import reestimated
 
 CPU = torch.device("cpu")
 
@@ -110,7 +111,9 @@ class _Fit:
             state = self.learners.state(number)
             ended = course.stopped is not None or step == self.settings.steps
             module = self.learners.module(course.best if ended and course.best else state)
-            record = self._record(number, self._reestimated(module) if step == 0 else module, step)
+            if step == 0:
+                module = reestimated(module, self.material.scored, rows=SAMPLE_ROWS)
+            record = self._record(number, module, step)
             if course.diverged is None:
                 weights = {name: value.detach().to(CPU, copy=True) for name, value in module.state_dict().items()}
                 yield Saved(number, step, Checkpoint(weights, record), _resume(state, course, step))
@@ -159,19 +162,6 @@ class _Fit:
             return Stack(self.family, models, [recipe.settings for recipe in self.recipes])
         (model,) = models
         return Single(self.family, model, self.settings)
-
-    def _reestimated(self, model: nn.Module) -> nn.Module:
-        """The untrained model with BatchNorm statistics of the data: (0, 1) would be a broken control."""
-        norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        if norms:
-            with torch.no_grad():
-                for batch in self.material.scored:
-                    batch.forward(model)
-        return model.eval()
 
 
 def _resume(state: State, course: Course, step: int) -> Checkpoint:

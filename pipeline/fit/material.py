@@ -20,13 +20,11 @@ from pipeline.counted import counted
 from pipeline.devices import moved
 from pipeline.errors import DataError
 from pipeline.fit.objective import NOTHING, targets
-from pipeline.fit.rows import Portion, draws, is_held_out, join, least_share, order_of, passes, take
+from pipeline.fit.rows import Portion, draws, is_held_out, least_share, order_of, passes, sampled, take
 from pipeline.fit.settings import Training
 from pipeline.hashing import splitmix64
 from pipeline.models.base import Family
 
-# rows that a checkpoint's scores, the held-out loss and an untrained twin's BatchNorm statistics are taken from
-SCORED_ROWS = 4096
 SCORED_BATCH_ROWS = 256
 # rows to draw from: 65,536 images of 224 × 224 pixels would be 39 GB
 SHUFFLE_BYTES = 1 << 30
@@ -37,8 +35,8 @@ ORDER_SEED = 0x0DE5
 class Material:
     """The training data of some models of one family, each with its seed.
 
-    scored    the first rows to learn from, in even batches; DataError if there are none
-    held_out  the first of those held out; empty where training does not stop early
+    scored    a sample of the rows to learn from, in even batches; DataError if there are none
+    held_out  a sample of those held out; empty where training does not stop early
     """
 
     def __init__(
@@ -54,11 +52,10 @@ class Material:
         self.family, self.settings, self.device, self.dtype = family, settings, device, dtype
         self.seeds = [seed ^ ORDER_SEED for seed in seeds]
         self.portions = [replace(one, read=partial(self._read, one)) for one in portions]
-        self.scored = self._sample(held_out=False)
-        self.settings = settings.model_copy(update={"shuffle_rows": self._rows_to_shuffle()})
         # a share that holds no row out is a mistake whether or not anything is done with the rows
-        held_out = self._sample(held_out=True) if settings.held_out else []
-        self.held_out = held_out if settings.patience else []
+        self.scored, *held_out = self._samples([False, True] if settings.held_out else [False])
+        self.settings = settings.model_copy(update={"shuffle_rows": self._rows_to_shuffle()})
+        self.held_out = held_out[0] if settings.patience else []
 
     def _rows_to_shuffle(self) -> int:
         """As many rows as the job says, or as SHUFFLE_BYTES hold of rows as they are."""
@@ -98,12 +95,13 @@ class Material:
 
     def _refuse_not_finite(self, batch: Batch, portion: Portion) -> None:
         """DataError naming the first row to learn from whose numbers are not finite: no weights would come of it."""
-        wanted_N = self._wanted(batch)
+        # rows that stay together all take part, whatever their labels are for
+        taking_part_N = torch.ones_like(batch.uid_N, dtype=torch.bool) if self.family.whole else self._wanted(batch)
         for value in (*batch.inputs, *batch.kwargs.values()):
             if not isinstance(value, torch.Tensor) or not value.is_floating_point() or len(value) != batch.rows:
                 continue
             bad_N = ~value.flatten(1).isfinite().all(1) if value.ndim > 1 else ~value.isfinite()
-            bad_N &= wanted_N
+            bad_N &= taking_part_N
             if bool(bad_N.any()):
                 first = int(bad_N.nonzero()[0, 0])
                 numbers = value[first].reshape(-1)
@@ -130,31 +128,37 @@ class Material:
             return batch
         return replace(batch, label_N=batch.label_N.where(self._wanted(batch, held_out), NOTHING))
 
-    def _sample(self, *, held_out: bool) -> list[Batch]:
-        """The first SCORED_ROWS rows to learn from, or held out, in even batches; DataError if there are none."""
-        batches = (batch for portion in self.portions for batch in portion.read())
+    def _samples(self, held_out: Sequence[bool]) -> list[list[Batch]]:
+        """Rows to learn from, or held out, to be scored, in even batches; DataError if there are none."""
         if self.family.whole:
-            whole = [self._labelled(batch, held_out=held_out) for batch in batches]
-            if not any(bool((targets(self.family, one) != NOTHING).any()) for one in whole):
-                self._refuse(held_out)
-            return whole
-        found: list[Batch] = []
-        while sum(one.rows for one in found) < SCORED_ROWS and (batch := next(batches, None)) is not None:
-            found.append(take(batch, self._wanted(batch, held_out).nonzero()[:, 0]))
-        rows = sum(one.rows for one in found)
-        if not rows:
+            wholes = [batch for portion in self.portions for batch in portion.read()]
+            return [self._of_wholes(wholes, held_out=out) for out in held_out]
+        found = sampled(self.portions, [partial(self._wanted, held_out=out) for out in held_out])
+        return [
+            self._evenly(one) if one is not None else self._refuse(out)
+            for one, out in zip(found, held_out, strict=True)
+        ]
+
+    def _of_wholes(self, wholes: Sequence[Batch], *, held_out: bool) -> list[Batch]:
+        labelled = [self._labelled(batch, held_out=held_out) for batch in wholes]
+        if not any(bool((targets(self.family, one) != NOTHING).any()) for one in labelled):
             self._refuse(held_out)
-        joined = join(found)
+        return labelled
+
+    def _evenly(self, batch: Batch) -> list[Batch]:
         # logits of every token of a sequence are large: what fits when learning fits when scoring
         most = SCORED_BATCH_ROWS if self.family.objective == "classes" else self.settings.batch_rows
-        rows = min(rows, SCORED_ROWS)
-        parts = torch.arange(rows, device=self.device).chunk(ceil(rows / most))
-        return [take(joined, part) for part in parts]
+        parts = torch.arange(batch.rows, device=self.device).chunk(ceil(batch.rows / most))
+        return [take(batch, part) for part in parts]
 
     def _refuse(self, held_out: bool) -> NoReturn:
+        batches = [batch for portion in self.portions for batch in portion.read()]
+        if not held_out and any(bool(self._wanted(batch, held_out=True).any()) for batch in batches):
+            raise DataError(
+                f"training.held_out = {self.settings.held_out:g} leaves no row to train on: expected a smaller share"
+            )
         if not held_out:
             raise DataError("there is no row to train on: name a label column and a training split in the job")
-        batches = (batch for portion in self.portions for batch in portion.read())
         labelled = [take(batch, self._wanted(batch).nonzero()[:, 0]) for batch in batches]
         raise DataError(
             f"training.held_out = {self.settings.held_out:g} holds out none of "

@@ -20,7 +20,7 @@ from pipeline.models.base import Family, Task
 from pipeline.registry import families
 
 # raised whenever the same recipe would give other weights
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 
 
 @dataclass(frozen=True)

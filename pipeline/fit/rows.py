@@ -1,4 +1,4 @@
-"""Training rows in shuffled order, from memory that does not grow with the data.
+"""Training rows in shuffled order, and samples of them, from memory that does not grow with the data.
 
 Layer 2: knows chunks by their id and a function that reads them. Each epoch takes the chunks in the order of a hash and
 fills windows of at most `shuffle_rows` rows; within a window each model has its own order, by the hash of its seed. So
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from math import ceil, floor, log10
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.nn import functional
@@ -24,6 +24,11 @@ from pipeline.hashing import digest, row_hash
 
 # no statistic and no order may use this seed: held-out rows would be no fair sample
 HELD_OUT_SEED = 0x4E1D007
+SAMPLE_SEED = 0x5A3B1E
+# rows of a sample, those that it is drawn from, and the portions in which these lie: no more is read for it
+SAMPLE_ROWS = 4096
+DRAWN_FROM = 1 << 16
+SAMPLE_PORTIONS = 64
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,79 @@ def least_share(batch: Batch) -> float:
     exact = (int(row_hash(batch.uid_N, seed=HELD_OUT_SEED).min()) + 1) / 2.0**63
     scale = 10.0 ** (1 - floor(log10(exact)))
     return ceil(exact * scale) / scale
+
+
+class Sample:
+    """SAMPLE_ROWS of the rows that are added, drawn by the hash of their uid: no order of theirs matters."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._parts: list[Batch] = []
+        self._bound = 2**63 - 1
+
+    def add(self, batch: Batch) -> None:
+        """Look at some rows more."""
+        near = take(batch, (row_hash(batch.uid_N, seed=SAMPLE_SEED) <= self._bound).nonzero()[:, 0])
+        if near.rows:
+            self._parts.append(near)
+            self.rows += near.rows
+        if self.rows >= SAMPLE_ROWS + SAMPLE_ROWS // 4:
+            self.batch()
+
+    def batch(self) -> Batch:
+        """The rows drawn so far, in the order of their hashes; there must be some."""
+        joined = join(self._parts)
+        hash_N = row_hash(joined.uid_N, seed=SAMPLE_SEED)
+        order = hash_N.argsort(stable=True)[:SAMPLE_ROWS]
+        if len(order) == SAMPLE_ROWS:
+            self._bound = int(hash_N[order[-1]])
+        self._parts, self.rows = [take(joined, order)], len(order)
+        return self._parts[0]
+
+
+class _Part(Protocol):
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def rows(self) -> int: ...
+
+
+P = TypeVar("P", bound=_Part)
+
+
+def spread(portions: Sequence[P]) -> tuple[list[P], int, int]:
+    """The portions in the order to draw a sample in, how many of them it is to come of, and how many rows of each.
+
+    All rows where there are at most DRAWN_FROM; else as many rows from each of SAMPLE_PORTIONS portions, drawn by the
+    hash of their id: what lies in order, by class or by day, is then drawn from throughout.
+    """
+    if sum(portion.rows for portion in portions) <= DRAWN_FROM:
+        return list(portions), len(portions), DRAWN_FROM
+    order = sorted(portions, key=lambda portion: digest(["sample", portion.id]))
+    enough = min(len(order), SAMPLE_PORTIONS)
+    return order, enough, ceil(DRAWN_FROM / enough)
+
+
+def sampled(portions: Sequence[Portion], wanted: Sequence[Callable[[Batch], torch.Tensor]]) -> list[Batch | None]:
+    """For each of `wanted`, which says what rows of a batch, a sample of such rows; None where there are none.
+
+    Further portions are read as long as there is none.
+    """
+    order, enough, most = spread(portions)
+    samples = [Sample() for _ in wanted]
+    for number, portion in enumerate(order):
+        if number >= enough and all(sample.rows for sample in samples):
+            break
+        left = most
+        for batch in portion.read():
+            some = take(batch, slice(0, left))
+            for sample, which in zip(samples, wanted, strict=True):
+                sample.add(take(some, which(some).nonzero()[:, 0]))
+            left -= some.rows
+            if not left:
+                break
+    return [sample.batch() if sample.rows else None for sample in samples]
 
 
 def passes(portions: Sequence[Portion], keep_rows: int) -> Iterator[Iterator[Batch]]:

@@ -49,7 +49,9 @@ class Training(BaseModel):
         default=65_536, ge=1, le=MOST, description="rows held in memory to draw from, 1 GiB at most"
     )
     held_out: float = Field(default=0.0, ge=0, lt=1, description="share of the training rows to stop early by")
-    evaluate_steps: int = Field(default=100, ge=1, le=MOST, description="steps between two looks at the held-out rows")
+    evaluate_steps: int = Field(
+        default=100, ge=1, le=MOST, description="steps between two looks at the held-out rows, or at 4,096 of them"
+    )
     patience: int | None = Field(
         default=None, ge=1, description="looks without a new least loss after which training ends with the best weights"
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pipeline.errors import DataError, ModelError
+from pipeline.fit.rows import spread
 from pipeline.foreign.architecture import Architecture, auto_class, optional
 from pipeline.foreign.digests import known_digests
 from pipeline.foreign.files import CONFIG, ModelFiles, find_models, pin_of, read_model
@@ -77,8 +78,9 @@ def twins(
                 raise
             continue
         if module is not None:
-            chunk = chunks[0] if running_norms(module) else None
-            found[architecture] = Untrained(architecture, seed, data, chunk, numerics)
+            order, enough, _ = spread(chunks)
+            shown = tuple(order[:enough]) if running_norms(module) else ()
+            found[architecture] = Untrained(architecture, seed, data, shown, numerics)
     return found
 
 

@@ -23,7 +23,7 @@ from pipeline.models.base import Checkpoint
 from pipeline.sources.base import Chunk
 
 # raised whenever the same architecture and seed would give another untrained twin
-UNTRAINED_VERSION = 2
+UNTRAINED_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class Untrained:
     """The control of loaded models: what they are built as, its weights drawn anew.
 
     data      name of the data set that it is measured on
-    chunk     whose first rows its BatchNorm statistics are taken from; None where it has none
+    chunks    of whose rows its BatchNorm statistics are taken; none where it has no BatchNorm
     numerics  with which it sees those rows
     """
 
     architecture: Architecture
     seed: int
     data: str
-    chunk: Chunk | None
+    chunks: tuple[Chunk, ...]
     numerics: Numerics
 
     @property
@@ -84,11 +84,11 @@ class Untrained:
         """Its name, from how it is built, the seed, and what it has seen, how, and is to see."""
         # it is built and sees them in the type of its constructor
         how = self.numerics.model_dump(mode="json", exclude={"dtype"})
-        rows = None if self.chunk is None else [self.chunk.id, how]
+        rows = [[chunk.id for chunk in self.chunks], how] if self.chunks else None
         return digest(["untrained", UNTRAINED_VERSION, self.architecture.id, self.seed, self.data, rows])
 
     def checkpoint(self, rows: Iterable[Batch]) -> Checkpoint:
-        """Draw its weights; `rows` are those of its chunk. ModelError if some are not drawn by its constructor."""
+        """Draw its weights; `rows` are some of its chunks'. ModelError if some are not drawn by its constructor."""
         module = untrained(self.architecture.build, self.seed, (self.architecture.call.shown(one) for one in rows))
         if module is None:
             raise ModelError("its constructor leaves weights as the memory has them: it has no untrained twin")

@@ -12,11 +12,9 @@ from torch import nn
 
 from pipeline.batch import Batch
 from pipeline.errors import CensusError, ModelError, is_machines_fault
+from pipeline.fit.rows import SAMPLE_ROWS
 from pipeline.hashing import splitmix64
 from pipeline.models.norms import reestimated
-
-# rows that running statistics are taken from
-ROWS = 4096
 
 
 def untrained(build: Callable[[], nn.Module], seed: int, rows: Iterable[Batch] = ()) -> nn.Module | None:
@@ -37,7 +35,7 @@ def untrained(build: Callable[[], nn.Module], seed: int, rows: Iterable[Batch] =
     if any(bool(value.isnan().any()) for value in module.state_dict().values() if value.is_floating_point()):
         return None
     try:
-        return reestimated(module, rows, rows=ROWS)
+        return reestimated(module, rows, rows=SAMPLE_ROWS)
     except Exception as error:  # whatever the model's code raises
         if isinstance(error, CensusError) or is_machines_fault(error):
             raise

@@ -14,10 +14,12 @@ from pipeline.fit.course import CURVE_POINTS
 from pipeline.fit.loop import Diverged, Saved, fit
 from pipeline.fit.material import Material
 from pipeline.fit.recipe import Recipe
-from pipeline.fit.rows import Portion, is_held_out
+from pipeline.fit.rows import Portion, is_held_out, join, take
 from pipeline.models.base import Checkpoint, decode_checkpoint, encode_checkpoint
 from pipeline.registry import families
-from tests.fit.data import portions, recipe
+from tests.fit.data import batch as made_up
+from tests.fit.data import cut, portions, recipe
+from tests.models.build import EXAMPLES
 
 every_family = pytest.mark.parametrize("family", sorted(families()))
 
@@ -131,6 +133,28 @@ def test_the_untrained_twin_has_the_initial_weights_and_the_datas_statistics() -
     made = initial.get_submodule("block0.conv")(images)
     torch.testing.assert_close(twin.weights["block0.norm.running_mean"], made.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(twin.weights["block0.norm.running_var"], made.var((0, 2, 3)), rtol=1e-4, atol=1e-6)
+
+
+def test_rows_that_lie_in_order_are_scored_from_their_beginning_to_their_end() -> None:
+    whole = made_up(EXAMPLES["cnn"], 6000)
+    by_label = take(whole, whole.label_N.argsort(stable=True))
+    images = by_label.inputs[0] + by_label.label_N[:, None, None, None]
+    lying = replace(by_label, inputs=(images,))
+    one = recipe("cnn", held_out=0.7, patience=5, evaluate_steps=4, steps=4)
+    parts = [Portion(f"chunk{n}", 2000, lambda n=n: cut(lying, 2000 * n, 2000 * (n + 1), 100)) for n in range(3)]
+    material = Material(one.kind, one.settings, parts, seeds=[0], device=torch.device("cpu"), dtype=torch.float32)
+    classes = whole.label_N.bincount() / 6000
+    for found, held_out in ((material.scored, False), (material.held_out, True)):
+        label_N = torch.cat([some.label_N for some in found])
+        assert bool((is_held_out(join(found), 0.7) == held_out).all())
+        torch.testing.assert_close(label_N.bincount() / len(label_N), classes, atol=0.05, rtol=0)
+    # an untrained twin's statistics are those of all classes
+    twin = saved([one], parts)[0].checkpoint
+    torch.manual_seed(twin_seed(one))
+    made = one.build().get_submodule("block0.conv")(images[~is_held_out(lying, 0.7)])
+    spread = made.std((0, 2, 3))
+    assert bool(((twin.weights["block0.norm.running_mean"] - made.mean((0, 2, 3))).abs() < 0.1 * spread).all())
+    torch.testing.assert_close(twin.weights["block0.norm.running_var"], spread**2, rtol=0.1, atol=0)
 
 
 def twin_seed(one: Recipe) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
@@ -8,8 +9,24 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.errors import DataError
-from pipeline.fit.rows import Portion, draws, is_held_out, join, least_share, order_of, passes, take, windows
+from pipeline.fit.rows import (
+    DRAWN_FROM,
+    SAMPLE_PORTIONS,
+    SAMPLE_ROWS,
+    SAMPLE_SEED,
+    Portion,
+    draws,
+    is_held_out,
+    join,
+    least_share,
+    order_of,
+    passes,
+    sampled,
+    take,
+    windows,
+)
 from pipeline.fit.settings import Training
+from pipeline.hashing import row_hash
 
 
 def rows(start: int, stop: int) -> Batch:
@@ -140,3 +157,68 @@ def test_shorter_sequences_are_filled_up_and_masked() -> None:
     picked = take(joined, torch.tensor([[0, 5], [2, 3]]))
     assert picked.inputs[0].shape == (2, 2, 3, 6)
     assert picked.kwargs["mask"].sum(-1).tolist() == [[4, 5], [6, 6]]
+
+
+def in_order(chunks: int, size: int, batch_rows: int) -> list[Portion]:
+    """Rows of which chunk n has n · size …, each in batches."""
+
+    def read(number: int) -> Iterator[Batch]:
+        for start in range(0, size, batch_rows):
+            yield rows(number * size + start, number * size + min(start + batch_rows, size))
+
+    return [Portion(f"chunk{number}", size, lambda number=number: read(number)) for number in range(chunks)]
+
+
+def test_a_sample_is_of_rows_from_everywhere() -> None:
+    (sample,) = sampled(in_order(2, 10_000, 256), [every_row])
+    assert sample is not None
+    assert sample.rows == len(set(sample.uid_N.tolist())) == SAMPLE_ROWS
+    # half of them are of the second half, give or take five standard deviations
+    assert abs(int((sample.uid_N >= 10_000).sum()) - SAMPLE_ROWS / 2) < 5 * 0.5 * SAMPLE_ROWS**0.5
+    # and they come mixed
+    assert abs(int((sample.uid_N[:1000] >= 10_000).sum()) - 500) < 5 * 0.5 * 1000**0.5
+
+
+@pytest.mark.parametrize(("chunks", "size"), [(1, 9_000), (4, 2_250), (90, 100)])
+@pytest.mark.parametrize("batch_rows", [7, 100, 10_000])
+def test_a_sample_depends_on_its_rows_alone(chunks: int, size: int, batch_rows: int) -> None:
+    expected = rows(0, 9_000).uid_N
+    order = row_hash(expected, seed=SAMPLE_SEED).argsort()[:SAMPLE_ROWS]
+    (sample,) = sampled(in_order(chunks, size, batch_rows), [every_row])
+    assert sample is not None
+    assert sample.uid_N.tolist() == order.tolist()
+
+
+@pytest.mark.parametrize("batch_rows", [1000, 4096])
+def test_of_more_rows_a_sample_reads_as_many_from_portions_all_over(batch_rows: int) -> None:
+    read: Counter[int] = Counter()
+
+    def counted(batch: Batch) -> torch.Tensor:
+        for uid in batch.uid_N.tolist():
+            read[uid // 2000] += 1
+        return every_row(batch)
+
+    portions = in_order(100, 2000, batch_rows)
+    (sample,) = sampled(portions, [counted])
+    assert set(read.values()) == {DRAWN_FROM // SAMPLE_PORTIONS}
+    assert len(read) == SAMPLE_PORTIONS
+    assert max(read) - min(read) > 80
+    assert sample is not None
+    assert sample.rows == SAMPLE_ROWS
+    assert set((sample.uid_N // 2000).tolist()) == set(read)
+
+
+def test_a_sample_reads_on_until_there_is_a_row() -> None:
+    portions = in_order(100, 2000, 1000)
+    (first,) = sampled(portions, [every_row])
+    assert first is not None
+    seen = set((first.uid_N // 2000).tolist())
+    (last,) = set(range(100)) - seen - set(sorted(set(range(100)) - seen)[1:])
+
+    def of_one(batch: Batch) -> torch.Tensor:
+        return batch.uid_N // 2000 == last
+
+    found, none = sampled(portions, [of_one, lambda batch: batch.uid_N < 0])
+    assert found is not None
+    assert set((found.uid_N // 2000).tolist()) == {last}
+    assert none is None
