@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pipeline.errors import CensusError
 from pipeline.job import load_job
 from pipeline.models.base import decode_checkpoint
+from pipeline.registry import sources
 from pipeline.resolve import resolve
 from pipeline.store import open_store
 from tests.loaded import exported, job_of, put, table, take
@@ -52,12 +54,18 @@ def test_a_twin_has_norms_of_the_data_and_class_scores_are_found(allowed: None, 
     torch.manual_seed(0)
     put(tmp_path / "models" / "a.safetensors", dict(Normed().state_dict()))
     store = open_store(str(tmp_path / "store"))
-    outcome = take(job_of(tmp_path, builder("Normed")), store)
+    job = job_of(tmp_path, builder("Normed"))
+    outcome = take(job, store)
     assert outcome.failed == {}
     models = table(store, outcome.run, "models").set_index("name")
     twin = decode_checkpoint(store.get(f"models/{models.loc['Normed-init', 'model']}.safetensors")).weights
-    assert not torch.equal(twin["norm.running_mean"], torch.zeros(5))
-    assert (twin["norm.running_var"] - 1).abs().min() > 0.1
+    read = resolve(load_job(job), store)
+    source = sources()["digits"]("digits", read.job.data["digits"], store)
+    pixels = torch.cat([batch.inputs[0] for one in source.chunks("train") for batch in source.read(one, 256)])
+    assert len(pixels) > source.chunks("train")[0].rows
+    seen = functional.linear(pixels.flatten(1), twin["layer.weight"], twin["layer.bias"])
+    torch.testing.assert_close(twin["norm.running_mean"], seen.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(twin["norm.running_var"], seen.var(0), rtol=1e-5, atol=1e-6)
     scores = table(store, outcome.run, "scores")
     assert set(scores["metric"]) == {"accuracy", "log_loss"}
     assert models.loc["a", "family"] == "tests.test_loaded_builders:Normed"

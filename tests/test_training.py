@@ -18,7 +18,7 @@ from pipeline.models.base import checkpoint_key, decode_checkpoint
 from pipeline.plan import make_plan
 from pipeline.registry import families, sources
 from pipeline.resolve import resolve
-from pipeline.store import Store, open_store
+from pipeline.store import DirectoryStore, Store, open_store
 from pipeline.training import TrainTask, grouped, resume_key, run_train
 from tests.census import CNN, small_job
 
@@ -267,3 +267,16 @@ def test_the_digits_are_learned(
         found = scores(families()[family], model.eval(), digits.batches("test"))
     assert found["accuracy"] >= expected
     assert checkpoint.record["train_accuracy"] >= 0.99
+
+
+class Overtaken(DirectoryStore):
+    """Another worker stores what a training goes on from first, and removes it before it is read."""
+
+    def _create(self, key: str, content: bytes) -> bool:
+        return not key.startswith("training/") and super()._create(key, content)
+
+
+def test_two_workers_may_train_the_same(digits: Digits) -> None:
+    task = digits.task(digits.recipe(seed=17))
+    assert run_train(task, Overtaken(digits.store.url)) == {}
+    assert all(digits.store.keys(checkpoint_key(model)) for model in task.models)

@@ -105,7 +105,9 @@ def plain(model: nn.Module, rows: Batch, seed: int, training: Training, steps: i
     return model
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "adamw", "learning_rate": 0.003}, {"clip_norm": 0.3}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"optimizer": "adamw", "learning_rate": 0.003}, {"clip_norm": 0.3}, {"clip_norm": 30.0}]
+)
 @pytest.mark.parametrize("stacked", [True, False])
 def test_twenty_steps_are_those_of_plain_pytorch(settings: dict[str, Any], stacked: bool) -> None:
     task = Task((64,), 10)

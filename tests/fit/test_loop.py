@@ -18,7 +18,7 @@ from pipeline.fit.rows import Portion, is_held_out, join, take
 from pipeline.models.base import Checkpoint, decode_checkpoint, encode_checkpoint
 from pipeline.registry import families
 from tests.fit.data import batch as made_up
-from tests.fit.data import cut, portions, recipe
+from tests.fit.data import cut, graph, portions, recipe
 from tests.models.build import EXAMPLES
 
 every_family = pytest.mark.parametrize("family", sorted(families()))
@@ -205,6 +205,19 @@ def test_early_stopping_keeps_the_weights_of_the_least_held_out_loss() -> None:
     )
 
 
+def test_a_training_taken_up_again_ends_as_early() -> None:
+    noisy = [replace(one, read=lambda one=one: map(shuffled_labels, one.read())) for one in portions(rows=90)]
+    settings = {"held_out": 0.3, "patience": 3, "evaluate_steps": 5, "optimizer": "adamw", "learning_rate": 0.02}
+    one = recipe(steps=200, checkpoints=tuple(range(1, 200)), **settings)
+    events = saved([one], noisy)
+    stopped = events[-1].checkpoint.record["stopped"]
+    for before in (1, 6, 11):
+        event = events[stopped - before]
+        assert event.step == stopped - before
+        rest = checkpoints([one], noisy, [decode_checkpoint(encode_checkpoint(event.resume))])
+        assert rest[0, 200] == encode_checkpoint(events[-1].checkpoint)
+
+
 def shuffled_labels(batch: Batch) -> Batch:
     return replace(
         batch, label_N=torch.randint(4, (batch.rows,), generator=torch.Generator().manual_seed(int(batch.uid_N[0])))
@@ -220,6 +233,19 @@ def test_a_share_that_holds_no_row_out_is_refused_with_the_least_that_does(patie
     least = float(str(caught.value).rpartition(" ")[2])
     assert sum(int(is_held_out(batch, least).sum()) for portion in rows for batch in portion.read()) == 1
     next(fit([recipe(held_out=least, patience=patience)], rows))
+
+
+def test_a_share_that_leaves_no_row_is_refused() -> None:
+    with pytest.raises(DataError, match=r"^training.held_out = 0.999999 leaves no row to train on: expected a smaller"):
+        next(fit([recipe(held_out=0.999999, patience=3)], portions(rows=90)))
+
+
+def test_of_a_graph_no_number_may_be_missing() -> None:
+    whole = graph()
+    whole.inputs[0][-1, 2] = float("nan")  # of a node whose label is not for training
+    rows = [Portion("chunk0", whole.rows, lambda: iter([whole]))]
+    with pytest.raises(DataError, match=rf"^the row of uid {whole.uid_N[-1]}: number 2 \(from 0\) is nan in float32"):
+        saved([recipe("gcn")], rows)
 
 
 def test_held_out_rows_are_never_learned_from() -> None:
