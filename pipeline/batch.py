@@ -50,3 +50,22 @@ class Batch:
             return model(*self.inputs, **self.kwargs)
         except SystemExit as error:
             raise RuntimeError(f"it would end the program (SystemExit: {error})") from error
+
+
+def misnamed(uid_N: Any) -> str | None:
+    """What is wrong with the uids of some rows: they are int64, one for each row, none negative or twice the same."""
+    if not isinstance(uid_N, torch.Tensor) or uid_N.dtype != torch.int64 or uid_N.dim() != 1:
+        is_tensor = isinstance(uid_N, torch.Tensor)
+        dtype = f"{str(uid_N.dtype).removeprefix('torch.')} of shape {tuple(uid_N.shape)}" if is_tensor else ""
+        found = dtype or f"a {type(uid_N).__name__}"
+        return f"uid_N is {found}: expected a tensor of int64, one for each row"
+    if not len(uid_N) or (int(uid_N[0]) >= 0 and bool((uid_N[1:] > uid_N[:-1]).all())):
+        # as rows of a file are named: nothing need be sorted
+        return None
+    if int(uid_N.min()) < 0:
+        return f"uid_N has {int(uid_N.min())}: expected names from 0 on"
+    value, times = uid_N.unique(return_counts=True)
+    if len(value) == len(uid_N):
+        return None
+    most = times.argmax()
+    return f"uid_N has {int(value[most])} {int(times[most])} times: expected another for each row"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.batch import Batch
+from pipeline.batch import Batch, misnamed
 from pipeline.errors import DataError
 
 # under this argument a dictionary says which positions are real, as tokenizers put it
@@ -61,18 +61,9 @@ def _refuse_labels(label: torch.Tensor, axes: str, batch: Batch, classes: int) -
 
 def _with_names(batch: Batch) -> Batch:
     """The batch; DataError unless its uids are int64, one for each row, none negative or twice the same."""
-    uid_N = batch.uid_N
-    if not isinstance(uid_N, torch.Tensor) or uid_N.dtype != torch.int64 or uid_N.dim() != 1:
-        is_tensor = isinstance(uid_N, torch.Tensor)
-        dtype = f"{str(uid_N.dtype).removeprefix('torch.')} of shape {tuple(uid_N.shape)}" if is_tensor else ""
-        found = dtype or f"a {type(uid_N).__name__}"
-        raise DataError(f"uid_N is {found}: expected a tensor of int64, one for each row")
-    if batch.rows and int(uid_N.min()) < 0:
-        raise DataError(f"uid_N has {int(uid_N.min())}: expected names from 0 on")
-    value, times = uid_N.unique(return_counts=True)
-    if len(value) < batch.rows:
-        most = times.argmax()
-        raise DataError(f"uid_N has {int(value[most])} {int(times[most])} times: expected another for each row")
+    problem = misnamed(batch.uid_N)
+    if problem is not None:
+        raise DataError(problem)
     return batch
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from pipeline.devices import device_asked
 from pipeline.entry_models import models_of, refuse_without_rows
-from pipeline.errors import DataError, MissingData, StoreError, nearest
+from pipeline.errors import ContractError, DataError, MissingData, StoreError, nearest
 from pipeline.hashing import digest
 from pipeline.job import Job, job_identity, misfit
 from pipeline.job_sections import DataSpec, Numerics
@@ -172,6 +172,8 @@ def resolve(job: Job, store: Store) -> Resolved:
     models = once(model for one in entries for model in models_of(job, one, found[one.spec.data], findings))
     refuse_duplicates(job, models)
     used = sorted({model.data for model in models})
+    for name in used:
+        _refuse_one_id(job, name, found[name])
     return Resolved(
         job=job,
         models=models,
@@ -209,6 +211,24 @@ def _split(job: Job, data: str, name: str, source: Source) -> Split:
         expected = f"splits with rows to measure, and there is none of {name!r}; {nearest(name, source.splits())}"
         raise misfit(job, f"data.{data}.measure", list(job.data[data].measure), expected)
     return Split(data, name, chunks)
+
+
+def _refuse_one_id(job: Job, data: str, source: Source) -> None:
+    """ContractError where different rows have one id: states of some would stand for those of others."""
+    spec, found = job.data[data], dict[str, Chunk]()
+    for split in dict.fromkeys((spec.train, *_measured(spec))):
+        for chunk in source.chunks(split):
+            first = found.setdefault(chunk.id, chunk)
+            if replace(first, url=chunk.url) != chunk:
+                file = f"{type(source).__module__.replace('.', '/')}.py"
+                raise ContractError(
+                    f"{file}: chunks(): id {chunk.id} stands for {_of(first)} and for {_of(chunk)}: expected a digest of "
+                    "all that decides which rows a chunk has"
+                )
+
+
+def _of(chunk: Chunk) -> str:
+    return f"{chunk.split!r} of {chunk.url}, groups {chunk.start} to {chunk.stop - 1}"
 
 
 def _measured(spec: DataSpec) -> tuple[str, ...]:

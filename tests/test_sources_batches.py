@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.batch import Batch
+from pipeline.batch import Batch, misnamed
 from pipeline.errors import ContractError, DataError
 from pipeline.job_sections import Columns
 from pipeline.rows.reading import Piece, batched, prefetched
@@ -65,6 +66,36 @@ def test_a_batch_has_a_uid_and_a_label_for_each_row(tmp_path: Path, named: str):
     reading.join = join
     with pytest.raises(ContractError, match=rf"a batch has \d+ {named}; expected \d+, one for each row$"):
         list(reading)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda batch: {"uid_N": batch.uid_N * 0}, r"uid_N has 0 7 times: expected another for each row"),
+        (lambda batch: {"uid_N": -1 - batch.uid_N}, r"uid_N has -\d+: expected names from 0 on"),
+        (lambda batch: {"uid_N": batch.uid_N.int()}, r"uid_N is int32 of shape \(7,\): expected a tensor of int64"),
+        (lambda batch: {"label_N": batch.label_N.float()}, r"label_N is float32: expected int64"),
+    ],
+)
+def test_names_and_labels_are_as_a_batch_has_them(tmp_path: Path, change: Any, problem: str):
+    source = parquet(write(tmp_path / "a.parquet", rows_table(20)))
+    chunk = source.chunks("test")[0]
+    reading = source.read(chunk, 7)
+    joined = reading.join
+
+    def join(stretches: Any) -> Batch:
+        batch = joined(stretches)
+        return replace(batch, **change(batch))
+
+    reading.join = join
+    with pytest.raises(ContractError, match=rf"^{re.escape(reading.where)}: {problem}"):
+        list(reading)
+
+
+def test_uids_need_not_rise():
+    assert misnamed(torch.tensor([3, 1, 2])) is None
+    assert misnamed(torch.tensor([3, 1, 3])) == "uid_N has 3 2 times: expected another for each row"
+    assert misnamed(torch.tensor([], dtype=torch.int64)) is None
 
 
 def test_a_reading_can_be_repeated(tmp_path: Path):

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from pipeline.batch import Batch
+import torch
+
+from pipeline.batch import Batch, misnamed
 from pipeline.errors import ContractError, DataError
 
 T = TypeVar("T")
@@ -100,6 +102,11 @@ class Reading(Generic[G, T]):
         for named, count in counts.items():
             if count != expected:
                 raise ContractError(f"{self.where}: a batch has {count} {named}; expected {expected}, one for each row")
+        problem = misnamed(batch.uid_N)
+        if batch.label_N is not None and batch.label_N.dtype != torch.int64:
+            problem = f"label_N is {str(batch.label_N.dtype).removeprefix('torch.')}: expected int64"
+        if problem is not None:
+            raise ContractError(f"{self.where}: {problem}")
         return batch
 
     def _counted(self, fetched: Iterator[G]) -> Iterator[Piece[T]]:
