@@ -242,7 +242,9 @@ def keys(name: str | None) -> None:
 @click.option(
     "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="File to write instead of stdout."
 )
-@click.option("--rows", default=50, show_default=True, type=click.IntRange(min=0), help="Rows of a table; 0: all.")
+@click.option(
+    "--rows", default=50, show_default=True, type=click.IntRange(min=0), help="Rows of a table; 0: all, up to 10,000."
+)
 def query(
     sql: str | None, url: str, question: str | None, run: str | None, form: str | None, output: Path | None, rows: int
 ) -> None:
@@ -298,7 +300,9 @@ def tables(name: str | None, form: str) -> None:
 @click.option("--run", metavar="ID", help="Only this run; the beginning of its id is enough.")
 @click.option("--data", metavar="NAME", help="Data set, where the model was measured on several.")
 @click.option("--split", metavar="NAME", help="Split. [default: test if there is one]")
-@click.option("--row", metavar="UID", type=click.IntRange(min=0), help="Print this row instead, as it was measured on.")
+@click.option(
+    "--row", metavar="UID", type=click.IntRange(0, 2**63 - 1), help="Print this row instead, as it was measured on."
+)
 @click.option("--job", metavar="JOB.toml", help="For --row: where the data's relative names begin. [default: here]")
 def show(
     neuron: tuple[str, ...],

@@ -149,7 +149,9 @@ def ask_arrow(con: Connection, sql: str) -> Any:
 
 def _check(con: Connection, sql: str) -> None:
     statements = con.extract_statements(sql)
-    if len(statements) != 1 or statements[0].type.name not in _QUESTIONS:
+    if len(statements) != 1:
+        raise QueryError(f"{'no' if not statements else len(statements)} questions: expected one (SELECT …)")
+    if statements[0].type.name not in _QUESTIONS:
         raise QueryError(_READ_ONLY)
 
 
@@ -175,7 +177,10 @@ def _explained() -> Iterator[None]:
         if said.startswith("KeyboardInterrupt"):  # it came while the file system was reading
             raise KeyboardInterrupt from error
         if _is_of_a_file(error, text, said):
-            hint = "run `neuron-census verify`, which says what is missing or was changed"
+            hint = (
+                "run `neuron-census verify`, which says what is missing or changed; what cannot be restored is made "
+                "again by its job, once the run's folder is removed"
+            )
             raise StoreError(f"a table cannot be read: {said}; {hint}") from error
         raise QueryError(_with_nearest_table(text)) from error
     except RuntimeError as error:

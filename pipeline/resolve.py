@@ -222,8 +222,8 @@ def _refuse_one_id(job: Job, data: str, source: Source) -> None:
             if replace(first, url=chunk.url) != chunk:
                 file = f"{type(source).__module__.replace('.', '/')}.py"
                 raise ContractError(
-                    f"{file}: chunks(): id {chunk.id} stands for {_of(first)} and for {_of(chunk)}: expected a digest of "
-                    "all that decides which rows a chunk has"
+                    f"{file}: chunks(): id {chunk.id} stands for {_of(first)} and for {_of(chunk)}: expected a digest "
+                    "of all that decides which rows a chunk has"
                 )
 
 

@@ -19,6 +19,9 @@ from pipeline.report.formats import WRITERS, whole_file, write_parquet
 from pipeline.report.printing import fitted
 from pipeline.report.questions import Question
 
+# a table's columns are as wide as their widest value, and rich takes a millisecond a row
+MOST_ROWS = 10_000
+
 
 def write_answer(
     con: Connection, question: Question, console: Console, *, form: str | None, output: Path | None, limit: int
@@ -62,8 +65,10 @@ def _not_measured(con: Connection, question: Question) -> list[str]:
 
 
 def print_answer(answer: Answer, console: Console, *, limit: int) -> None:
-    """Print the first `limit` rows (0: all), and say if there are more."""
-    rows = list(islice(answer.rows, limit + 1)) if limit else list(answer.rows)
+    """Print the first `limit` rows (0: all), and say if there are more. QueryError of more than MOST_ROWS."""
+    rows = list(islice(answer.rows, (limit or MOST_ROWS) + 1))
+    if len(rows) > MOST_ROWS:
+        raise QueryError(f"over {MOST_ROWS:,} rows are too many for a table: expected --format csv, json or parquet")
     shown = rows[:limit] if limit else rows
     if not rows:
         console.print(Text(f"no rows ({', '.join(answer.columns)})", style="dim"), soft_wrap=False)

@@ -33,7 +33,8 @@ COLUMNS = (
     Column("rank", "int32", "Place within unit and kind, from 0; octaves follow each other by rising z.", "index",
            "≥ 0", table="exemplars"),
     Column("uid", "int64", "The row.", "row uid", "≥ 0",
-           formula="least −z, z, −match, or splitmix64(splitmix64(splitmix64(seed) + unit) ^ uid); then uid",
+           formula="least −z, z, −match, or splitmix64(splitmix64(splitmix64(seed) + unit) ^ uid), "
+                   f"seed = 0x{SEED:X}; then uid",
            table="exemplars"),
     Column("position", "int64", "Which position of the row: where z is greatest (smallest, or the match best).",
            "index", "≥ 0", formula="argmax over positions of z (−z, match), the least of equals", table="exemplars"),

@@ -48,8 +48,13 @@ _SIGNED = (
 )
 _TERM = "t_c = f_c/N·ln(f_c·N/(n_c·F)); n, f: rows and firing rows of the class, N, F: of all"
 # the control's, whose classes keep their real sizes
-_DRAWN = "; f_c: n_c · the share of rows with label′ = c that fire (of all rows, where none has it), F = Σf_c"
-_DRAWN_MEANS = "; of the means by label′"
+_LABEL = (
+    f"; label′: the class in whose share of Σ prior (1 each, where it is empty) splitmix64(s ^ uid)/2⁶³ falls, "
+    f"s = splitmix64(splitmix64(0x{NULL_SEED:X})); of a position uid = splitmix64(splitmix64(splitmix64("
+    f"0x{POSITION_SEED:X}) + position) ^ uid); splitmix64 of Steele et al. 2014, without its sign bit"
+)
+_DRAWN = "; f_c: n_c · the share of rows with label′ = c that fire (of all rows, where none has it), F = Σf_c" + _LABEL
+_DRAWN_MEANS = "; of the means by label′" + _LABEL
 
 
 def _columns_of(suffix: str, note: str, drawn: str = "", drawn_means: str = "") -> tuple[Column, ...]:
@@ -64,7 +69,8 @@ def _columns_of(suffix: str, note: str, drawn: str = "", drawn_means: str = "") 
                formula=f"argmax t_c, ties to the lowest; {_TERM}"),
         column("class_selectivity", "How far the class with the greatest mean output stands out from the others",
                dtype="float64", range="[0, 1]", null=_SIGNED, formula="(µ_max − µ_rest)/(µ_max + µ_rest), "
-               "µ_rest: mean of the other classes' mean a", source="Morcos et al. 2018", se=True),
+               "µ_c: mean over the class's rows of a row's "
+               "greatest a, µ_rest: mean of the other classes' µ_c", source="Morcos et al. 2018", se=True),
         column("class_information", "Mutual information of firing and class", dtype="float64", unit="nat", range="≥ 0",
                null=f"{_FIRING}; NaN without rows", formula="Σ_c Σ_fires p(c, fires)·ln(p(c, fires)/(p(c)·p(fires)))",
                se=True),
