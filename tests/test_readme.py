@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+import pipeline.sources
+from pipeline import registry
 from pipeline.job import load_job
 from pipeline.measure import measure
-from pipeline.models.base import checkpoint_key
+from pipeline.models.base import checkpoint_key, decode_checkpoint
 from pipeline.query import Connection, ask, ask_arrow, connect
 from pipeline.report import questions
 from pipeline.statistics.base import Statistic
@@ -33,10 +36,16 @@ NAMED_QUESTIONS = [question.sql for question in questions.QUESTIONS.values()]
 MOST_LINES = 60
 
 
+def block_with(constant: str) -> str:
+    """The file of the README that makes the constant."""
+    (found,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if f"\n{constant} = " in block]
+    return found
+
+
 @pytest.fixture(scope="module")
 def statistic(tmp_path_factory: pytest.TempPathFactory) -> Statistic:
     """The statistic that the README adds, from a file as it stands there."""
-    (source,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "STATISTIC = " in block]
+    source = block_with("STATISTIC")
     assert len(source.splitlines()) <= MOST_LINES
     path = tmp_path_factory.mktemp("added") / "variation.py"
     path.write_text(source, encoding="utf-8")
@@ -61,6 +70,51 @@ def test_the_statistic_is_measured(statistic: Statistic) -> None:
     found = measure(layer, x.split(8), statistics=[statistic])["neurons"]["variation"].to_numpy()
     z = layer(x).detach().double().numpy()
     np.testing.assert_allclose(found, z.std(0) / np.abs(z).mean(0), rtol=1e-6)
+
+
+NPZ = """
+name = "added"
+[data.made]
+source = "npz"
+url = "made.npz"
+chunk_rows = 70
+measure = ["train", "test"]
+[[models]]
+family = "mlp"
+data = "made"
+hyperparameters = { widths = [6] }
+training = { steps = 5 }
+[statistics.response]
+[statistics.labels]
+"""
+
+
+def test_the_source_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "npz.py").write_text(block_with("SOURCE"), encoding="utf-8")
+    monkeypatch.setattr(pipeline.sources, "__path__", [*pipeline.sources.__path__, str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "pipeline.sources.npz", None)  # taken out again behind the test
+    monkeypatch.delitem(sys.modules, "pipeline.sources.npz")
+    registry._found.cache_clear()
+    try:
+        random = np.random.default_rng(0)
+        x, split = random.normal(size=(300, 2, 4)), random.choice(["train", "test"], 300, p=[0.8, 0.2])
+        np.savez(tmp_path / "made.npz", x=x, y=x[:, 0].argmax(1), split=split)
+        (tmp_path / "made.toml").write_text(NPZ)
+        _, store = run_inline(load_job(tmp_path / "made.toml"), str(tmp_path / "store"))
+        with closing(connect(store)) as con:
+            asked = (
+                "SELECT model, split, n, z_mean FROM neurons WHERE site = 'hidden0' AND model IN "
+                "(SELECT model FROM models WHERE name = 'mlp-0') ORDER BY split, unit"
+            )
+            rows = list(ask(con, asked).rows)
+        assert [row[2] for row in rows] == [int((split == row[1]).sum()) for row in rows]
+        weights = decode_checkpoint(store.get(checkpoint_key(rows[0][0]))).weights
+        z = x.reshape(300, 8).astype(np.float32).astype(float) @ weights["hidden0.weight"].double().numpy().T
+        z += weights["hidden0.bias"].double().numpy()
+        expected = np.concatenate([z[split == one].mean(0) for one in ("test", "train")])
+        np.testing.assert_allclose([row[3] for row in rows], expected, rtol=1e-5, atol=1e-7)
+    finally:
+        registry._found.cache_clear()
 
 
 LOADED = """
