@@ -66,7 +66,10 @@ class Columns(Section):
         description="column with the class: an integer, or one of `labels`; of series and tokens also lists, one for "
         "each position",
     )
-    key: str | None = Field(default=None, description="column that names a row: integers ≥ 0 or strings, unique")
+    key: str | None = Field(
+        default=None,
+        description="column that names a row: integers ≥ 0 or strings, each there once; within a chunk that is checked",
+    )
     split: str | None = Field(default=None, description="column with the split; without it all rows are split 'all'")
     shape: tuple[PositiveInt, ...] | None = Field(default=None, description="shape of a row's features, [8, 8] say")
 
