@@ -140,8 +140,24 @@ def test_a_tally_is_that_of_its_parts(rows: list[tuple[str | None, float | None]
             np.testing.assert_allclose(found.square, np.var(numbers) * len(numbers), rtol=1e-6, atol=1e-3)
 
 
-def test_what_never_varies_is_not_blown_up():
-    assert Moments(3, 5.0, 0.0).std == 1.0
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 1e-30, 1e30, -7e-3])
+@pytest.mark.parametrize("parts", [[1000], [999, 1], [7] * 30, [0, 3, 0]])
+def test_what_never_varies_is_not_blown_up(value: float, parts: list[int]):
+    rows = [{"x": pa.array([value] * part, pa.float64())} for part in parts]
+    moments = tallied(rows, (), ("x",)).moments["x"]
+    assert (moments.std, moments.mean) == (1.0, pytest.approx(value, rel=1e-15))
+    varied = tallied([*rows, {"x": pa.array([value * 1.5])}], (), ("x",)).moments["x"]
+    assert varied.std == pytest.approx(np.std([*[value] * sum(parts), value * 1.5]), rel=1e-12)
+    assert Moments().std == 1.0
+
+
+def test_a_column_that_training_never_sees_vary_stays_what_it_is(tmp_path: Path):
+    train, test = people(1000, split="train"), people(10, seed=1, split="test")
+    pq.write_table(train.set_column(1, "hours", pa.array([0.1] * 1000)), tmp_path / "a.parquet", row_group_size=300)
+    pq.write_table(test.set_column(1, "hours", pa.array([0.3] * 10)), tmp_path / "b.parquet")
+    source = tabular(tmp_path, store=str(tmp_path / "store"))
+    assert read(source, "train")[0][:, 1].abs().max() < 1e-9
+    np.testing.assert_allclose(read(source, "test")[0][:, 1], 0.2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("more", [0, 200])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,16 @@ from pipeline.store import MissingObject, Store
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squares about the mean (Chan, Golub & LeVeque 1979) of what float32 holds of a column."""
+    """Count, mean and sum of squares about the mean (Chan, Golub & LeVeque 1979) of what float32 holds of a column.
+
+    And the extremes: of equal numbers the rounded mean is none of them, and the squares about it are not 0.
+    """
 
     n: int = 0
     mean: float = 0.0
     square: float = 0.0
+    least: float = inf
+    greatest: float = -inf
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both."""
@@ -35,12 +41,14 @@ class Moments:
             return self
         n, apart = self.n + other.n, other.mean - self.mean
         square = self.square + other.square + apart**2 * self.n * other.n / n
-        return Moments(n, self.mean + apart * other.n / n, square)
+        extremes = min(self.least, other.least), max(self.greatest, other.greatest)
+        return Moments(n, self.mean + apart * other.n / n, square, *extremes)
 
     @property
     def std(self) -> float:
         """The standard deviation, dividing by n; 1 where nothing varies."""
-        return (self.square / self.n) ** 0.5 if self.square > 0 else 1.0
+        varies = self.least < self.greatest and self.square > 0
+        return (self.square / self.n) ** 0.5 if varies else 1.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,8 @@ def _moments(column: pa.Array) -> Moments:
     if not len(values):
         return Moments()
     mean = float(values.mean())
-    return Moments(len(values), mean, float(np.square(values - mean).sum()))
+    square = float(np.square(values - mean).sum())
+    return Moments(len(values), mean, square, float(values.min()), float(values.max()))
 
 
 def frequent(counts: Mapping[str, int], *, least: int, most: int) -> tuple[str, ...]:
@@ -141,7 +150,7 @@ UNKNOWN = 0
 # how it is written
 UNSEEN = "(unseen)"
 # raised whenever the same rows would give another vocabulary
-TALLY_VERSION = 2
+TALLY_VERSION = 3
 
 
 # a million values take a second to read and parse, which every task of every model would wait for
