@@ -181,6 +181,27 @@ def test_a_null_number_is_unreadable_and_a_null_category_is_not(tmp_path: Path):
         read(source, "train")
 
 
+@pytest.mark.parametrize("fill", [None, 0])
+def test_rows_that_are_unreadable_are_not_counted(tmp_path: Path, fill: float | None):
+    rows = 200
+    table, lacking = people(rows, split="train"), np.arange(rows) % 2 == 1
+    hours = table["hours"].to_numpy() + 100 * lacking
+    work = np.where(lacking, "only there", table["work"].to_numpy())
+    table = table.set_column(0, "age", pa.array(table["age"].to_numpy(), mask=lacking))
+    table = table.set_column(1, "hours", pa.array(hours)).set_column(2, "work", pa.array(work))
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=70)
+    options = {"categories": CATEGORIES, **({} if fill is None else {"fill": fill})}
+    spec = DataSpec(url=str(tmp_path), columns=COLUMNS, classes=2, options=options, max_unreadable=1.0)
+    source = Tabular("rows", spec, open_store(str(tmp_path / "store")))
+    x, category = read(source, "train")
+    shown = np.ones(rows, dtype=bool) if fill is not None else ~lacking
+    assert len(x) == shown.sum()
+    expected = (hours[shown] - hours[shown].mean()) / hours[shown].std()
+    np.testing.assert_allclose(x[:, 1], expected, rtol=1e-5, atol=1e-5)
+    assert ("only there" in source.names.values[0]) == (fill is not None)
+    assert (category[:, 0] > 0).all()
+
+
 def gaps(rows: int = 60) -> pa.Table:
     """Nulls in most rows: as integers, as NaN, and as truth values."""
     some = np.random.default_rng(3).random((3, rows)) < 0.4

@@ -122,7 +122,7 @@ def position_labels(
     first value that is no class.
     """
     listed_N = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
-    usable_N = (listed_N == length_N) | (listed_N < 0)
+    usable_N = has_fitting_labels(column, length_N)
     wrong = np.flatnonzero(~usable_N)
     reason = f"{listed_N[wrong[0]]} labels for {length_N[wrong[0]]} positions" if len(wrong) else ""
     known = column if usable_N.all() else column.filter(pa.array(usable_N))
@@ -137,6 +137,13 @@ def position_labels(
     kept_V = place_V < positions
     label_NT[row_V[kept_V], place_V[kept_V]] = label_V[kept_V]
     return PositionLabels(label_NT, usable_N, reason)
+
+
+def has_fitting_labels(column: pa.Array, length_N: np.ndarray) -> np.ndarray:
+    """Which rows have a list of as many labels as they have positions, or a null in its place."""
+    listed_N = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
+    fits_N: np.ndarray = (listed_N == length_N) | (listed_N < 0)
+    return fits_N
 
 
 def key_uids(column: pa.Array) -> np.ndarray:

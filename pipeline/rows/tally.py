@@ -150,7 +150,7 @@ UNKNOWN = 0
 # how it is written
 UNSEEN = "(unseen)"
 # raised whenever the same rows would give another vocabulary
-TALLY_VERSION = 3
+TALLY_VERSION = 4
 
 
 # a million values take a second to read and parse, which every task of every model would wait for
