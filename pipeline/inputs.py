@@ -10,7 +10,7 @@ import glob
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -53,6 +53,7 @@ def list_inputs(url_or_glob: str) -> list[InputFile]:
             for name, entry in sorted(found.items())
             if "/." not in name.removeprefix(named) and "/_" not in name.removeprefix(named)
         }
+        _refuse_unfit_names(data)
         _refuse_broken_links(data)
         files = [
             InputFile(
@@ -70,6 +71,15 @@ def list_inputs(url_or_glob: str) -> list[InputFile]:
                 f"{url_or_glob}: there is no such file, directory or match; {meant}expected at least one data file"
             )
     return files
+
+
+def _refuse_unfit_names(names: Iterable[str]) -> None:
+    """DataError at the first name that no table and no reader of a format can have."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{os.fsencode(name)!r}: its name is not UTF-8; rename it") from None
 
 
 def _refuse_broken_links(found: dict[str, dict[str, Any]]) -> None:
