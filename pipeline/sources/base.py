@@ -380,7 +380,7 @@ class FileSource(RowGroupSource):
     def lists_labels(self, footer: Footer) -> bool:
         """Whether a file has a column of labels that is one of lists."""
         label = self.spec.columns.label
-        return label in footer.schema.names and is_list(footer.schema.field(label).type)
+        return footer.schema.names.count(label) == 1 and is_list(footer.schema.field(label).type)
 
     @cached_property
     def training_identity(self) -> list[Any]:
