@@ -101,6 +101,14 @@ def test_what_is_no_series_is_unreadable(tmp_path: Path, bad: list | None, reaso
         read(series(path))
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint64()], ids=str)
+def test_numbers_that_float64_rounds_are_read_beside_a_null(tmp_path: Path, kind: pa.DataType):
+    path = write(tmp_path / "a.parquet", [[2**60 + 1, None], [2**60 + 1, 3]], pa.list_(kind))
+    (batch,), reading = read(series(path, (1, 2), max_unreadable=0.5))
+    assert batch.inputs[0].tolist() == [[[2.0**60, 3.0]]]
+    assert [(one.first_row, one.reason) for one in reading.damage] == [(0, "a number of the list is null")]
+
+
 def test_shorter_series_are_refused_unless_the_job_says_ragged(tmp_path: Path):
     path = write(tmp_path / "a.parquet", [[[1.0, 2.0]] * 5, [[1.0, 2.0]] * 4])
     with pytest.raises(DataError, match="row 1: the sequence has 4 steps, expected 5"):

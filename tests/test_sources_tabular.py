@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import DataError, JobError
+from pipeline.errors import DataError, JobError, SpoiltObject
 from pipeline.executor import InlineExecutor
 from pipeline.job import load_job
 from pipeline.job_sections import Columns, DataSpec
@@ -311,6 +311,44 @@ def test_a_category_that_is_no_text_is_unknown(tmp_path: Path, values: int, enco
     assert source.categories[0] == values + 1
     (known, unknown), _ = read(source, "test")[1].T
     assert (known > 0, unknown) == (True, 0)
+
+
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint64()], ids=str)
+def test_whole_numbers_that_float64_rounds_are_counted(tmp_path: Path, kind: pa.DataType, null: bool):
+    age = [1_700_000_000_000_000_001 + 10**15 * row for row in range(50)]
+    column = pa.array([None if null and row == 7 else value for row, value in enumerate(age)], kind)
+    pq.write_table(people(50, split="train").set_column(0, "age", column), tmp_path / "a.parquet")
+    options = {"categories": ("work",), **({"fill": "mean"} if null else {})}
+    x, _ = read(tabular(tmp_path, store=str(tmp_path / "store"), options=options), "train")
+    kept = np.array([float(value) for row, value in enumerate(age) if not (null and row == 7)])
+    expected = (np.array(age, dtype=float) - kept.mean()) / kept.std()
+    expected[7] = 0 if null else expected[7]
+    np.testing.assert_allclose(x[:, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [127, 128, 200])
+@pytest.mark.parametrize("index", [pa.uint8(), pa.int8(), pa.int32()], ids=str)
+def test_a_null_beside_as_many_values_as_a_narrow_type_holds(values: int, index: pa.DataType):
+    values = min(values, 128) if index == pa.int8() else values
+    names = [f"v{value}" for value in range(values)]
+    column = pa.DictionaryArray.from_arrays(pa.array([*range(values), None], index), pa.array(names))
+    assert Numbering(names).of(column).tolist() == [*range(1, values + 1), 0]
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b'{"values": {}}', b"\xff", b'{"scales": [], "values": {}}'])
+def test_a_damaged_tally_is_named(tmp_path: Path, content: bytes):
+    pq.write_table(people(60), tmp_path / "a.parquet")
+    store = open_store(str(tmp_path / "store"))
+    tabular(tmp_path, store=store.url).chunks("test")
+    (key,) = store.keys("data/vocabularies/")
+    forget_parsed()
+    store.remove(key)
+    store.put_once(key, content)
+    with pytest.raises(SpoiltObject, match=rf"^{key} is damaged \(.*\); delete it and run again$"):
+        tabular(tmp_path, store=store.url).chunks("test")
+    store.remove(key)
+    assert tabular(tmp_path, store=store.url).chunks("test")
 
 
 def test_numbers_beyond_float32_are_in_no_scale():

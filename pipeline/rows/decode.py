@@ -83,6 +83,13 @@ def plain_numbers(values: pa.Array) -> np.ndarray:
     return array
 
 
+def whole_numbers(column: pa.Array) -> pa.Array:
+    """Integers as int64; what is beyond them, of uint64, as their greatest."""
+    if pa.types.is_uint64(column.type):
+        column = pc.min_element_wise(column, pa.scalar(UID_MASK, pa.uint64()), skip_nulls=False)
+    return column.cast(pa.int64())
+
+
 def _shown(value: pa.Scalar) -> str:
     try:
         return repr(value.as_py())
@@ -97,7 +104,7 @@ def class_labels(column: pa.Array, *, classes: int, names: tuple[str, ...] | Non
         wrong = pc.and_(labels.is_null(), column.is_valid())
         expected = f"one of {', '.join(names)}"
     else:
-        labels = column.cast(pa.int64())
+        labels = whole_numbers(column)
         wrong = pc.fill_null(pc.or_(pc.less(labels, UNKNOWN_CLASS), pc.greater_equal(labels, classes)), False)
         expected = f"0 to {classes - 1}, or −1 or null for unknown"
     if (first := pc.index(wrong, True).as_py()) >= 0:

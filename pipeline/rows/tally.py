@@ -18,7 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import SpoiltObject
 from pipeline.hashing import digest
+from pipeline.rows.decode import plain_numbers
 from pipeline.store import MissingObject, Store
 
 
@@ -108,7 +110,8 @@ def _counted(column: pa.Array) -> dict[str, int]:
 
 
 def _moments(column: pa.Array) -> Moments:
-    values = column.cast(pa.float64()).drop_null().to_numpy(zero_copy_only=False)
+    # not Arrow's cast, which takes no integer that float64 rounds
+    values = plain_numbers(column).astype(np.float64)
     values = values[np.abs(values) <= np.finfo(np.float32).max]
     if not len(values):
         return Moments()
@@ -183,7 +186,10 @@ def _read(store: Store, key: str, make: Callable[[], Vocabulary]) -> Vocabulary:
     except MissingObject:
         content = json.dumps(make().as_json(), sort_keys=True).encode()
         store.put_once(key, content)
-    return Vocabulary.of(json.loads(content))
+    try:
+        return Vocabulary.of(json.loads(content))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SpoiltObject(f"{key} is damaged ({type(error).__name__}: {error}); delete it and run again") from error
 
 
 # known values for each one that is looked up, above which Python's look-up is the faster: Arrow's makes a table of all
@@ -207,7 +213,8 @@ class Numbering:
         encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
         of_value, place_N = self._of_dictionary(encoded.dictionary), encoded.indices
         if place_N.null_count:
-            place_N = place_N.fill_null(len(of_value) - 1)
+            # a narrow type may hold the places of all values, and not the one behind them
+            place_N = place_N.cast(pa.int64()).fill_null(len(of_value) - 1)
         return of_value.take(place_N.to_numpy(zero_copy_only=False), mode="clip")
 
     def _of_dictionary(self, dictionary: pa.Array) -> np.ndarray:
