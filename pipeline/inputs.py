@@ -43,18 +43,9 @@ def list_inputs(url_or_glob: str) -> list[InputFile]:
     with input_errors(url_or_glob):
         fs, path = filesystem(url_or_glob)
         fs = following_links() if _is_local(fs) else fs
-        find = fs.glob if glob.has_magic(path) else fs.find
-        found: dict[str, dict[str, Any]] = find(path, detail=True)
-        if not found and find == fs.find:
-            _look_again(fs, path)
-        named = re.split(r"[*?[]", path, maxsplit=1)[0].rstrip("/")
-        data = {
-            name: entry
-            for name, entry in sorted(found.items())
-            if "/." not in name.removeprefix(named) and "/_" not in name.removeprefix(named)
-        }
-        _refuse_unfit_names(data)
-        _refuse_broken_links(data)
+        found = _found(fs, path)
+        _refuse_unfit_names(found)
+        _refuse_broken_links(found)
         files = [
             InputFile(
                 name if _is_local(fs) else fs.unstrip_protocol(name),
@@ -62,7 +53,7 @@ def list_inputs(url_or_glob: str) -> list[InputFile]:
                 _etag(entry),
                 _modified_s(entry),
             )
-            for name, entry in data.items()
+            for name, entry in found.items()
             if entry["type"] == "file"
         ]
         if not files:
@@ -71,6 +62,16 @@ def list_inputs(url_or_glob: str) -> list[InputFile]:
                 f"{url_or_glob}: there is no such file, directory or match; {meant}expected at least one data file"
             )
     return files
+
+
+def _found(fs: Any, path: str) -> dict[str, dict[str, Any]]:
+    """What is at a path, below it or matches it, by its name and in order, without what is not data."""
+    find = fs.glob if glob.has_magic(path) else fs.find
+    found: dict[str, dict[str, Any]] = find(path, detail=True)
+    if not found and find == fs.find:
+        _look_again(fs, path)
+    named = re.split(r"[*?[]", path, maxsplit=1)[0].rstrip("/")
+    return {name: found[name] for name in sorted(found) if not re.search(r"/[._]", name.removeprefix(named))}
 
 
 def _refuse_unfit_names(names: Iterable[str]) -> None:
@@ -99,9 +100,10 @@ def _pattern(fs: Any, path: str) -> str:
     if not there:
         return ""
     written = glob.escape(there) + (path[len(there) :] or ("/*" if fs.isdir(there) else ""))
+    directory = "" if glob.has_magic(there.rpartition("/")[0]) else "name the directory it is in, or "
     if not _is_local(fs):
         there, written = fs.unstrip_protocol(there), fs.unstrip_protocol(written)
-    return f"it is read as a pattern, and {there} is there: name the directory it is in, or write {written!r}; "
+    return f"it is read as a pattern, and {there} is there: {directory}write {written!r}; "
 
 
 def _look_again(fs: Any, path: str) -> None:
