@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import DataError
 
@@ -36,6 +37,33 @@ def filesystem(url: str) -> tuple[Any, str]:
 @cache
 def _local() -> Any:
     return fsspec.filesystem("file")
+
+
+@cache
+def following_links() -> Any:
+    """The local file system, in whose listings a link is the file or directory that it leads to."""
+    return _FollowingLinks()
+
+
+class _FollowingLinks(LocalFileSystem):  # type: ignore[misc]
+    """A link to nothing, or to a directory that it lies in, stays one: its type is "other"."""
+
+    def info(self, path: Any, **kwargs: Any) -> dict[str, Any]:
+        """What a listing says of an entry, asked for once more where it is a link."""
+        if not (isinstance(path, os.DirEntry) and path.is_symlink()):
+            return super().info(path, **kwargs)  # type: ignore[no-any-return]
+        try:
+            found: dict[str, Any] = super().info(path.path, **kwargs)
+        except OSError:
+            return super().info(path, **kwargs)  # type: ignore[no-any-return]
+        is_loop = found["type"] == "directory" and _lies_in(path.path, os.path.realpath(path.path))
+        return found | {"type": "other"} if is_loop else found
+
+
+def _lies_in(link: str, directory: str) -> bool:
+    """Whether one of the directories on the way to a link is that one, or is below it."""
+    on_the_way = (os.path.realpath(parent) for parent in Path(link).parents)
+    return any(Path(real).is_relative_to(directory) for real in on_the_way)
 
 
 @lru_cache(maxsize=4)

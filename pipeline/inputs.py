@@ -8,15 +8,17 @@ from __future__ import annotations
 import difflib
 import glob
 import io
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pipeline.answers import is_absent, is_taken, reason
 from pipeline.errors import CensusError, DataError, MissingData, StoreError
-from pipeline.filesystems import filesystem
+from pipeline.filesystems import filesystem, following_links
 
 
 @dataclass(frozen=True)
@@ -35,27 +37,73 @@ class InputFile:
 def list_inputs(url_or_glob: str) -> list[InputFile]:
     """The files of a URL, sorted by name: the file itself, all files below a directory, or what a glob matches.
 
-    Below a directory, names that begin with "." or "_" are not data. DataError if nothing is found.
+    Links are followed. Names that begin with "." or "_" are not data below a directory, or behind where a glob begins.
+    DataError if nothing is found, or a link leads to nothing or to a directory that it lies in.
     """
     with input_errors(url_or_glob):
         fs, path = filesystem(url_or_glob)
-        find = fs.glob if any(sign in path for sign in "*?[") else fs.find
-        found: dict[str, dict[str, Any]] = find(path, detail=True)
-        if not found and find == fs.find:
-            _look_again(fs, path)
-    files = [
-        InputFile(
-            name if _is_local(fs) else fs.unstrip_protocol(name), int(entry["size"]), _etag(entry), _modified_s(entry)
-        )
-        for name, entry in sorted(found.items())
-        if entry["type"] == "file" and "/." not in name.removeprefix(path) and "/_" not in name.removeprefix(path)
-    ]
-    if not files:
-        meant = _nearest(Path(path)) if _is_local(fs) else ""
-        raise MissingData(
-            f"{url_or_glob}: there is no such file, directory or match; {meant}expected at least one data file"
-        )
+        fs = following_links() if _is_local(fs) else fs
+        found = _found(fs, path)
+        _refuse_unfit_names(found)
+        _refuse_broken_links(found)
+        files = [
+            InputFile(
+                name if _is_local(fs) else fs.unstrip_protocol(name),
+                int(entry["size"]),
+                _etag(entry),
+                _modified_s(entry),
+            )
+            for name, entry in found.items()
+            if entry["type"] == "file"
+        ]
+        if not files:
+            meant = _pattern(fs, path) or (_nearest(Path(path)) if _is_local(fs) else "")
+            raise MissingData(
+                f"{url_or_glob}: there is no such file, directory or match; {meant}expected at least one data file"
+            )
     return files
+
+
+def _found(fs: Any, path: str) -> dict[str, dict[str, Any]]:
+    """What is at a path, below it or matches it, by its name and in order, without what is not data."""
+    find = fs.glob if glob.has_magic(path) else fs.find
+    found: dict[str, dict[str, Any]] = find(path, detail=True)
+    if not found and find == fs.find:
+        _look_again(fs, path)
+    named = re.split(r"[*?[]", path, maxsplit=1)[0].rstrip("/")
+    return {name: found[name] for name in sorted(found) if not re.search(r"/[._]", name.removeprefix(named))}
+
+
+def _refuse_unfit_names(names: Iterable[str]) -> None:
+    """DataError at the first name that no table and no reader of a format can have."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{os.fsencode(name)!r}: its name is not UTF-8; rename it") from None
+
+
+def _refuse_broken_links(found: dict[str, dict[str, Any]]) -> None:
+    """DataError at the first link that is neither a file nor a directory to look into."""
+    for name, entry in found.items():
+        if entry["type"] == "other" and entry.get("islink"):
+            wrong = "a directory that it lies in" if os.path.isdir(name) else "nothing"
+            raise DataError(
+                f"{name}: a link to {os.readlink(name)}, which is {wrong}; expected a file or another directory"
+            )
+
+
+def _pattern(fs: Any, path: str) -> str:
+    """How to write a path that is read as a pattern, where it or a directory of it is there by that very name."""
+    named = (str(one) for one in (PurePosixPath(path), *PurePosixPath(path).parents))
+    there = next((one for one in named if glob.has_magic(one) and fs.exists(one)), "")
+    if not there:
+        return ""
+    written = glob.escape(there) + (path[len(there) :] or ("/*" if fs.isdir(there) else ""))
+    directory = "" if glob.has_magic(there.rpartition("/")[0]) else "name the directory it is in, or "
+    if not _is_local(fs):
+        there, written = fs.unstrip_protocol(there), fs.unstrip_protocol(written)
+    return f"it is read as a pattern, and {there} is there: {directory}write {written!r}; "
 
 
 def _look_again(fs: Any, path: str) -> None:

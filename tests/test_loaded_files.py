@@ -62,6 +62,21 @@ def test_files_of_the_same_content_are_one_model(tmp_path: Path) -> None:
     assert models.loc["best", "loaded_from"] == "models/best.safetensors, models/last.safetensors"
 
 
+def test_models_may_be_links_and_one_to_nothing_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "a.safetensors", weights(0))
+    put(tmp_path / "blobs" / "0123", weights(1))
+    (tmp_path / "models" / "b.safetensors").symlink_to("../blobs/0123")
+    (tmp_path / "linked").symlink_to("models")
+    for url in ("models", "models/*.safetensors", "link*"):
+        path = job_of(tmp_path, f"url = '{url}', {MLP}")
+        resolved = resolve(load_job(path), open_store(str(tmp_path / "store")))
+        assert [one.name for one in resolved.models] == ["a", "b", "mlp-init"]
+    (tmp_path / "models" / "c.safetensors").symlink_to("../blobs/none")
+    for url in ("models", "models/*", "link*"):
+        with pytest.raises(DataError, match=r"c\.safetensors: a link to \.\./blobs/none, which is nothing"):
+            resolve(load_job(job_of(tmp_path, f"url = '{url}', {MLP}")), open_store(str(tmp_path / "store")))
+
+
 def test_files_that_differ_in_their_endings_alone_are_told_apart_by_them(tmp_path: Path) -> None:
     put(tmp_path / "models" / "a.safetensors", weights(0))
     torch.save(weights(1), tmp_path / "models" / "a.pt")

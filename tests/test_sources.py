@@ -14,6 +14,7 @@ from pipeline.errors import DataError, JobError
 from pipeline.job_sections import Columns
 from pipeline.registry import sources
 from pipeline.rows.features import Numbers
+from pipeline.rows.footers import EDGE_BYTES
 from pipeline.rows.format import RowFormat
 from pipeline.sources.digits import Digits
 from pipeline.sources.parquet import Parquet
@@ -138,6 +139,28 @@ def test_files_that_share_a_footer_are_told_apart(tmp_path: Path):
     ]
     footers = [path.read_bytes()[-8 - int.from_bytes(path.read_bytes()[-8:-4], "little") :] for path in paths]
     assert footers[0] == footers[1]
+    one, other = (parquet(path, Columns(features=("v",))) for path in paths)
+    assert ids(one, "all") != ids(other, "all")
+    assert len(ids(parquet(tmp_path, Columns(features=("v",))), "all")) == 2
+
+
+@pytest.mark.parametrize("edge", ["head", "tail"])
+def test_large_files_that_share_a_footer_are_told_apart_by_either_edge(tmp_path: Path, edge: str):
+    values = list(map(float, range(20_000)))
+    changed = values.copy()
+    at = slice(1, 3) if edge == "head" else slice(-3, -1)
+    changed[at] = changed[at][::-1]
+    paths = [
+        write(tmp_path / name, pa.table({"v": order}), group_rows=20_000, compression="none", use_dictionary=False)
+        for name, order in (("a.parquet", values), ("b.parquet", changed))
+    ]
+    contents = [path.read_bytes() for path in paths]
+    footers = [content[-8 - int.from_bytes(content[-8:-4], "little") :] for content in contents]
+    assert footers[0] == footers[1]
+    # the one edge alone differs, within what is hashed of it
+    assert (contents[0][:EDGE_BYTES] != contents[1][:EDGE_BYTES]) == (edge == "head")
+    assert (contents[0][-EDGE_BYTES:] != contents[1][-EDGE_BYTES:]) == (edge == "tail")
+    assert contents[0][EDGE_BYTES:-EDGE_BYTES] == contents[1][EDGE_BYTES:-EDGE_BYTES] != b""
     one, other = (parquet(path, Columns(features=("v",))) for path in paths)
     assert ids(one, "all") != ids(other, "all")
     assert len(ids(parquet(tmp_path, Columns(features=("v",))), "all")) == 2

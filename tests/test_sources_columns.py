@@ -166,6 +166,15 @@ def test_what_the_job_leaves_out_is_named(spec: dict[str, Any], message: str):
         source.chunks("test")
 
 
+@pytest.mark.parametrize("statistics", [False, True])
+@pytest.mark.parametrize("value", [2**63 - 1, 2**63, 2**64 - 1])
+def test_labels_beyond_int64_are_named(tmp_path: Path, value: int, statistics: bool):
+    table = pa.table({"v": [0.0] * 4, "y": pa.array([0, None, value, 1], pa.uint64())})
+    path = write(tmp_path / "a.parquet", table, write_statistics=statistics)
+    with pytest.raises(DataError, match=rf"a\.parquet(, row 2)?: labels? (0 to )?{value}.*: expected|expected 0 to 2"):
+        read_all(parquet(path, Columns(features=("v",), label="y")), "all")
+
+
 def test_labels_out_of_range_are_found_in_the_footer(tmp_path: Path):
     path = write(tmp_path / "a.parquet", pa.table({"v": [0.0, 1.0], "y": [0, 3]}))
     with pytest.raises(DataError, match=r"a\.parquet: labels 0 to 3 in column 'y', expected 0 to 2"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -41,6 +42,37 @@ def test_no_name_is_suggested_for_a_pattern_or_by_a_suffix(tmp_path: Path):
     for name in ("god*.parquet", "rows.parquet"):
         with pytest.raises(DataError, match="match; expected at least one data file"):
             parquet(tmp_path / name).chunks("test")
+
+
+def test_a_file_whose_name_is_no_text_is_named(tmp_path: Path):
+    write(tmp_path / "good.parquet", rows_table(20))
+    bad = write(tmp_path / "bad.parquet", rows_table(20, seed=1))
+    bad.rename(tmp_path / os.fsdecode(b"\xffa.parquet"))
+    for url in (tmp_path, tmp_path / "*.parquet"):
+        with pytest.raises(DataError, match=r"^b'.*/\\xffa\.parquet': its name is not UTF-8; rename it$"):
+            parquet(url).chunks("test")
+    assert parquet(tmp_path / "g*").chunks("test")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize("twice", ["x", "y", "split"])
+def test_a_column_that_is_there_twice_is_refused_where_it_is_asked_for(tmp_path: Path, suffix: str, twice: str):
+    rows = rows_table(20).append_column("more", pa.array(range(20))).append_column("more", pa.array(range(20)))
+    path = tmp_path / f"a.{suffix}"
+
+    def made(table: pa.Table) -> Path:
+        if suffix == "arrow":
+            with pa.ipc.new_file(path, table.schema) as opened:
+                opened.write_table(table)
+            return path
+        return write(path, table)
+
+    assert sum(batch.rows for batch in read_all(parquet(made(rows)), "test")[0]) > 0
+    made(rows.append_column(twice, rows[twice]))
+    source = parquet(path)
+    with pytest.raises(DataError, match=rf"a\.{suffix}: there are 2 columns '{twice}'; expected names that differ"):
+        source.chunks("test")
+    assert source.names.features == ()
 
 
 class Answering(BaseHTTPRequestHandler):

@@ -100,6 +100,13 @@ def test_an_edge_to_a_missing_node(tmp_path: Path, key: str | None, source: list
         read(graph(edges(nodes(tmp_path), source, target), key=key), "test")
 
 
+@pytest.mark.parametrize("beyond", [2**63, 2**64 - 1])
+def test_an_edge_to_a_number_beyond_int64(tmp_path: Path, beyond: int):
+    ends = pa.array([0, 1, beyond], pa.uint64())
+    with pytest.raises(DataError, match=rf"row 2: an edge ends at node {beyond}, which is none of the 5 nodes"):
+        read(graph(edges(nodes(tmp_path), ends, pa.array([1, 2, 3], pa.uint64()))), "test")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ def read(source: Source, split: str) -> tuple[torch.Tensor, list[int], list[int]
         labels,
         [uid for batch in batches for uid in batch.uid_N.tolist()],
     )
+
+
+def test_an_image_whose_name_is_no_text_is_named(tmp_path: Path):
+    animals(tmp_path)
+    (tmp_path / "test/cat/0.png").rename(tmp_path / "test/cat" / os.fsdecode(b"\xff.png"))
+    with pytest.raises(DataError, match=r"^b'.*/test/cat/\\xff\.png': its name is not UTF-8; rename it$"):
+        folder(tmp_path).chunks("test")
 
 
 @pytest.mark.parametrize("chunk_rows", [100, 2])

@@ -74,6 +74,22 @@ def test_labels_may_be_names_and_positions_bytes_or_words(tmp_path: Path) -> Non
     assert labels(read(source)[0]) == [[1, 0, 0, 1, -1], [0, -1, -1, -1, -1], [1, 1, -1, -1, -1]]
 
 
+def test_words_of_rows_that_are_unreadable_for_their_labels_are_not_counted(tmp_path: Path) -> None:
+    texts = ["a b b", "c c c c", None, "a d", "d d"]
+    tags = [[0, 1, 2], [0, 1], None, None, [0, 1]]
+    path = write(tmp_path / "a.parquet", texts, tags)
+    source = opened(Tokens, path, (3,), options={"tokenizer": "words", "min_count": 2})
+    # d three times, a and b twice; c in no row that is shown
+    assert source.names.tokens[2:] == ("d", "a", "b")
+    assert labels(read(source)[0]) == [[0, 1, 2], [-1] * 3, [0, 1, -1]]
+
+
+def test_a_label_of_a_position_beyond_int64_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [[1, 2], [3]], [[0, None], [2**63 + 5]], pa.list_(pa.uint64()))
+    with pytest.raises(DataError, match=r"a\.parquet, row 1: label 9223372036854775813: expected 0 to 2"):
+        read(opened(Tokens, path, (3,), options=IDS))
+
+
 def test_steps_of_series_have_labels(tmp_path: Path) -> None:
     ragged = write(tmp_path / "a.parquet", [[1.0, 2.0], [3.0, 4.0, 5.0], [6.0]], [[1, 0], [0, 0, 2], [-1]])
     source = opened(Series, ragged, (1, 3), options={"ragged": True})

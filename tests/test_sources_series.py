@@ -78,6 +78,31 @@ def test_one_channel_may_be_plain_numbers(tmp_path: Path, kind: pa.DataType):
     assert batch.inputs[0].tolist() == [[[1, 2, 3]], [[4, 0, 0]]]
 
 
+@pytest.mark.parametrize("step", [pa.list_(pa.float32()), pa.list_(pa.float32(), 2)], ids=str)
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_lists_of_one_size_are_series(tmp_path: Path, step: pa.DataType, ragged: bool, suffix: str):
+    rows: list = np.arange(60.0).reshape(10, 3, 2).tolist()
+    rows[1], rows[5][2] = None, [1.0, None]
+    table = pa.table({"s": pa.array(rows, pa.list_(step, 3))})
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path, row_group_size=4)
+    else:
+        with pa.ipc.new_file(path, table.schema) as opened:
+            opened.write_table(table)
+    batches, reading = read(series(path, (2, 3), ragged=ragged, max_unreadable=0.5))
+    expected = np.array([row for number, row in enumerate(rows) if number not in (1, 5)]).transpose(0, 2, 1)
+    np.testing.assert_array_equal(torch.cat([batch.inputs[0] for batch in batches]), expected)
+    assert [one.first_row for one in reading.damage] == [1, 5]
+    for most in (2,) if ragged else (2, 4):
+        counts = "1 to 2" if ragged else most
+        with pytest.raises(
+            DataError, match=rf"is fixed_size_list.*\[3\], expected lists of {counts} steps, each a list"
+        ):
+            series(path, (2, most), ragged=ragged).chunks("all")
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
@@ -101,6 +126,14 @@ def test_what_is_no_series_is_unreadable(tmp_path: Path, bad: list | None, reaso
         read(series(path))
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint64()], ids=str)
+def test_numbers_that_float64_rounds_are_read_beside_a_null(tmp_path: Path, kind: pa.DataType):
+    path = write(tmp_path / "a.parquet", [[2**60 + 1, None], [2**60 + 1, 3]], pa.list_(kind))
+    (batch,), reading = read(series(path, (1, 2), max_unreadable=0.5))
+    assert batch.inputs[0].tolist() == [[[2.0**60, 3.0]]]
+    assert [(one.first_row, one.reason) for one in reading.damage] == [(0, "a number of the list is null")]
+
+
 def test_shorter_series_are_refused_unless_the_job_says_ragged(tmp_path: Path):
     path = write(tmp_path / "a.parquet", [[[1.0, 2.0]] * 5, [[1.0, 2.0]] * 4])
     with pytest.raises(DataError, match="row 1: the sequence has 4 steps, expected 5"):
@@ -109,7 +142,9 @@ def test_shorter_series_are_refused_unless_the_job_says_ragged(tmp_path: Path):
 
 def test_other_schemas_and_shapes_are_refused(tmp_path: Path):
     path = write(tmp_path / "a.parquet", [[1.0]], pa.list_(pa.float32()))
-    with pytest.raises(DataError, match=r"column 's' is list.*, expected lists of steps, each a list of 2 numbers"):
+    with pytest.raises(
+        DataError, match=r"column 's' is list.*, expected lists of 1 to 5 steps, each a list of 2 numbers"
+    ):
         series(path).chunks("all")
     with pytest.raises(JobError, match=r"columns\.shape: expected the channels and the steps of a row"):
         series(path, (3,)).chunks("all")

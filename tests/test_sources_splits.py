@@ -133,3 +133,15 @@ def test_extremes_that_may_be_cut_off_are_no_values(reads: list[Any], tmp_path: 
     source = parquet(write(tmp_path / "rows.parquet", rows([name, f"{name}b"])))
     assert source.chunks(name)
     assert len(reads) == 1
+
+
+@pytest.mark.parametrize("is_damaged_first", [False, True])
+def test_extremes_that_are_no_text_say_nothing(is_damaged_first: bool, tmp_path: Path) -> None:
+    damaged = b"\xff\xfe" if not is_damaged_first else b"Z\xff"
+    texts = pa.array([b"a", damaged, b"c", b"a", damaged, b"c"], pa.binary()).view(pa.string())
+    path = write(tmp_path / "rows.parquet", rows(list("acacac")).set_column(1, "s", texts), group_rows=6)
+    source = parquet(path)
+    assert list(source.splits()) == ["a", "c"]
+    assert source.chunks("c")
+    assert not source.chunks("b")
+    assert sum(batch.rows for batch in source.read(source.chunks("a")[0], 7)) == 2

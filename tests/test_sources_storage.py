@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from pipeline import inputs
 from pipeline.batch import Batch
 from pipeline.errors import CensusError, DataError, StoreError
+from pipeline.filesystems import filesystem
 from pipeline.inputs import list_inputs, open_input
 from pipeline.job_sections import Columns, DataSpec
 from pipeline.registry import sources
@@ -67,6 +69,97 @@ def test_every_kind_of_file_is_read_from_anywhere(
     for one, other in zip(batches(str(tmp_path)), batches(there.url), strict=True):
         for left, right in zip(tensors(one), tensors(other), strict=True):
             assert torch.equal(left, right)
+
+
+def test_links_are_followed(tmp_path: Path):
+    write(tmp_path / "elsewhere" / "b.parquet", rows_table(20, seed=1))
+    write(tmp_path / "elsewhere" / "deep" / "c.parquet", rows_table(20, seed=2))
+    write(tmp_path / "rows" / "a.parquet", rows_table(20))
+    (tmp_path / "rows" / "b.parquet").symlink_to("../elsewhere/b.parquet")
+    (tmp_path / "rows" / "part").symlink_to(tmp_path / "elsewhere" / "deep")
+    (tmp_path / "all").symlink_to("rows")
+    (tmp_path / "rows" / ".seen").symlink_to("nowhere")
+    for folder in (tmp_path / "rows", tmp_path / "all"):
+        for url in (folder, folder / "**/*.parquet", f"file://{folder}"):
+            found = [str(Path(file.url).relative_to(folder)) for file in list_inputs(str(url))]
+            assert found == ["a.parquet", "b.parquet", "part/c.parquet"]
+        assert [Path(file.url).name for file in list_inputs(f"{folder}/*/*.parquet")] == ["c.parquet"]
+    (linked,) = list_inputs(f"{tmp_path}/rows/b*")
+    (real,) = list_inputs(f"{tmp_path}/elsewhere/b*")
+    assert (linked.size, linked.etag, linked.modified_s) == (real.size, real.etag, real.modified_s)
+    x, uid_N, _ = joined(read_all(parquet(tmp_path / "rows"), "test")[0])
+    assert len(x) == sum(rows_table(20, seed=seed)["split"].to_pylist().count("test") for seed in range(3))
+    assert len(uid_N.unique()) == len(x)
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "message"),
+    [
+        ("b.parquet", "gone.parquet", r"b\.parquet: a link to gone\.parquet, which is nothing; expected a file"),
+        ("b.parquet", "b.parquet", r"b\.parquet: a link to b\.parquet, which is nothing"),
+        ("here", ".", r"rows/here: a link to \., which is a directory that it lies in"),
+        ("deep/up", "../..", r"rows/deep/up: a link to \.\./\.\., which is a directory that it lies in"),
+        (
+            "deep/other",
+            "../../round",
+            r"deep/other/back: a link to \.\./rows/deep, which is a directory that it lies in",
+        ),
+    ],
+)
+def test_a_link_that_leads_to_no_more_files_is_named(tmp_path: Path, link: str, target: str, message: str):
+    write(tmp_path / "rows" / "a.parquet", rows_table(20))
+    (tmp_path / "rows" / "deep").mkdir()
+    (tmp_path / "round").mkdir()
+    (tmp_path / "round" / "back").symlink_to("../rows/deep")
+    (tmp_path / "rows" / link).symlink_to(target)
+    with pytest.raises(DataError, match=message):
+        parquet(tmp_path / "rows").chunks("test")
+    with pytest.raises(DataError, match=message):
+        list_inputs(f"{tmp_path}/rows/**/*")
+
+
+@pytest.mark.parametrize("folder", ["_scratch", ".cache", ".a/_b", "plain"])
+def test_what_is_hidden_begins_where_the_pattern_does(tmp_path: Path, folder: str):
+    for name in ("a.parquet", "_b.parquet", ".c/a.parquet", "part-0/a.parquet", "part-0/_b.parquet"):
+        write(tmp_path / folder / name, rows_table(20))
+    here = tmp_path / folder
+    for pattern, found in {
+        "": ["a.parquet", "part-0/a.parquet"],
+        "/*.parquet": ["a.parquet"],
+        "/*/*": ["part-0/a.parquet"],
+        "/**/*.parquet": ["a.parquet", "part-0/a.parquet"],
+        "/_b*": ["_b.parquet"],
+        "/p*/[ab].parquet": ["part-0/a.parquet"],
+    }.items():
+        assert [file.url for file in list_inputs(f"{here}{pattern}")] == [str(here / name) for name in found], pattern
+
+
+@pytest.mark.parametrize("place", ["directory", "s3", "memory"])
+@pytest.mark.parametrize(
+    ("pattern", "there", "found"),
+    [
+        ("br[1]/a[2].parquet", "br[1]/a[2].parquet", "br[1]/a[2].parquet"),
+        ("br[1]", "br[1]", "br[1]/a[2].parquet"),
+        ("br[1]/*.parquet", "br[1]", "br[1]/a[2].parquet"),
+        ("a*b/?[c]/d.parquet", "a*b/?[c]/d.parquet", "a*b/?[c]/d.parquet"),
+    ],
+)
+def test_a_name_that_is_read_as_a_pattern_is_said(
+    tmp_path: Path, s3_url: str, place: str, pattern: str, there: str, found: str
+):
+    places = {"directory": str(tmp_path), "s3": s3_url, "memory": f"memory://named/{tmp_path.name}"}
+    fs, root = filesystem(places[place])
+    for name in ("br[1]/a[2].parquet", "a*b/?[c]/d.parquet"):
+        fs.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+        fs.pipe_file(f"{root}/{name}", b"x")
+    with pytest.raises(DataError, match="it is read as a pattern") as refused:
+        list_inputs(f"{places[place]}/{pattern}")
+    said = re.search(r"and (.*) is there: (name the directory it is in, or )?write '(.*)'; exp", str(refused.value))
+    assert said is not None
+    assert said[1].endswith(f"/{there}")
+    advised = [said[3], said[1].rpartition("/")[0]] if said[2] else [said[3]]
+    for url in advised:
+        assert any(file.url.endswith(f"{root}/{found}") for file in list_inputs(url)), url
 
 
 def test_s3_files_are_read_in_ranges(tmp_path: Path, s3_url: str):

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import DataError, JobError
+from pipeline.errors import DataError, JobError, SpoiltObject
 from pipeline.executor import InlineExecutor
 from pipeline.job import load_job
 from pipeline.job_sections import Columns, DataSpec
@@ -140,8 +140,24 @@ def test_a_tally_is_that_of_its_parts(rows: list[tuple[str | None, float | None]
             np.testing.assert_allclose(found.square, np.var(numbers) * len(numbers), rtol=1e-6, atol=1e-3)
 
 
-def test_what_never_varies_is_not_blown_up():
-    assert Moments(3, 5.0, 0.0).std == 1.0
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 1e-30, 1e30, -7e-3])
+@pytest.mark.parametrize("parts", [[1000], [999, 1], [7] * 30, [0, 3, 0]])
+def test_what_never_varies_is_not_blown_up(value: float, parts: list[int]):
+    rows = [{"x": pa.array([value] * part, pa.float64())} for part in parts]
+    moments = tallied(rows, (), ("x",)).moments["x"]
+    assert (moments.std, moments.mean) == (1.0, pytest.approx(value, rel=1e-15))
+    varied = tallied([*rows, {"x": pa.array([value * 1.5])}], (), ("x",)).moments["x"]
+    assert varied.std == pytest.approx(np.std([*[value] * sum(parts), value * 1.5]), rel=1e-12)
+    assert Moments().std == 1.0
+
+
+def test_a_column_that_training_never_sees_vary_stays_what_it_is(tmp_path: Path):
+    train, test = people(1000, split="train"), people(10, seed=1, split="test")
+    pq.write_table(train.set_column(1, "hours", pa.array([0.1] * 1000)), tmp_path / "a.parquet", row_group_size=300)
+    pq.write_table(test.set_column(1, "hours", pa.array([0.3] * 10)), tmp_path / "b.parquet")
+    source = tabular(tmp_path, store=str(tmp_path / "store"))
+    assert read(source, "train")[0][:, 1].abs().max() < 1e-9
+    np.testing.assert_allclose(read(source, "test")[0][:, 1], 0.2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("more", [0, 200])
@@ -163,6 +179,27 @@ def test_a_null_number_is_unreadable_and_a_null_category_is_not(tmp_path: Path):
     source = tabular(tmp_path, store=str(tmp_path / "store"))
     with pytest.raises(DataError, match=r"row 1: column 'age' is null, and options\.fill is not set; 1 of 4 rows"):
         read(source, "train")
+
+
+@pytest.mark.parametrize("fill", [None, 0])
+def test_rows_that_are_unreadable_are_not_counted(tmp_path: Path, fill: float | None):
+    rows = 200
+    table, lacking = people(rows, split="train"), np.arange(rows) % 2 == 1
+    hours = table["hours"].to_numpy() + 100 * lacking
+    work = np.where(lacking, "only there", table["work"].to_numpy())
+    table = table.set_column(0, "age", pa.array(table["age"].to_numpy(), mask=lacking))
+    table = table.set_column(1, "hours", pa.array(hours)).set_column(2, "work", pa.array(work))
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=70)
+    options = {"categories": CATEGORIES, **({} if fill is None else {"fill": fill})}
+    spec = DataSpec(url=str(tmp_path), columns=COLUMNS, classes=2, options=options, max_unreadable=1.0)
+    source = Tabular("rows", spec, open_store(str(tmp_path / "store")))
+    x, category = read(source, "train")
+    shown = np.ones(rows, dtype=bool) if fill is not None else ~lacking
+    assert len(x) == shown.sum()
+    expected = (hours[shown] - hours[shown].mean()) / hours[shown].std()
+    np.testing.assert_allclose(x[:, 1], expected, rtol=1e-5, atol=1e-5)
+    assert ("only there" in source.names.values[0]) == (fill is not None)
+    assert (category[:, 0] > 0).all()
 
 
 def gaps(rows: int = 60) -> pa.Table:
@@ -274,6 +311,44 @@ def test_a_category_that_is_no_text_is_unknown(tmp_path: Path, values: int, enco
     assert source.categories[0] == values + 1
     (known, unknown), _ = read(source, "test")[1].T
     assert (known > 0, unknown) == (True, 0)
+
+
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint64()], ids=str)
+def test_whole_numbers_that_float64_rounds_are_counted(tmp_path: Path, kind: pa.DataType, null: bool):
+    age = [1_700_000_000_000_000_001 + 10**15 * row for row in range(50)]
+    column = pa.array([None if null and row == 7 else value for row, value in enumerate(age)], kind)
+    pq.write_table(people(50, split="train").set_column(0, "age", column), tmp_path / "a.parquet")
+    options = {"categories": ("work",), **({"fill": "mean"} if null else {})}
+    x, _ = read(tabular(tmp_path, store=str(tmp_path / "store"), options=options), "train")
+    kept = np.array([float(value) for row, value in enumerate(age) if not (null and row == 7)])
+    expected = (np.array(age, dtype=float) - kept.mean()) / kept.std()
+    expected[7] = 0 if null else expected[7]
+    np.testing.assert_allclose(x[:, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [127, 128, 200])
+@pytest.mark.parametrize("index", [pa.uint8(), pa.int8(), pa.int32()], ids=str)
+def test_a_null_beside_as_many_values_as_a_narrow_type_holds(values: int, index: pa.DataType):
+    values = min(values, 128) if index == pa.int8() else values
+    names = [f"v{value}" for value in range(values)]
+    column = pa.DictionaryArray.from_arrays(pa.array([*range(values), None], index), pa.array(names))
+    assert Numbering(names).of(column).tolist() == [*range(1, values + 1), 0]
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b'{"values": {}}', b"\xff", b'{"scales": [], "values": {}}'])
+def test_a_damaged_tally_is_named(tmp_path: Path, content: bytes):
+    pq.write_table(people(60), tmp_path / "a.parquet")
+    store = open_store(str(tmp_path / "store"))
+    tabular(tmp_path, store=store.url).chunks("test")
+    (key,) = store.keys("data/vocabularies/")
+    forget_parsed()
+    store.remove(key)
+    store.put_once(key, content)
+    with pytest.raises(SpoiltObject, match=rf"^{key} is damaged \(.*\); delete it and run again$"):
+        tabular(tmp_path, store=store.url).chunks("test")
+    store.remove(key)
+    assert tabular(tmp_path, store=store.url).chunks("test")
 
 
 def test_numbers_beyond_float32_are_in_no_scale():

@@ -154,6 +154,12 @@ def test_numbers_that_are_no_token_are_refused(tmp_path: Path, packed: bool):
         read(tokens(path, tokenizer="ids", vocabulary=10, packed=packed))
 
 
+def test_numbers_beyond_int64_are_no_tokens(tmp_path: Path):
+    path = write(tmp_path / "data" / "a.parquet", [[0, 9], [1, 2**63 + 3]], pa.list_(pa.uint64()))
+    with pytest.raises(DataError, match=r"a\.parquet, row 1: token 9223372036854775811: expected 0 to 9"):
+        read(tokens(path, tokenizer="ids", vocabulary=10))
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, MissingData
 from pipeline.inputs import InputFile, input_errors, list_inputs, open_input
 
 STATES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -63,12 +63,12 @@ def _listed(location: str) -> list[InputFile]:
     """The files of a URL; those in the directories that a glob matches if it matches no file."""
     try:
         return list_inputs(location)
-    except DataError:
+    except MissingData:
         if not any(sign in location for sign in "*?["):
             raise
     try:
         return list_inputs(f"{location.rstrip('/')}/*")
-    except DataError:
+    except MissingData:
         raise DataError(f"{location}: there is no such file or directory; expected at least one model") from None
 
 

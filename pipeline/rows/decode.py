@@ -83,6 +83,13 @@ def plain_numbers(values: pa.Array) -> np.ndarray:
     return array
 
 
+def whole_numbers(column: pa.Array) -> pa.Array:
+    """Integers as int64; what is beyond them, of uint64, as their greatest."""
+    if pa.types.is_uint64(column.type):
+        column = pc.min_element_wise(column, pa.scalar(UID_MASK, pa.uint64()), skip_nulls=False)
+    return column.cast(pa.int64())
+
+
 def _shown(value: pa.Scalar) -> str:
     try:
         return repr(value.as_py())
@@ -97,7 +104,7 @@ def class_labels(column: pa.Array, *, classes: int, names: tuple[str, ...] | Non
         wrong = pc.and_(labels.is_null(), column.is_valid())
         expected = f"one of {', '.join(names)}"
     else:
-        labels = column.cast(pa.int64())
+        labels = whole_numbers(column)
         wrong = pc.fill_null(pc.or_(pc.less(labels, UNKNOWN_CLASS), pc.greater_equal(labels, classes)), False)
         expected = f"0 to {classes - 1}, or −1 or null for unknown"
     if (first := pc.index(wrong, True).as_py()) >= 0:
@@ -122,7 +129,7 @@ def position_labels(
     first value that is no class.
     """
     listed_N = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
-    usable_N = (listed_N == length_N) | (listed_N < 0)
+    usable_N = has_fitting_labels(column, length_N)
     wrong = np.flatnonzero(~usable_N)
     reason = f"{listed_N[wrong[0]]} labels for {length_N[wrong[0]]} positions" if len(wrong) else ""
     known = column if usable_N.all() else column.filter(pa.array(usable_N))
@@ -137,6 +144,13 @@ def position_labels(
     kept_V = place_V < positions
     label_NT[row_V[kept_V], place_V[kept_V]] = label_V[kept_V]
     return PositionLabels(label_NT, usable_N, reason)
+
+
+def has_fitting_labels(column: pa.Array, length_N: np.ndarray) -> np.ndarray:
+    """Which rows have a list of as many labels as they have positions, or a null in its place."""
+    listed_N = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
+    fits_N: np.ndarray = (listed_N == length_N) | (listed_N < 0)
+    return fits_N
 
 
 def key_uids(column: pa.Array) -> np.ndarray:

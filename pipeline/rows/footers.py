@@ -52,7 +52,7 @@ class Footer:
         """What the numbers in lists of a column are called, where the file says so: a JSON array of strings under
         "names" in the metadata of the column's Arrow field. DataError if it is none.
         """
-        metadata = self.schema.field(column).metadata or {} if column in self.schema.names else {}
+        metadata = self.schema.field(column).metadata or {} if self.schema.names.count(column) == 1 else {}
         try:
             found = json.loads(metadata.get(b"names", b"[]"))
         except ValueError:
@@ -72,13 +72,16 @@ class Footer:
         return sum(self.group_rows)
 
     def bounds(self, group: int, column: str) -> tuple[Any, Any] | None:
-        """Least and greatest value of a flat column in a row group; None where the footer does not say."""
+        """Least and greatest value of a flat column in a row group; None where the footer does not say, or no text."""
         for index in range(self.metadata.num_columns) if self.metadata is not None else ():
             chunk = self.metadata.row_group(group).column(index)  # type: ignore[union-attr]
             if chunk.path_in_schema == column:
                 statistics = chunk.statistics
                 known = statistics is not None and statistics.has_min_max
-                return (statistics.min, statistics.max) if known else None
+                try:
+                    return (statistics.min, statistics.max) if known else None
+                except UnicodeDecodeError:
+                    return None
         return None
 
 

@@ -210,6 +210,8 @@ def check_columns(footer: Footer, roles: Sequence[Role]) -> None:
     for name, expected, fits in roles:
         if name not in footer.schema.names:
             raise DataError(f"{footer.file.url}: there is no column {name!r}; {nearest(name, footer.schema.names)}")
+        if (count := footer.schema.names.count(name)) > 1:
+            raise DataError(f"{footer.file.url}: there are {count} columns {name!r}; expected names that differ")
         if not fits(found := footer.schema.field(name).type):
             raise DataError(f"{footer.file.url}: column {name!r} is {found}, expected {expected}")
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline.counted import counted
+from pipeline.rows.decode import plain_numbers
 from pipeline.rows.features import Unwritten
 from pipeline.rows.native import address, library
 
@@ -104,7 +105,7 @@ def steps(column: pa.Array, channels: int) -> Sequences:
     if not whole_RC.all():
         reason = "a number of the list is null"
     values_VC = np.zeros((len(right_V), channels))
-    values_VC[right_V] = values.cast(pa.float64()).to_numpy(zero_copy_only=False).reshape(-1, channels)
+    values_VC[right_V] = plain_numbers(values).reshape(-1, channels)
     right_V[right_V] = whole_RC.all(1)
     return _without(Sequences(values_VC, length_N, usable_N, reason), right_V)
 

@@ -48,22 +48,29 @@ class Series(FeatureFormat):
 
     def roles(self) -> Iterator[Role]:
         """Lists of lists of numbers, or of numbers where there is one channel."""
-        channels = self.shape[0]
-        kinds = "lists of numbers" if channels == 1 else f"lists of steps, each a list of {channels} numbers"
-        yield Role(self.column, kinds, self._fits)
+        channels, most = self.shape
+        counts = f"1 to {most}" if self.ragged else f"{most}"
+        step = "numbers" if channels == 1 else f"steps, each a list of {channels} numbers"
+        yield Role(self.column, f"lists of {counts} {step}", self._fits)
 
     def _fits(self, kind: pa.DataType) -> bool:
-        if not is_list(kind):
+        is_fixed = pa.types.is_fixed_size_list(kind) and self._least <= kind.list_size <= self.shape[1]
+        if not (is_fixed or is_list(kind)):
             return False
         step = kind.value_type
         if pa.types.is_fixed_size_list(step):
             return is_number(step.value_type) and step.list_size == self.shape[0]
         return (is_list(step) and is_number(step.value_type)) or (self.shape[0] == 1 and is_number(step))
 
+    @property
+    def _least(self) -> int:
+        """How many steps a row has at least."""
+        return 1 if self.ragged else self.shape[1]
+
     def decode(self, rows: pa.RecordBatch) -> Usable:
         """Filled up with zeros; a series of another length, or with a null, is not usable."""
         channels, most = self.shape
-        found = of_lengths(steps(rows[self.column], channels), 1 if self.ragged else most, most)
+        found = of_lengths(steps(rows[self.column], channels), self._least, most)
         x_NCT = padded(found, most)
         parts = (x_NCT, Mask(found.length_N))
         return Usable(parts if self.ragged else parts[:1], found.usable_N, found.reason, found.length_N)

@@ -110,6 +110,11 @@ class Table(FeatureFormat):
             parts = tuple(part[usable_N] for part in parts)
         return Usable(parts, usable_N, reason)
 
+    def readable(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Those of the rows that are usable, as they are."""
+        usable_N, _ = self._usable(rows)
+        return rows if usable_N.all() else rows.filter(pa.array(usable_N))
+
     def _usable(self, rows: pa.RecordBatch) -> tuple[np.ndarray, str]:
         """Which rows have every number that they need, and why the first other one cannot be used."""
         if self.fills is not None:

@@ -11,23 +11,31 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
+from math import inf
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import SpoiltObject
 from pipeline.hashing import digest
+from pipeline.rows.decode import plain_numbers
 from pipeline.store import MissingObject, Store
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squares about the mean (Chan, Golub & LeVeque 1979) of what float32 holds of a column."""
+    """Count, mean and sum of squares about the mean (Chan, Golub & LeVeque 1979) of what float32 holds of a column.
+
+    And the extremes: of equal numbers the rounded mean is none of them, and the squares about it are not 0.
+    """
 
     n: int = 0
     mean: float = 0.0
     square: float = 0.0
+    least: float = inf
+    greatest: float = -inf
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both."""
@@ -35,12 +43,14 @@ class Moments:
             return self
         n, apart = self.n + other.n, other.mean - self.mean
         square = self.square + other.square + apart**2 * self.n * other.n / n
-        return Moments(n, self.mean + apart * other.n / n, square)
+        extremes = min(self.least, other.least), max(self.greatest, other.greatest)
+        return Moments(n, self.mean + apart * other.n / n, square, *extremes)
 
     @property
     def std(self) -> float:
         """The standard deviation, dividing by n; 1 where nothing varies."""
-        return (self.square / self.n) ** 0.5 if self.square > 0 else 1.0
+        varies = self.least < self.greatest and self.square > 0
+        return (self.square / self.n) ** 0.5 if varies else 1.0
 
 
 @dataclass(frozen=True)
@@ -100,12 +110,14 @@ def _counted(column: pa.Array) -> dict[str, int]:
 
 
 def _moments(column: pa.Array) -> Moments:
-    values = column.cast(pa.float64()).drop_null().to_numpy(zero_copy_only=False)
+    # not Arrow's cast, which takes no integer that float64 rounds
+    values = plain_numbers(column).astype(np.float64)
     values = values[np.abs(values) <= np.finfo(np.float32).max]
     if not len(values):
         return Moments()
     mean = float(values.mean())
-    return Moments(len(values), mean, float(np.square(values - mean).sum()))
+    square = float(np.square(values - mean).sum())
+    return Moments(len(values), mean, square, float(values.min()), float(values.max()))
 
 
 def frequent(counts: Mapping[str, int], *, least: int, most: int) -> tuple[str, ...]:
@@ -141,7 +153,7 @@ UNKNOWN = 0
 # how it is written
 UNSEEN = "(unseen)"
 # raised whenever the same rows would give another vocabulary
-TALLY_VERSION = 2
+TALLY_VERSION = 4
 
 
 # a million values take a second to read and parse, which every task of every model would wait for
@@ -174,7 +186,10 @@ def _read(store: Store, key: str, make: Callable[[], Vocabulary]) -> Vocabulary:
     except MissingObject:
         content = json.dumps(make().as_json(), sort_keys=True).encode()
         store.put_once(key, content)
-    return Vocabulary.of(json.loads(content))
+    try:
+        return Vocabulary.of(json.loads(content))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SpoiltObject(f"{key} is damaged ({type(error).__name__}: {error}); delete it and run again") from error
 
 
 # known values for each one that is looked up, above which Python's look-up is the faster: Arrow's makes a table of all
@@ -198,7 +213,8 @@ class Numbering:
         encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
         of_value, place_N = self._of_dictionary(encoded.dictionary), encoded.indices
         if place_N.null_count:
-            place_N = place_N.fill_null(len(of_value) - 1)
+            # a narrow type may hold the places of all values, and not the one behind them
+            place_N = place_N.cast(pa.int64()).fill_null(len(of_value) - 1)
         return of_value.take(place_N.to_numpy(zero_copy_only=False), mode="clip")
 
     def _of_dictionary(self, dictionary: pa.Array) -> np.ndarray:

@@ -22,7 +22,7 @@ import torch
 from pipeline.batch import Batch
 from pipeline.hashing import digest, row_hash
 from pipeline.names import Names
-from pipeline.rows.decode import RowError
+from pipeline.rows.decode import RowError, whole_numbers
 from pipeline.rows.features import Decoded, FeatureFormat, Part, Role, Usable, is_integer, is_list, is_text, narrowest
 from pipeline.rows.ragged import Mask, Sequences, lists, of_lengths, padded
 from pipeline.rows.reading import Piece
@@ -115,7 +115,7 @@ class Tokens(FeatureFormat):
 
     def _given(self, column: pa.Array) -> Sequences:
         values, length_N, usable_N = lists(column)
-        token_V = values.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+        token_V = whole_numbers(values).fill_null(-1).to_numpy(zero_copy_only=False)
         wrong = np.flatnonzero((token_V < 0) | (token_V >= self.size))
         if len(wrong):
             row = int(np.searchsorted(length_N.cumsum(), wrong[0], side="right"))

@@ -27,7 +27,7 @@ from pipeline.job_sections import DataSpec
 from pipeline.misfits import dotted, in_words, shown
 from pipeline.names import Names
 from pipeline.rows.decode import UID_MASK
-from pipeline.rows.features import NOTHING, Decoded, FeatureFormat, Numbers
+from pipeline.rows.features import NOTHING, Decoded, FeatureFormat, Numbers, is_list
 from pipeline.rows.footers import Footer, first_uid, read_footer
 from pipeline.rows.format import RowFormat
 from pipeline.rows.groups import AHEAD, Group, read_groups
@@ -377,19 +377,26 @@ class FileSource(RowGroupSource):
         """Where a file of that name is, relative to the job file if the name is."""
         return self.spec.located(name)
 
+    def lists_labels(self, footer: Footer) -> bool:
+        """Whether a file has a column of labels that is one of lists."""
+        label = self.spec.columns.label
+        return footer.schema.names.count(label) == 1 and is_list(footer.schema.field(label).type)
+
     @cached_property
     def training_identity(self) -> list[Any]:
         """What decides which rows are there to train on, as JSON values."""
         return [self.spec.columns.split, self.spec.train, sorted(footer.file_id for footer in self.listed)]
 
     def training_rows(self, features: FeatureFormat) -> Iterator[pa.RecordBatch]:
-        """Every readable row to train on, with the columns of these features, in plan order.
+        """Every row to train on of the groups that can be read, with the columns of these features, in plan order.
 
-        For what must be known of the data before a model can be built. DataError if a file has not these columns, or
-        not that of the split.
+        And the label where it has lists: which row is unreadable as such is for who counts. For what must be known of
+        the data before a model can be built. DataError if a file has not these columns, or not that of the split.
         """
-        named = RowFormat(features, None, None, 0, None, self.spec.columns.split, self.spec.train)
+        columns = self.spec.columns
         for footer in self.listed:
+            label = columns.label if self.lists_labels(footer) else None
+            named = RowFormat(features, label, self.spec.labels, 0, None, columns.split, self.spec.train)
             named.check(footer)
             wanted = [g for g in footer.groups if named.may_hold_split(footer, g)]
             for group in prefetched(read_groups(self.locate(footer.name), footer.file_id, wanted, named.columns)):

@@ -22,6 +22,7 @@ from pipeline.counted import counted
 from pipeline.errors import DataError
 from pipeline.hashing import digest
 from pipeline.inputs import list_inputs
+from pipeline.rows.decode import whole_numbers
 from pipeline.rows.features import Role, is_integer, is_name
 from pipeline.rows.footers import Footer, read_footer
 from pipeline.rows.format import RowFormat, check_columns
@@ -132,7 +133,7 @@ class Graph(FileSource):
     def _numbers_of(self, ends: pa.Array, nodes: pa.RecordBatch, where: str) -> np.ndarray:
         key = self.spec.columns.key
         if key is None:
-            found = ends.cast(pa.int64())
+            found = whole_numbers(ends)
             outside = pc.or_(pc.less(found, 0), pc.greater_equal(found, nodes.num_rows))
             found = pc.if_else(outside, pa.scalar(None, pa.int64()), found)
         else:

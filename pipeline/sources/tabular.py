@@ -1,8 +1,8 @@
 """Tables in Parquet or Arrow files: columns of numbers (`columns.features`) and of categories (`options.categories`).
 
-What the values of a category are, and mean and spread of the numbers, is counted in one pass over the rows to train on
-when a job is first resolved, and stored beside the data's name: a value that these do not hold is *unknown*, number 0.
-A row without one of its numbers is unreadable, unless `options.fill` says what stands for it.
+What the values of a category are, and mean and spread of the numbers, is counted in one pass over the readable rows to
+train on when a job is first resolved, and stored beside the data's name: a value that these do not hold is *unknown*,
+number 0. A row without one of its numbers is unreadable, unless `options.fill` says what stands for it.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ class Tabular(FileSource):
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        raw = Table(self._numbers, self.options.categories, Vocabulary({}, {}))
+        # what stands for a missing number does not matter, but that something does: rows with one are readable then
+        fills = None if self.options.fill is None else (0.0,) * len(self._numbers)
+        raw = Table(self._numbers, self.options.categories, Vocabulary({}, {}), fills)
         counted = self.options.model_dump(mode="json", exclude={"fill", "flagged"})
-        made_of = [self.training_identity, raw.columns, counted]
-        if self._needs_means:
-            made_of.append("means")
+        made_of = [self.training_identity, raw.columns, counted, fills is not None, self._needs_means]
         found = stored(self.store, made_of, lambda: self._tallied(raw))
         return Vocabulary({name: found.values[name] for name in self.options.categories}, found.scales)
 
@@ -117,7 +117,8 @@ class Tabular(FileSource):
         return self.options.fill == "mean" and not self.options.standardise
 
     def _tallied(self, raw: Table) -> Vocabulary:
-        rows = ({name: part[name] for name in raw.columns} for part in self.training_rows(raw))
+        readable = (raw.readable(part) for part in self.training_rows(raw))
+        rows = ({name: part[name] for name in raw.columns} for part in readable)
         tally = tallied(rows, raw.categories, raw.numbers if self.options.standardise or self._needs_means else ())
         least, most = self.options.min_count, self.options.max_values
         values = {name: frequent(counts, least=least, most=most) for name, counts in tally.counts.items()}

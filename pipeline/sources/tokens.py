@@ -9,10 +9,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from pipeline.names import Names
+from pipeline.rows.decode import has_fitting_labels
 from pipeline.rows.features import FeatureFormat
 from pipeline.rows.ragged import lists
 from pipeline.rows.tally import Vocabulary, as_text, frequent, in_utf8, stored, tallied
@@ -79,18 +81,28 @@ class Tokens(FileSource):
         if self.options.tokenizer != "words":
             return ()
         raw = self._format_of(())
-        made_of = [self.training_identity, raw.column, self.options.model_dump(mode="json")]
+        made_of = [self.training_identity, raw.column, self.options.model_dump(mode="json"), self._position_label]
         return stored(self.store, made_of, lambda: self._tallied(raw)).values[raw.column]
 
+    @cached_property
+    def _position_label(self) -> str | None:
+        """The column with a label for each word, if there is one."""
+        return self.spec.columns.label if any(map(self.lists_labels, self.listed)) else None
+
     def _tallied(self, raw: TokenFormat) -> Vocabulary:
-        words = ({raw.column: _words_of(part[raw.column])} for part in self.training_rows(raw))
+        words = ({raw.column: _words_of(part, raw.column, self._position_label)} for part in self.training_rows(raw))
         counts = tallied(words, (raw.column,), ()).counts[raw.column]
         most = (self.options.vocabulary or 2**31) - RESERVED
         return Vocabulary({raw.column: frequent(counts, least=self.options.min_count, most=most)}, {})
 
 
-def _words_of(column: pa.Array) -> pa.Array:
-    return lists(split_words(in_utf8(as_text(column))))[0]
+def _words_of(rows: pa.RecordBatch, column: str, label: str | None) -> pa.Array:
+    """The words of the readable rows: those that have as many labels as words, where each has one."""
+    words, length_N, _ = lists(split_words(in_utf8(as_text(rows[column]))))
+    if label not in rows.schema.names:
+        return words
+    readable_N = has_fitting_labels(rows[label], length_N)
+    return words if readable_N.all() else words.filter(pa.array(np.repeat(readable_N, length_N)))
 
 
 SOURCE = Tokens
