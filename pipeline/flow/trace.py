@@ -26,7 +26,7 @@ from pipeline.flow.positions import follow_places, places_of_leaf, positions_of
 from pipeline.flow.row_joins import SCATTERS, Source
 from pipeline.flow.row_rules import follow
 from pipeline.flow.rows import Rows, of_leaf, whole
-from pipeline.flow.values import Call, Origin, Storage, Value, argument_tensors, tensors_in
+from pipeline.flow.values import Call, Origin, Value, argument_tensors, tensors_in
 
 _ATTRIBUTE = "_census_value"
 
@@ -139,7 +139,7 @@ class Tracker(TorchDispatchMode):
             storage.origin,
             key=hash((value.key, storage.key, storage.writes)),
             names=value.names,
-            rows=value.rows or self._rows_written(tensor.shape, storage),
+            rows=whole(0, 1) if self.rows == 1 else storage.rows_at(tensor, value.rows),
             learned=value.learned or storage.learned,
             storage=storage,
         )
@@ -147,11 +147,6 @@ class Tracker(TorchDispatchMode):
         self.attach(tensor, fresh)
         self.on_rewritten(tensor, value, fresh)
         return fresh
-
-    def _rows_written(self, shape: torch.Size, storage: Storage) -> Rows | None:
-        written, alike = storage.rows_of(shape), of_leaf(shape, self.rows)
-        # one row written into memory that may hold them all
-        return alike if written is None or (written.axis is None and alike is not None) else written
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -246,7 +241,7 @@ class Tracker(TorchDispatchMode):
         if position is not None and call.op.writes:
             value.storage = call.values[position].storage
             if not call.op.is_view:
-                value.storage.write(value, result.shape)
+                value.storage.write(value, call.values[position], result)
         elif source is not None and call.op.is_view and _shares_memory(source, result):
             value.storage = call.values[0].storage
         value.writes = value.storage.writes

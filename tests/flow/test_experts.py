@@ -73,7 +73,7 @@ def test_experts_that_a_batch_does_not_reach_are_shown_nothing():
     with torch.no_grad():
         model.route.bias[2] = -1e4
     seen = {}
-    tapped_forward(model, found, batch_of(x), lambda p: seen.update({p.site.name: len(p.z_LSU)}))
+    tapped_forward(model, found, batch_of(x), lambda p: seen.update({p.site.name: p.z_LSU[..., 0].numel()}))
     assert (seen["enter.2"], seen["enter.0"] + seen["enter.1"]) == (0, 40)
     unreached = show(model, batch_of(x)).site("enter.2")
     assert (unreached.gate, unreached.units) == ("identity", 32)
