@@ -27,7 +27,7 @@ from pipeline.flow.reading import Choice, Reading
 from pipeline.flow.record import Recorder
 from pipeline.flow.state import draw, unchanged, undrawn
 from pipeline.flow.tap import evaluate, quiet, tapped_forward
-from pipeline.flow.trace import copied, mark_state
+from pipeline.flow.trace import copied, has_own_functions, input_leaves, mark_state
 
 __all__ = ["Discovery", "discover", "refuse_no_choice"]
 
@@ -66,6 +66,7 @@ def discover(
                 draw()
             checked = _checked(model, found, copied(batch) if found.writes_inputs else batch)
         _refuse_others(recorder.returned, checked.returned)
+        _refuse_own_functions(model, batch, recorder.returned)
         if not checked.failed:
             apart = not keeps_state and _runs_apart(model, found, batch, checked.row)
             return replace(_with_errors(found, checked), apart=apart)
@@ -153,6 +154,24 @@ def _refuse_others(first: Any, second: Any) -> None:
             "the same batch gives other numbers in a second forward: the model has dropout left on, or counts or keeps "
             "something where it cannot be put back (a global variable, a closure); what is measured must follow from "
             "the batch"
+        )
+
+
+def _refuse_own_functions(model: nn.Module, batch: Batch, returned: Any) -> None:
+    """ModelError if a class of tensors in a batch makes the model return others than plain tensors do."""
+    own = next((leaf for leaf, _ in input_leaves(batch) if has_own_functions(leaf)), None)
+    if own is None:
+        return
+    kind = type(own).__name__
+    with unchanged(model), torch.inference_mode():
+        found = batch.forward(model)
+    leaves = [[one for one in pytree.tree_leaves(out) if _is_of_numbers(one)] for out in (returned, found)]
+    with torch._C.DisableTorchFunctionSubclass():
+        alike = len(leaves[0]) == len(leaves[1]) and all(same(*pair) for pair in zip(*leaves, strict=True))
+    if not alike:
+        raise ModelError(
+            f"the batch holds tensors of class {kind}, by whose own functions the model returns other numbers than by "
+            "torch's: they cannot be followed; give plain tensors, as x.as_subclass(torch.Tensor) is one"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,6 +30,23 @@ from pipeline.flow.rows import Rows, of_leaf, whole
 from pipeline.flow.values import Call, Origin, Value, argument_tensors, tensors_in
 
 _ATTRIBUTE = "_census_value"
+_PLAIN = (torch.Tensor, nn.Parameter)
+
+
+def has_own_functions(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's class does torch's functions its own way; a class of another name alone does not."""
+    kind = type(tensor)
+    if kind in _PLAIN or is_lazy(tensor):
+        return False
+    function: Any = kind.__torch_function__
+    plain: Any = torch.Tensor.__torch_function__
+    is_plain = function is torch._C._disabled_torch_function_impl or function.__func__ is plain.__func__
+    return not is_plain or is_wrapper(tensor)
+
+
+def is_wrapper(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's class does torch's operations its own way, with memory of its own kind."""
+    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def is_state(tensor: torch.Tensor) -> bool:
@@ -73,11 +91,23 @@ class Tracker(TorchDispatchMode):
         # kept alive: a tensor that is freed gives its id to another
         self._held = held_tensors(model)
         for path, tensor in self._held.values():
+            if has_own_functions(tensor):
+                raise ModelError(
+                    f"{path} is of class {type(tensor).__name__}, which does torch's functions its own way: what it "
+                    "computes cannot be followed; put a plain tensor in its place"
+                )
             if not is_state(tensor):
                 names = frozenset((path,))
                 learned = isinstance(tensor, nn.Parameter)
                 self._fixed[id(tensor)] = Value(
                     self.forward, Origin.PARAMETER, key=hash(path), names=names, learned=learned
+                )
+        for leaf, _ in input_leaves(batch):
+            if leaf.is_nested or is_wrapper(leaf):
+                kind = "nested tensor" if leaf.is_nested else f"tensor of class {type(leaf).__name__}"
+                raise ModelError(
+                    f"the batch holds a {kind}, which has no plain memory: it cannot be followed; give padded tensors "
+                    "with a mask"
                 )
         for number, (leaf, rows) in enumerate(self._leaves(batch, leaf_axes)):
             value = Value(self.forward, Origin.DATA, rows=rows)
@@ -125,6 +155,12 @@ class Tracker(TorchDispatchMode):
             self.attach(tensor, Value(self.forward, Origin.CONSTANT, key=key))
 
     def _from_outside(self, tensor: torch.Tensor, earlier: Value | None) -> Value:
+        if type(tensor) not in _PLAIN:
+            # another object of the same memory: whatever was known is of the tensor that it was made from
+            raise ModelError(
+                f"the forward makes tensors of class {type(tensor).__name__}: what they were made of cannot be "
+                "followed; let it compute with plain tensors, as x.as_subclass(torch.Tensor) is one"
+            )
         if earlier is not None and earlier.origin is not Origin.DATA:
             return Value(self.forward, earlier.origin, key=earlier.key, names=earlier.names, learned=earlier.learned)
         return Value(self.forward, Origin.DATA, rows=of_leaf(tensor.shape, self.rows))
@@ -223,6 +259,11 @@ class Tracker(TorchDispatchMode):
             if not call.op.writes and call.position_of(result) is not None:
                 values.append(self.value_of(result))
                 continue
+            if result.is_nested:
+                raise ModelError(
+                    f"the forward makes a nested tensor ({call.op.name}): it cannot be followed; let it compute with "
+                    "padded tensors and a mask"
+                )
             rows = follow(call.op.name, given, sources, result.shape, part)
             if rows is None and call.op.name in SCATTERS and self._graphs is not None:
                 # a node that nothing leads to
