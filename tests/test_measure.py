@@ -397,3 +397,14 @@ def test_an_untrained_twin_gives_its_columns(model, rows) -> None:
     w, v = model.head.weight.detach().double(), twin.head.weight.detach().double()
     np.testing.assert_allclose(head.twin_cos, nn.functional.cosine_similarity(w, v).numpy(), rtol=1e-9)
     np.testing.assert_allclose(head.twin_distance, (w - v).norm(dim=1).numpy(), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("outputs", "classes"), [(1, 2), (7, 2), (2, 3)])
+def test_there_is_no_importance_where_the_output_is_not_a_score_of_each_class(outputs, classes, caplog) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, outputs))
+    batches = [(torch.randn(40, 6), torch.arange(40) % classes)]
+    found = measure(layers, batches, classes=classes, statistics=[statistics()["importance"]])["neurons"]
+    assert found["importance_rows"].to_pylist() == [0] * (4 + outputs)
+    assert found["importance_zero_ablation"].null_count == found["importance_mean_ablation"].null_count == 4 + outputs
+    assert f"importance is empty: the model returned a tensor of shape (40, {outputs})" in caplog.text
