@@ -408,3 +408,20 @@ def test_there_is_no_importance_where_the_output_is_not_a_score_of_each_class(ou
     assert found["importance_rows"].to_pylist() == [0] * (4 + outputs)
     assert found["importance_zero_ablation"].null_count == found["importance_mean_ablation"].null_count == 4 + outputs
     assert f"importance is empty: the model returned a tensor of shape (40, {outputs})" in caplog.text
+
+
+def test_a_module_called_many_times_is_measured_by_the_labels_of_positions() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(10):
+                x = self.layer(x).relu()
+            return x
+
+    torch.manual_seed(0)
+    y = torch.randint(0, 3, (6, 5))
+    found = measure(Loop(), [(torch.randn(6, 5, 4), y)], classes=3, statistics=[statistics()["labels"]])
+    assert found["neurons"]["best_class"].null_count == 0

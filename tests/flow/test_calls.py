@@ -60,6 +60,25 @@ def test_many_calls_are_one_site_with_every_step_a_position():
     torch.testing.assert_close(shown.a["l"][order][:, 0].view(5, 10, 4), torch.stack(expected[1:], 1))
 
 
+def test_the_labels_of_positions_go_with_every_call():
+    def forward(self, x):
+        for _ in range(10):
+            x = self.l(x).relu()
+        return x
+
+    label_NS = torch.arange(15).view(5, 3) - 1
+    batch = Batch(inputs=(numbers(5, 3, 4),), uid_N=torch.arange(5), label_NS=label_NS)
+    shown = show(Free(forward, l=linear(4, 4)), batch).last["l"]
+    assert shown.label_LS is not None
+    assert shown.label_LS.shape == shown.z_LSU.shape[:2]
+    kept = shown.select_rows(torch.tensor([False, True, False, True, False]))
+    for row in range(5):
+        ours = shown.label_LS[shown.row_index_L == row].flatten().sort().values
+        assert ours.tolist() == label_NS[row].repeat_interleave(10).tolist()
+    assert kept.label_LS is not None
+    assert len(kept.label_LS) == 2 * 30
+
+
 def test_a_few_calls_that_become_more_drop_nothing():
     def forward(self, x):
         for _ in range(self.steps):
