@@ -195,4 +195,4 @@ def _with_errors(found: Discovery, checked: Checking) -> Discovery:
         renewed[site.name] = replace(site, error=error, note="; ".join(notes) or None)
     plans = {plan: replace(plan, site=renewed[plan.site.name]) for plan in found.plans()}
     calls = {key: [[plans[plan] for plan in call] for call in each] for key, each in found.calls.items()}
-    return replace(found, sites=tuple(renewed.values()), calls=calls)
+    return replace(found, sites=tuple(renewed.values()), calls=calls, unshown=frozenset(renewed.keys() - checked.shown))
