@@ -25,6 +25,8 @@ from pipeline.counted import few
 from pipeline.devices import CPU, moved
 from pipeline.errors import ModelError, nearest
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
+from pipeline.flow.holdings import held_tensors
+from pipeline.flow.trace import forget, input_leaves
 from pipeline.forms import numbered, of_classes
 from pipeline.kernels import choose
 from pipeline.registry import statistics as known_statistics
@@ -92,6 +94,8 @@ def measure(
             _refuse_other_sites(found, twin_sites)
         for batch in chain(seen, stream):
             running.add(model, moved(batch, device))
+            # those within objects are the caller's own
+            forget(leaf for leaf, _ in input_leaves(batch))
         running.finish(model)
     for remark in [choose.remark(running.kernel, device.type), *running.remarks()]:
         _say_once(remark)
@@ -174,12 +178,16 @@ def _probed(
 
 @contextmanager
 def _mode_kept(*models: nn.Module | None) -> Iterator[None]:
+    """Let models come back in their modes, with nothing left on their tensors."""
     training = [module for model in models if model is not None for module in model.modules() if module.training]
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        for model in models:
+            if model is not None:
+                forget(tensor for _, tensor in held_tensors(model).values())
 
 
 def _refuse_nothing(found: Discovery) -> None:

@@ -425,3 +425,53 @@ def test_a_module_called_many_times_is_measured_by_the_labels_of_positions() -> 
     y = torch.randint(0, 3, (6, 5))
     found = measure(Loop(), [(torch.randn(6, 5, 4), y)], classes=3, statistics=[statistics()["labels"]])
     assert found["neurons"]["best_class"].null_count == 0
+
+
+class Against(nn.Module):
+    """Its only weights are a buffer."""
+
+    def __init__(self, known: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("known", known)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.known).relu()
+
+
+def test_nothing_is_left_on_tensors_of_the_caller(tmp_path) -> None:
+    torch.manual_seed(0)
+    response = [statistics()["response"]]
+    x, held = torch.randn(5, 6), type("Held", (), {})()
+    held.x = torch.randn(5, 6)
+    layer = nn.Linear(6, 5)
+    inside = Batch(inputs=(held,), uid_N=torch.arange(5), call=lambda model, batch: model(batch.inputs[0].x))
+    for batches in ([x], [x] * 4, [inside], [inside] * 4, [layer.weight], [layer.weight] * 4):
+        measure(layer, batches, statistics=response)
+        assert [*vars(x), *vars(held.x), *vars(layer.weight)] == []
+    torch.save([x, held.x], tmp_path / "x.pt")
+    assert torch.equal(torch.load(tmp_path / "x.pt")[0], x)
+    assert measure(Against(x), [torch.randn(8, 6)], statistics=response)["sites"]["gate"].to_pylist() == ["relu"]
+
+
+def test_nothing_is_left_on_what_a_model_keeps() -> None:
+    class Keeping(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.last, self.table = x.relu(), torch.arange(6.0)
+            return super().forward(x + self.table)
+
+    model = Keeping(6, 5)
+    for batches in ([torch.randn(4, 6)], [torch.randn(4, 6)] * 4):
+        assert measure(model, batches, statistics=[statistics()["response"]])["sites"]["gate"].to_pylist() == [
+            "identity"
+        ]
+        assert [*vars(model.last), *vars(model.table), *vars(model.weight)] == []
+
+
+def test_a_tensor_that_is_given_twice_stays_one() -> None:
+    class Same(nn.Linear):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return super().forward(x if x is y else x * 2)
+
+    x, model = torch.ones(4, 6), Same(6, 5)
+    found = measure(model, [(x, x)], statistics=[statistics()["response"]])["neurons"]
+    np.testing.assert_allclose(found["z_mean"].to_numpy(), nn.Linear.forward(model, x)[0].detach().numpy(), rtol=1e-5)

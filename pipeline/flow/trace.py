@@ -70,6 +70,13 @@ def outlasting(value: Value) -> Value:
     return Value(object(), value.origin, key=value.key, names=value.names, learned=value.learned)
 
 
+def forget(tensors: Iterable[torch.Tensor]) -> None:
+    """Take off tensors what forwards have left on them: saved with them, it could not be loaded."""
+    for tensor in tensors:
+        for name in [name for name in vars(tensor) if name.startswith("_census_")]:
+            del vars(tensor)[name]
+
+
 def leave(tensor: torch.Tensor, value: Value) -> None:
     """Let a tensor carry what is known of it into later forwards."""
     vars(tensor)[_ATTRIBUTE] = value
@@ -96,7 +103,7 @@ class Tracker(TorchDispatchMode):
                     f"{path} is of class {type(tensor).__name__}, which does torch's functions its own way: what it "
                     "computes cannot be followed; put a plain tensor in its place"
                 )
-            if not is_state(tensor):
+            if isinstance(tensor, nn.Parameter) or not is_state(tensor):
                 names = frozenset((path,))
                 learned = isinstance(tensor, nn.Parameter)
                 self._fixed[id(tensor)] = Value(
