@@ -306,3 +306,15 @@ def test_one_unit_that_one_row_was_probed_with_is_found_in_every_row(norm):
         expected = model[:2](x)
     assert [site.name for site in shown.discovery.sites] == ["0"]
     torch.testing.assert_close(shown.z["0"], expected.flatten(1)[..., None], rtol=1e-5, atol=1e-6)
+
+
+def test_a_product_that_is_not_unit_by_unit_is_no_gated_pair():
+    def forward(self, x):
+        # each unit of the other branch meets two of the gate's
+        return functional.silu(self.gate(x)) * self.up(x)[:, :, None].expand(-1, -1, 2).flatten(1)
+
+    shown = show(Free(forward, gate=linear(3, 4), up=linear(3, 2)), batch_of(numbers(5, 3)))
+    assert [(site.name, site.gate, site.units) for site in shown.discovery.sites] == [
+        ("gate", "silu", 4),
+        ("up", "identity", 2),
+    ]

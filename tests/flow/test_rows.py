@@ -293,6 +293,10 @@ FOLLOWED = {
     "step by step": _both_steps,
     "a permutation": lambda x, order: torch.eye(len(x), dtype=x.dtype).roll(3, 1) @ x,
     "a sparse permutation": lambda x, order: torch.eye(len(x), dtype=x.dtype).flip(0).to_sparse() @ x,
+    "positions by a mask of positions and rows": lambda x, order: x.t()[(torch.arange(35).view(5, 7) % 3) > 0],
+    "positions by a mask behind others": lambda x, order: x.t()[None].repeat(2, 1, 1)[
+        :, (torch.arange(35).view(5, 7) % 3) > 0
+    ],
     "one row in every place": lambda x, order: torch.zeros_like(x) + x[2:3],
 }
 LOST = {
