@@ -213,6 +213,9 @@ class Tracker(TorchDispatchMode):
             self.on_input_written(call)
         origins = [value.origin for value in values]
         if Origin.DATA in origins and op.name not in LIKES:
+            into = [name for name in op.written_keywords if call.kwargs.get(name) is not None]
+            if len(into) == 1 and isinstance(call.kwargs[into[0]], torch.Tensor):
+                return self._put_out(call, into[0])
             parametrised = Origin.PARAMETER in origins
             if op.name in COMPOSITE and parametrised:
                 with self:
@@ -223,6 +226,22 @@ class Tracker(TorchDispatchMode):
             return self.on_data(call)
         out = self.run(call)
         self._derive(call, out)
+        return out
+
+    def _put_out(self, call: Call, name: str) -> torch.Tensor:
+        """Do an operation that is given where its result goes (out=), as one that makes it; what was there is gone."""
+        rest = {**call.kwargs}
+        out: torch.Tensor = rest.pop(name)
+        before = self.value_of(out)
+        with self:
+            made: torch.Tensor = call.func._overloadpacket(*call.args, **rest)
+        value = self.value_of(made)
+        if out.shape != made.shape:
+            out.resize_(made.shape)
+        out.copy_(made)
+        before.storage.write(value, before, out)
+        self._fixed.pop(id(out), None)
+        self.attach(out, value)
         return out
 
     def _derive(self, call: Call, out: Any) -> None:

@@ -350,3 +350,22 @@ def test_views_as_another_tensor_keep_units_and_rows():
     shown = show(model, batch_of(x))
     assert (shown.site("l").gate, shown.site("l").folded) == ("relu", ("n",))
     torch.testing.assert_close(shown.a["l"], model.eval()(x))
+
+
+@pytest.mark.parametrize("form", ["made", "empty", "a part"])
+def test_a_product_is_followed_to_where_it_is_put(form):
+    def forward(self, x):
+        z = x.new_empty(0 if form == "empty" else (len(x), 4))
+        if form == "a part":
+            torch.mm(x[:, :3], self.weight, out=z[:])
+        else:
+            torch.mm(x, self.weight, out=z)
+        return z.relu()
+
+    model, x = Free(forward, weight=nn.Parameter(numbers(3, 4))), numbers(5, 3)
+    shown = show(model, batch_of(x))
+    assert [site.name for site in shown.discovery.sites] == ["weight"]
+    torch.testing.assert_close(shown.z["weight"][:, 0], (x @ model.weight).detach())
+    torch.testing.assert_close(shown.out, (x @ model.weight).relu().detach())
+    if form != "a part":
+        assert shown.discovery.sites[0].gate == "relu"
