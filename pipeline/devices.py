@@ -77,12 +77,21 @@ def full_name(device: torch.device) -> str:
 def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
     """The batch on a device, its inputs' floats in a model's dtype if one is given, and what is narrow as int64.
 
+    Its inputs are tensors of its own, if of the same memory: what a forward leaves on them is on none of the caller's.
     To a GPU it goes through pinned memory, and nothing waits for it but what reads it.
     """
     names = {name: getattr(batch, name) for name in ("uid_N", "label_N", "label_NS", "mask_NS")}
     inputs = {name: getattr(batch, name) for name in ("inputs", "kwargs")}
     move = partial(_moved, device=device)
-    read = partial(_moved, device=device, dtype=dtype, widen=batch.narrow)
+    made: dict[int, torch.Tensor] = {}
+
+    def read(value: torch.Tensor) -> torch.Tensor:
+        # one that is given twice stays one
+        if id(value) not in made:
+            there = _moved(value, device=device, dtype=dtype, widen=batch.narrow)
+            made[id(value)] = _another(value) if there is value else there
+        return made[id(value)]
+
     mapped = pytree.tree_map_only(torch.Tensor, move, names) | pytree.tree_map_only(torch.Tensor, read, inputs)
     return replace(batch, **mapped, narrow=False)
 
@@ -95,3 +104,10 @@ def _moved(
     if there.is_floating_point():
         return there if dtype is None else there.to(dtype)
     return there.to(torch.int64) if widen and there.dtype != torch.bool else there
+
+
+def _another(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as another tensor, with whatever its class keeps beside it."""
+    made = tensor.detach()
+    vars(made).update(vars(tensor))
+    return made.requires_grad_() if tensor.requires_grad else made

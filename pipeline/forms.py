@@ -69,6 +69,8 @@ def _with_names(batch: Batch) -> Batch:
 
 def _as_batch(value: Any, first_uid: int, by_position: bool) -> Batch:
     labels = _labels(value, by_position)
+    if labels is None and by_position:
+        _refuse_like_labels(value)
     x = value[0] if labels is not None else value
     if isinstance(x, Mapping):
         inputs: tuple[Any, ...] = ()
@@ -105,6 +107,23 @@ def _labels(value: Any, by_position: bool) -> torch.Tensor | None:
     return labels if isinstance(first, tuple | list | Mapping) else None  # type: ignore[no-any-return]
 
 
+def _refuse_like_labels(value: Any) -> None:
+    """DataError for a pair whose second part can only be meant as labels: one number for each of some rows."""
+    if not isinstance(value, tuple | list) or len(value) != 2 or not isinstance(value[0], torch.Tensor):
+        return
+    rows, second = len(value[0]) if value[0].dim() else 0, value[1]
+    if isinstance(second, torch.Tensor) and second.dim() == 1:
+        found = f"{str(second.dtype).removeprefix('torch.')} of shape {tuple(second.shape)}"
+    elif isinstance(second, list) and second and all(isinstance(one, int) for one in second):
+        found = f"a list of {len(second)} integers"
+    else:
+        return
+    raise DataError(
+        f"in a pair (x, y) of {rows} rows y is {found}: expected int64 labels, a tensor with one for each row; "
+        "arguments of a forward beside labels go in a Batch"
+    )
+
+
 def _is_labels(value: Any, by_position: bool) -> bool:
     if not isinstance(value, torch.Tensor) or value.dtype != torch.int64:
         return False
@@ -114,11 +133,18 @@ def _is_labels(value: Any, by_position: bool) -> bool:
 def _rows_of(values: list[Any]) -> int:
     first = values[0] if values else None
     if not isinstance(first, torch.Tensor) or first.dim() == 0:
-        found = type(first).__name__
+        found = "a number (a tensor without axes)" if isinstance(first, torch.Tensor) else type(first).__name__
         raise TypeError(f"a batch starts with a tensor whose first axis is the rows, got {found}; make it a Batch")
     return int(first.shape[0])
 
 
 def _mask(value: Any, rows: int) -> torch.Tensor | None:
-    fits = isinstance(value, torch.Tensor) and value.dim() == 2 and len(value) == rows
-    return value != 0 if fits else None
+    if not isinstance(value, torch.Tensor) or value.dim() != 2 or len(value) != rows:
+        return None
+    other = value[(value != 0) & (value != 1)]
+    if other.numel():
+        raise DataError(
+            f"{MASK} has {other[0].item():g}: expected 1 where a position is real and 0 where it is padding; what is "
+            "added to scores goes by another name, or in a Batch with its own mask_NS"
+        )
+    return value != 0

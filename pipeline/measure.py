@@ -25,6 +25,8 @@ from pipeline.counted import few
 from pipeline.devices import CPU, moved
 from pipeline.errors import ModelError, nearest
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
+from pipeline.flow.holdings import held_tensors
+from pipeline.flow.trace import forget, input_leaves
 from pipeline.forms import numbered, of_classes
 from pipeline.kernels import choose
 from pipeline.registry import statistics as known_statistics
@@ -87,11 +89,16 @@ def measure(
         refuse_no_choice(found, include, exclude)
         _refuse_nothing(found)
         running = Running(found, chosen, classes, choose.name(device.type))
-        twin_sites = None if twin is None else discover(twin, moved(probe, _device_of(twin)))
+        twin_sites = None if twin is None else _sites_of_twin(twin, probe)
         if twin_sites is not None:
             _refuse_other_sites(found, twin_sites)
         for batch in chain(seen, stream):
+            # of no row nothing is shown, and nothing tells whose it would be
+            if not batch.rows:
+                continue
             running.add(model, moved(batch, device))
+            # those within objects are the caller's own
+            forget(leaf for leaf, _ in input_leaves(batch))
         running.finish(model)
     for remark in [choose.remark(running.kernel, device.type), *running.remarks()]:
         _say_once(remark)
@@ -99,6 +106,13 @@ def measure(
     controls = controls_of(running.discovery, twin_sites)
     tables = arrow_tables(running.discovery, running.states(), chosen, keys=keys, controls=controls)
     return {**tables, "sites": site_table(running.discovery, run="", model=name, data=data)}
+
+
+def _sites_of_twin(twin: nn.Module, probe: Batch) -> Discovery:
+    try:
+        return discover(twin, moved(probe, _device_of(twin)))
+    except ModelError as error:
+        raise ModelError(f"the twin, shown the model's probe: {error}") from error
 
 
 def _refuse_no_module(role: str, model: Any) -> None:
@@ -118,8 +132,8 @@ def _refuse_arguments(
     """ValueError where a batch stands for batches, a name for a statistic, or one of them is there twice."""
     if not isinstance(rows, Mapping):
         raise ValueError(f'rows = {rows!r}: expected a fraction for each pattern, {{"*": {rows!r}}}')
-    if classes < 0:
-        raise ValueError(f"classes = {classes}: expected how many there are, or 0 for no labels")
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
+        raise ValueError(f"classes = {classes!r}: expected how many there are, or 0 for no labels")
     if isinstance(batches, torch.Tensor | np.ndarray | Mapping | Batch | str):
         raise ValueError(f"batches is one {type(batches).__name__}: expected several; [batch] is one batch")
     for number, one in enumerate(statistics):
@@ -174,12 +188,16 @@ def _probed(
 
 @contextmanager
 def _mode_kept(*models: nn.Module | None) -> Iterator[None]:
+    """Let models come back in their modes, with nothing left on their tensors."""
     training = [module for model in models if model is not None for module in model.modules() if module.training]
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        for model in models:
+            if model is not None:
+                forget(tensor for _, tensor in held_tensors(model).values())
 
 
 def _refuse_nothing(found: Discovery) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline.batch import Batch
@@ -20,7 +21,7 @@ from pipeline.errors import JobError, ModelError
 from pipeline.flow.apart import Held, cut
 from pipeline.flow.discover import Discovery
 from pipeline.flow.forwards import Forwards
-from pipeline.flow.gradients import observe_gradients
+from pipeline.flow.gradients import classifies, observe_gradients
 from pipeline.flow.state import Versions
 from pipeline.graphs import Graphs, Shown
 from pipeline.kernels import choose
@@ -78,6 +79,7 @@ class Running:
         self._most_rows = 0
         self._before: Versions | None = None
         self._graphs = Graphs()
+        self._no_loss: str | None = None
 
     def add(self, model: nn.Module, batch: Batch) -> Any:
         """Run the model on a batch, add what its sites are shown, return what the model returns."""
@@ -121,7 +123,10 @@ class Running:
         with choose.in_force(self.kernel):
             out = self._forwards.run(model, batch, observe)
             if self._has_loss(batch, statistics):
-                observe_gradients(model, self.discovery, batch, observe)
+                if classifies(out, batch, self.classes):
+                    observe_gradients(model, self.discovery, batch, observe, classes=self.classes)
+                elif out is not None:
+                    self._no_loss = self._no_loss or _without_loss(out, self.classes)
         return Shown(out, self._added, self._forwards.followed)
 
     def _has_loss(self, batch: Batch, statistics: Sequence[Statistic]) -> bool:
@@ -133,7 +138,7 @@ class Running:
     def remarks(self) -> list[str]:
         """What a person should know of how it was done, each once."""
         grown = [remark for sums in self._sums.values() for remark in sums.remarks()]
-        return list(dict.fromkeys([*grown, *self._graphs.remarks]))
+        return list(dict.fromkeys([*grown, *self._graphs.remarks, *filter(None, [self._no_loss])]))
 
     def states(self) -> States:
         """The state of every statistic at every site where it applies, on the CPU; to be asked for once finished."""
@@ -204,6 +209,14 @@ class Running:
 
 def _observes_itself(statistic: Statistic) -> bool:
     return type(statistic).observe is not Statistic.observe
+
+
+def _without_loss(out: Any, classes: int) -> str:
+    found = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+    return (
+        f"importance is empty: the model returned {found} for a batch, expected one score of each of the {classes} "
+        "classes for each row (N × classes)"
+    )
 
 
 def _on_cpu(state: State) -> State:

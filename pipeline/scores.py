@@ -27,9 +27,10 @@ _ODDS = ("odds 0 ", "odds 1 ")
 _NUMBERS = 1 << 20
 
 
-def score(output: Any, batch: Batch, objective: Objective = "classes") -> Sums:
+def score(output: Any, batch: Batch, objective: Objective = "classes", *, classes: int | None = None) -> Sums:
     """Sums over the labelled rows of a batch: labelled, correct (greatest logit is the label), log_loss in nats.
 
+    Nothing of an output that is not one logit per class: of `classes`, where their number is known, else of several.
     Of two classes also how often each log-odds occurs; of a language model over tokens, "tokens" of them.
     """
     if not isinstance(output, torch.Tensor):
@@ -37,6 +38,8 @@ def score(output: Any, batch: Batch, objective: Objective = "classes") -> Sums:
     if objective == "next token":
         target, logits = next_tokens(batch), output[:, :-1]
     elif batch.label_N is not None and output.ndim == 2 and len(output) == len(batch.label_N):
+        if output.shape[1] != (classes or max(2, output.shape[1])):
+            return {}
         target, logits = batch.label_N, output
     else:
         return {}

@@ -397,3 +397,143 @@ def test_an_untrained_twin_gives_its_columns(model, rows) -> None:
     w, v = model.head.weight.detach().double(), twin.head.weight.detach().double()
     np.testing.assert_allclose(head.twin_cos, nn.functional.cosine_similarity(w, v).numpy(), rtol=1e-9)
     np.testing.assert_allclose(head.twin_distance, (w - v).norm(dim=1).numpy(), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("outputs", "classes"), [(1, 2), (7, 2), (2, 3)])
+def test_there_is_no_importance_where_the_output_is_not_a_score_of_each_class(outputs, classes, caplog) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, outputs))
+    batches = [(torch.randn(40, 6), torch.arange(40) % classes)]
+    found = measure(layers, batches, classes=classes, statistics=[statistics()["importance"]])["neurons"]
+    assert found["importance_rows"].to_pylist() == [0] * (4 + outputs)
+    assert found["importance_zero_ablation"].null_count == found["importance_mean_ablation"].null_count == 4 + outputs
+    assert f"importance is empty: the model returned a tensor of shape (40, {outputs})" in caplog.text
+
+
+def test_a_module_called_many_times_is_measured_by_the_labels_of_positions() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(10):
+                x = self.layer(x).relu()
+            return x
+
+    torch.manual_seed(0)
+    y = torch.randint(0, 3, (6, 5))
+    found = measure(Loop(), [(torch.randn(6, 5, 4), y)], classes=3, statistics=[statistics()["labels"]])
+    assert found["neurons"]["best_class"].null_count == 0
+
+
+class Against(nn.Module):
+    """Its only weights are a buffer."""
+
+    def __init__(self, known: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("known", known)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.known).relu()
+
+
+def test_nothing_is_left_on_tensors_of_the_caller(tmp_path) -> None:
+    torch.manual_seed(0)
+    response = [statistics()["response"]]
+    x, held = torch.randn(5, 6), type("Held", (), {})()
+    held.x = torch.randn(5, 6)
+    layer = nn.Linear(6, 5)
+    inside = Batch(inputs=(held,), uid_N=torch.arange(5), call=lambda model, batch: model(batch.inputs[0].x))
+    for batches in ([x], [x] * 4, [inside], [inside] * 4, [layer.weight], [layer.weight] * 4):
+        measure(layer, batches, statistics=response)
+        assert [*vars(x), *vars(held.x), *vars(layer.weight)] == []
+    torch.save([x, held.x], tmp_path / "x.pt")
+    assert torch.equal(torch.load(tmp_path / "x.pt")[0], x)
+    assert measure(Against(x), [torch.randn(8, 6)], statistics=response)["sites"]["gate"].to_pylist() == ["relu"]
+
+
+def test_nothing_is_left_on_what_a_model_keeps() -> None:
+    class Keeping(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.last, self.table = x.relu(), torch.arange(6.0)
+            return super().forward(x + self.table)
+
+    model = Keeping(6, 5)
+    for batches in ([torch.randn(4, 6)], [torch.randn(4, 6)] * 4):
+        assert measure(model, batches, statistics=[statistics()["response"]])["sites"]["gate"].to_pylist() == [
+            "identity"
+        ]
+        assert [*vars(model.last), *vars(model.table), *vars(model.weight)] == []
+
+
+def test_a_tensor_that_is_given_twice_stays_one() -> None:
+    class Same(nn.Linear):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return super().forward(x if x is y else x * 2)
+
+    x, model = torch.ones(4, 6), Same(6, 5)
+    found = measure(model, [(x, x)], statistics=[statistics()["response"]])["neurons"]
+    np.testing.assert_allclose(found["z_mean"].to_numpy(), nn.Linear.forward(model, x)[0].detach().numpy(), rtol=1e-5)
+
+
+def test_batches_of_no_row_are_passed_over() -> None:
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, dropout=0.0)
+    batches = [torch.randn(4, 3, 6), torch.randn(0, 3, 6), torch.randn(2, 3, 6)]
+    found = measure(encoder, batches, statistics=[statistics()["response"]])["neurons"]
+    assert set(found["n"].to_pylist()) == {18}
+
+
+@pytest.mark.parametrize(
+    ("y", "found"),
+    [
+        (torch.zeros(4, dtype=torch.int32), "int32 of shape (4,)"),
+        (torch.zeros(4), "float32 of shape (4,)"),
+        (torch.zeros(3, dtype=torch.int64), "int64 of shape (3,)"),
+        ([0, 1, 1, 0], "a list of 4 integers"),
+    ],
+)
+def test_what_can_only_be_meant_as_labels_is_refused_as_such(y, found) -> None:
+    with pytest.raises(DataError, match=re.escape(f"in a pair (x, y) of 4 rows y is {found}: expected int64 labels")):
+        measure(nn.Linear(6, 5), [(torch.randn(4, 6), y)], classes=5)
+
+
+@pytest.mark.parametrize("classes", ["3", 3.0, True, None])
+def test_a_number_of_classes_that_is_none_is_refused(classes) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"classes = {classes!r}: expected how many")):
+        measure(nn.Linear(6, 5), [torch.randn(4, 6)], classes=classes)
+
+
+def test_a_number_is_no_batch() -> None:
+    with pytest.raises(TypeError, match="got a number"):
+        measure(nn.Linear(6, 5), [torch.tensor(3.0)])
+
+
+def test_a_mask_that_is_added_to_scores_is_refused() -> None:
+    class Masked(nn.Linear):
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    real = torch.tensor([[True, True, False]] * 4)
+    given = {"x": torch.randn(4, 3, 6), "attention_mask": real.double()}
+    found = measure(Masked(6, 5), [given], statistics=[statistics()["response"]])["neurons"]
+    assert set(found["n"].to_pylist()) == {8}
+    given["attention_mask"] = torch.zeros(4, 3).masked_fill(~real, -1e9)
+    with pytest.raises(DataError, match=re.escape("attention_mask has -1e+09: expected 1 where a position is real")):
+        measure(Masked(6, 5), [given])
+
+
+def test_what_fails_in_the_twin_is_said_to() -> None:
+    with pytest.raises(ModelError, match=r"the twin, shown the model's probe: .*dtype"):
+        measure(nn.Linear(6, 5), [torch.randn(4, 6)], twin=nn.Linear(6, 5).double())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_quantised_layers_are_named_as_not_measured() -> None:
+    layers = nn.Sequential(nn.Linear(6, 5), nn.ReLU())
+    packed = torch.ao.quantization.quantize_dynamic(layers, {nn.Linear})
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), packed)
+    found = measure(model, [torch.randn(4, 6)], statistics=[statistics()["response"]])["sites"].to_pylist()
+    assert [(site["site"], site["interpreted"]) for site in found] == [("0", True), ("2.0", False)]
+    assert "its weight is quantised and packed, by quantized::linear_dynamic" in found[1]["reason"]

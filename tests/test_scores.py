@@ -89,6 +89,9 @@ def test_rows_without_a_label_and_outputs_that_classify_nothing_have_none():
     assert means(score(torch.randn(3, 2), labelled(torch.tensor([-1, -1, -1])))) == {}
     assert score(torch.randn(3, 4, 2), labelled(torch.tensor([0, 1, 1]))) == {}
     assert score((torch.randn(3, 2),), labelled(torch.tensor([0, 1, 1]))) == {}
+    assert score(torch.randn(3, 1), labelled(torch.tensor([0, 0, 0]))) == {}
+    assert score(torch.randn(3, 7), labelled(torch.tensor([0, 1, 1])), classes=2) == {}
+    assert score(torch.randn(3, 2), labelled(torch.tensor([0, 1, 2])), classes=3) == {}
     assert "auc" not in means(score(torch.randn(3, 2), labelled(torch.tensor([1, 1, 1]))))
 
 

@@ -56,7 +56,9 @@ def _source(node: Node) -> Any:
 
 
 def spread_shadow(shadow: torch.Tensor, out: torch.Size) -> torch.Tensor | None:
-    """The shadow behind the operation: units stay along the last axis; None where they do not."""
+    """The shadow behind the operation: units stay along the last axis; None where they do not, or nothing is there."""
+    if not shadow.numel():
+        return None
     units = shadow.reshape(-1, shadow.shape[-1])[:1]
     if shadow.dim() == 0 or out[-1:] != shadow.shape[-1:] or not bool((shadow == units).all()):
         return None

@@ -6,7 +6,7 @@ Layer 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from pipeline.flow.affine import Affine
 from pipeline.flow.aggregate import from_neighbours
 from pipeline.flow.follow import follow
 from pipeline.flow.gains import Gain, gain_of
+from pipeline.flow.operators import words
 from pipeline.flow.parts import Pair, Part, divide
 from pipeline.flow.patches import Geometry
 from pipeline.flow.path import Path, plain_of, unit_axis
@@ -23,6 +24,9 @@ from pipeline.flow.record import Graph, Node, fixed_names
 from pipeline.flow.spaces import Spaces
 from pipeline.flow.transposed import Phase
 from pipeline.sites import Site
+
+# of what is done to z, gates that are read in some forms only, and moves behind which none is looked for
+_HIDING = words("glu index_put index_copy pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +77,25 @@ def plans_of(graph: Graph, named: Named, ends: Sequence[Path], pair: Pair | None
     weight = named.affine.weight.detach()
     units = phases[0].matrix_UD(weight).shape[0]
     parts = divide(ends, units, named.path)
-    return [_plan(graph, named, part, one, spaces) for part in parts for one in phases]
+    plans = [_plan(graph, named, part, one, spaces) for part in parts for one in phases]
+    return [_noting_reader(plan, ends) for plan in plans]
+
+
+def _noting_reader(plan: SitePlan, ends: Sequence[Path]) -> SitePlan:
+    """The plan, with a note where an operation that may be a gate, or come before one, reads what has none."""
+    units = None if plan.part is None else set(plan.part.tolist())
+    found = [
+        end.end
+        for end in ends
+        if end.end in _HIDING
+        and end.last is not None
+        and end.last.args[0] is end.value
+        and (units is None or not units.isdisjoint(end.units.tolist()))
+    ]
+    if plan.site.gate != "identity" or not found:
+        return plan
+    note = f"its output meets {found[0]}: what gate that is, or has behind it, is not read"
+    return replace(plan, site=replace(plan.site, note="; ".join(filter(None, [plan.site.note, note]))))
 
 
 def plain_plans(named: Named, spaces: Spaces, note: str) -> list[SitePlan]:
@@ -166,7 +188,7 @@ def _plan(graph: Graph, named: Named, part: Part, geometry: Geometry, spaces: Sp
     return SitePlan(
         site,
         names=_names(affine, end, gain),
-        gate=end.gate,
+        gate=None if end.gate is None else end.gate.among(part.units),
         part=part.units,
         group_part=group_part,
         scaling=None if is_met or meets_gate or scaling.is_identity else scaling,
@@ -282,7 +304,7 @@ def _pair_plan(graph: Graph, named: Named, pair: Pair, spaces: Spaces) -> SitePl
     return SitePlan(
         site,
         names=names,
-        gate=pair.gate,
+        gate=pair.gate.among(chosen),
         part=chosen,
         group_part=group_part,
         scaling=_scaling(gate_end, chosen),

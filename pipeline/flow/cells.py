@@ -134,7 +134,8 @@ def rows_of_cells(node: Node) -> Rows | None:
     value = node.args[0]
     if isinstance(value, Fixed) or value.origin is not Origin.DATA:
         return None
-    return None if value.rows is not None and value.rows.axis == time_axis(node.op.name, node.args) else value.rows
+    steps = time_axis(node.op.name, node.args)
+    return None if value.rows is not None and steps is not None and value.rows.axis == steps else value.rows
 
 
 def presented(call: Call, out: Any, plans: Sequence[SitePlan]) -> list[Presented]:

@@ -28,12 +28,13 @@ CHECKED_PRODUCTS = 1 << 26
 class Checking(Tap):
     """A tapped forward that compares instead of observing: `errors` by site, why any site `failed`, which are
     `unmasked` or `unlabelled`: the batch has a mask, or labels, of other positions than theirs. And what it shows of
-    one `row`, and what the model `returned`."""
+    one `row`, what the model `returned`, and which sites were `shown` anything."""
 
     def __init__(self, model: nn.Module, discovery: Discovery, batch: Batch) -> None:
         super().__init__(model, discovery, batch, self._compare)
         self.errors: dict[str, float] = {}
         self.failed: dict[str, str] = {}
+        self.shown: set[str] = set()
         self.unmasked: set[str] = set()
         self.unlabelled: set[str] = set()
         self.returned: Any = None
@@ -43,6 +44,8 @@ class Checking(Tap):
     def _compare(self, presentations: Presentations) -> None:
         self.row.note(presentations)
         name = presentations.site.name
+        if presentations.z_LSU.numel():
+            self.shown.add(name)
         error = folding_error(presentations)
         tolerance = TOLERANCE.get(presentations.z_LSU.dtype, TOLERANCE[torch.float32])
         if self._presenter.masks_others(presentations):

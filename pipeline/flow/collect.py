@@ -52,6 +52,7 @@ class Collected:
             row_L=row_L,
             position_LS=number_positions(row_L, 1, first.rows),
             mask_LS=_masks(calls),
+            label_LS=_labels(calls),
             padded_S=None,
             patches=lambda start, stop: _patches(calls, start, stop),
             input_sums=lambda: _sums(calls),
@@ -76,6 +77,12 @@ def _masks(calls: Sequence[Presentations]) -> torch.Tensor | None:
         return None
     ones = torch.ones((1, 1), dtype=torch.bool, device=calls[0].z_LSU.device)
     return torch.cat([_of_each(call, ones if call.mask_LS is None else call.mask_LS) for call in calls])[:, None]
+
+
+def _labels(calls: Sequence[Presentations]) -> torch.Tensor | None:
+    """The class of each presentation; None unless all calls are of the positions that have labels."""
+    labels = [_of_each(call, call.label_LS) for call in calls if call.label_LS is not None]
+    return torch.cat(labels)[:, None] if len(labels) == len(calls) else None
 
 
 def _patches(calls: Sequence[Presentations], start: int, stop: int) -> torch.Tensor:

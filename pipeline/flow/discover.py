@@ -27,7 +27,7 @@ from pipeline.flow.reading import Choice, Reading
 from pipeline.flow.record import Recorder
 from pipeline.flow.state import draw, unchanged, undrawn
 from pipeline.flow.tap import evaluate, quiet, tapped_forward
-from pipeline.flow.trace import copied, mark_state
+from pipeline.flow.trace import copied, has_own_functions, input_leaves, mark_state
 
 __all__ = ["Discovery", "discover", "refuse_no_choice"]
 
@@ -66,6 +66,7 @@ def discover(
                 draw()
             checked = _checked(model, found, copied(batch) if found.writes_inputs else batch)
         _refuse_others(recorder.returned, checked.returned)
+        _refuse_own_functions(model, batch, recorder.returned)
         if not checked.failed:
             apart = not keeps_state and _runs_apart(model, found, batch, checked.row)
             return replace(_with_errors(found, checked), apart=apart)
@@ -156,6 +157,24 @@ def _refuse_others(first: Any, second: Any) -> None:
         )
 
 
+def _refuse_own_functions(model: nn.Module, batch: Batch, returned: Any) -> None:
+    """ModelError if a class of tensors in a batch makes the model return others than plain tensors do."""
+    own = next((leaf for leaf, _ in input_leaves(batch) if has_own_functions(leaf)), None)
+    if own is None:
+        return
+    kind = type(own).__name__
+    with unchanged(model), torch.inference_mode():
+        found = batch.forward(model)
+    leaves = [[one for one in pytree.tree_leaves(out) if _is_of_numbers(one)] for out in (returned, found)]
+    with torch._C.DisableTorchFunctionSubclass():
+        alike = len(leaves[0]) == len(leaves[1]) and all(same(*pair) for pair in zip(*leaves, strict=True))
+    if not alike:
+        raise ModelError(
+            f"the batch holds tensors of class {kind}, by whose own functions the model returns other numbers than by "
+            "torch's: they cannot be followed; give plain tensors, as x.as_subclass(torch.Tensor) is one"
+        )
+
+
 def _is_of_numbers(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout is torch.strided
 
@@ -176,4 +195,4 @@ def _with_errors(found: Discovery, checked: Checking) -> Discovery:
         renewed[site.name] = replace(site, error=error, note="; ".join(notes) or None)
     plans = {plan: replace(plan, site=renewed[plan.site.name]) for plan in found.plans()}
     calls = {key: [[plans[plan] for plan in call] for call in each] for key, each in found.calls.items()}
-    return replace(found, sites=tuple(renewed.values()), calls=calls)
+    return replace(found, sites=tuple(renewed.values()), calls=calls, unshown=frozenset(renewed.keys() - checked.shown))

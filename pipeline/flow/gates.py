@@ -7,7 +7,7 @@ number per unit, so that the gate of a view is the gate.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,12 +33,22 @@ PASSING = words("to _to_copy contiguous clone detach alias type_as") | DROPOUTS
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """The elementwise nonlinearity behind a site: `apply` maps z (…, U) to a; `output` is where the model has it."""
+    """The elementwise nonlinearity behind a site: `apply` maps z (…, U) to a; `output` is where the model has it.
+
+    `of_units` gives it for some of the call's units where it has a number for each, None where it has none.
+    """
 
     name: str
     apply: Apply
     output: Value
     nodes: tuple[Node, ...]
+    of_units: Callable[[torch.Tensor], Apply] | None = None
+
+    def among(self, units: torch.Tensor | None) -> Gate:
+        """The gate of some of the call's units; None: of all."""
+        if units is None or self.of_units is None:
+            return self
+        return replace(self, apply=self.of_units(units), of_units=None)
 
 
 def find_gate(
@@ -73,7 +83,13 @@ def _gate(
     if fixed is None:
         return None
     apply = _replayed(value, nodes, fixed)
-    return Gate(_name(nodes, apply), apply, nodes[-1].outputs[0], tuple(nodes))
+
+    def of_units(units: torch.Tensor) -> Apply:
+        # one number per unit is the last axis of every operand
+        chosen = {held: one[units.to(one.device)] if one.numel() > 1 else one for held, one in fixed.items()}
+        return _replayed(value, nodes, chosen)
+
+    return Gate(_name(nodes, apply), apply, nodes[-1].outputs[0], tuple(nodes), of_units if fixed else None)
 
 
 def _begins_norm(graph: Graph, value: Value, gate: Gate) -> bool:

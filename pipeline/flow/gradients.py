@@ -32,16 +32,22 @@ from pipeline.sites import Presentations
 SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 
-def cross_entropy(output: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
+def classifies(output: Any, batch: Batch, classes: int) -> bool:
+    """Whether the output is one logit per class for each row of a batch with labels."""
+    rows = None if batch.label_N is None else len(batch.label_N)
+    return isinstance(output, torch.Tensor) and output.ndim == 2 and output.shape == (rows, classes)
+
+
+def cross_entropy(output: Any, batch: Batch, classes: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The log-loss in nats of each row (N), and which are labelled; None unless the output is one logit per class."""
     label_N = batch.label_N
-    if label_N is None or not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(label_N):
+    if label_N is None or not classifies(output, batch, classes):
         return None
-    known_N = (label_N >= 0) & (label_N < output.shape[1])
+    known_N = (label_N >= 0) & (label_N < classes)
     return functional.cross_entropy(output, label_N.where(known_N, 0), reduction="none"), known_N
 
 
-def observe_gradients(model: nn.Module, discovery: Discovery, batch: Batch, observe: Observe) -> None:
+def observe_gradients(model: nn.Module, discovery: Discovery, batch: Batch, observe: Observe, *, classes: int) -> None:
     """Present each site's a with ∂(sum of the rows' log-losses)/∂a, for the labelled rows; nothing where none is.
 
     A site whose activation stands nowhere in the forward in its own layout (a pool comes before the gate) is left out,
@@ -53,7 +59,7 @@ def observe_gradients(model: nn.Module, discovery: Discovery, batch: Batch, obse
         with _differentiable(model), quiet(model), torch.inference_mode(False), torch.enable_grad():
             with _whole_operations(), tap:
                 output = batch.forward(model)
-            lost = cross_entropy(output, batch)
+            lost = cross_entropy(output, batch, classes)
             if lost is None or not bool(lost[1].any()):
                 return
             gradients = _gradients(lost[0][lost[1]].sum(), tap.found)

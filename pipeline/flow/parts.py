@@ -126,7 +126,7 @@ _PAIR_NAMES = {"sigmoid": "glu", "silu": "swiglu", "gelu": "geglu", "gelu_tanh":
 
 
 def _named(gate: Gate) -> Gate:
-    return Gate(_PAIR_NAMES.get(gate.name, f"{gate.name}_glu"), gate.apply, gate.output, gate.nodes)
+    return Gate(_PAIR_NAMES.get(gate.name, f"{gate.name}_glu"), gate.apply, gate.output, gate.nodes, gate.of_units)
 
 
 def _matched(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:

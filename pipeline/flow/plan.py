@@ -97,6 +97,7 @@ class Discovery:
     leaf_axes  the axis of the rows of each input tensor, as the probe had it
     apart      a row of the probe gave the same by itself as in its batch, see `apart.py`
     writes_inputs  the forward writes to what it is given, and is to be given copies
+    unshown    sites that the probe showed nothing: what becomes of their output is not known
     """
 
     sites: tuple[Site, ...]
@@ -106,6 +107,7 @@ class Discovery:
     leaf_axes: tuple[int | None, ...] = field(default=(), repr=False)
     apart: bool = field(default=False, repr=False)
     writes_inputs: bool = field(default=False, repr=False)
+    unshown: frozenset[str] = field(default=frozenset(), repr=False)
 
     @cached_property
     def weights(self) -> frozenset[str]:
@@ -114,8 +116,8 @@ class Discovery:
 
     @property
     def idle(self) -> int:
-        """How many parameters never acted: another probe might show what they do."""
-        return sum(not unread.acts for unread in self.unread)
+        """How many parameters never acted, and sites were shown nothing: another probe might show what they do."""
+        return sum(not unread.acts for unread in self.unread) + len(self.unshown)
 
     def plans(self) -> set[SitePlan]:
         """Every plan, once."""

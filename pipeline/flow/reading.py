@@ -132,7 +132,17 @@ class Reading:
                     reason = CONSTANT if name in self.recorder.constant_maps else _reason(acting.get(name))
                 acts = reason != _reason(None)
                 unread.append(Unread(name, reason, parameter.numel(), acts))
-        return tuple(unread)
+        return (*unread, *self._packed())
+
+    def _packed(self) -> list[Unread]:
+        """The layers of which no weight is a parameter, for it is packed with others into integers."""
+        reason = "its weight is quantised and packed, by {}: only weights that are numbers are read"
+        layers = {node.module: node.op.name for node in self.recorder.graph.nodes if _is_packed(node.op.name)}
+        return [Unread(module or name, reason.format(name), 0) for module, name in layers.items()]
+
+
+def _is_packed(name: str) -> bool:
+    return name.startswith("quantized::") and any(layer in name for layer in ("linear", "conv", "lstm", "gru"))
 
 
 def _together(calls: Sequence[FoundCall]) -> bool:

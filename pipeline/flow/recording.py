@@ -27,7 +27,7 @@ from pipeline.flow.plan import Discovery, SitePlan
 from pipeline.flow.prepared import EndingAt, LazyAt, MetAt, Prepared, views_of
 from pipeline.flow.present import Ending, Met, Presenter
 from pipeline.flow.registers import Of, Pattern, Plain
-from pipeline.flow.row_joins import SCATTERS
+from pipeline.flow.row_joins import PRODUCTS, SCATTERS
 from pipeline.flow.script import Result, Script, Step, freed
 from pipeline.flow.tap import Notes, Observe, Tap
 from pipeline.flow.trace import memory_of, outlasting
@@ -36,7 +36,7 @@ from pipeline.sites import Presentations
 
 # what these make of the rows, or of the geometry, depends on numbers among their arguments
 READS_NUMBERS = SCATTERS | words(
-    "index_select index embedding_bag repeat_interleave _pack_padded_sequence _pad_packed_sequence"
+    "index_select index index_put index_copy embedding_bag repeat_interleave _pack_padded_sequence _pad_packed_sequence"
 )
 # as many registers as a forward's loops may make before following a script costs memory
 MOST_STEPS = 20_000
@@ -185,7 +185,9 @@ class Recording(Tap):
 
     def run(self, call: Call) -> Any:
         """See `Tracker`."""
-        reads = call.op.name in READS_NUMBERS and any(value.origin is Origin.DATA for value in call.values)
+        reads = (call.op.name in READS_NUMBERS or _may_reorder(call)) and any(
+            value.origin is Origin.DATA for value in call.values
+        )
         if reads and not (call.op.name == "repeat_interleave" and len(call.tensors) == 1):
             self._is_scriptable = False
         return super().run(call)
@@ -307,6 +309,14 @@ class _Begun:
     def is_fresh(self) -> bool:
         """Whether no tensor that was there before is among its arguments."""
         return not any(one.numbers for one in (*self.positional, *self.keywords.values()))
+
+
+def _may_reorder(call: Call) -> bool:
+    """Whether a square matrix made of data, of no rows that are known, is multiplied: it may put rows elsewhere."""
+    if call.op.name not in PRODUCTS:
+        return False
+    unknown = any(value.origin is Origin.DATA and value.rows is None for value in call.values)
+    return unknown and any(len(shape) == 2 and shape[0] == shape[1] for shape in call.shapes)
 
 
 def _drawn() -> list[Any]:

@@ -168,8 +168,14 @@ def _rows_of(sources: Sources, tensor: Any) -> Rows | None:
     return next((source.rows for source in sources if source.tensor is tensor), None)
 
 
+PRODUCTS = words("matmul mm bmm mv addmm baddbmm addmv _sparse_mm _sparse_addmm")
+
+
 def _product(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
-    """(…, i, j) · (…, j, k): what is summed over is lost, unless a square matrix maps the rows to themselves."""
+    """(…, i, j) · (…, j, k): what is summed over is lost, unless a square matrix sums each row's neighbours to it.
+
+    One that has a single entry in each line sums nothing: it puts the rows in another order.
+    """
     tensors = [value for value in given.values() if isinstance(value, torch.Tensor)][-2:]
     left, right = tensors
     kept = []
@@ -180,9 +186,22 @@ def _product(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows 
         kept.append(right_rows.at(right_rows.axis + len(new) - right.dim() + (left.dim() == 1)))
     if kept:
         return agreed(kept)
-    if right_rows is not None and right_rows.axis is not None and left.shape[-1] == left.shape[-2]:
-        return right_rows.at(len(new) - 2 if right.dim() > 1 else len(new) - 1)
+    if right_rows is not None and right_rows.axis is not None and left.dim() > 1 and left.shape[-1] == left.shape[-2]:
+        axis = len(new) - 2 if right.dim() > 1 else len(new) - 1
+        order = None if left_rows is not None else _order_of(left)
+        return right_rows.at(axis) if order is None else chosen(right_rows, left.shape[-1], order, axis)
     return None
+
+
+def _order_of(matrix: torch.Tensor) -> torch.Tensor | None:
+    """Which column has the only entry of each line of a matrix; None where some line has several, or none."""
+    if matrix.dim() > 2:
+        return None
+    if matrix.layout is torch.strided:
+        entries = matrix != 0
+        return entries.int().argmax(1) if bool((entries.sum(1) == 1).all()) else None
+    line, column = matrix.to_sparse_coo().coalesce().indices()
+    return column if torch.equal(line.cpu(), torch.arange(len(matrix))) else None
 
 
 def _einsum(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
@@ -215,7 +234,12 @@ def _scattered(given: Arguments, sources: Sources, new: Shape, part: int) -> Row
     rows = _rows_of(sources, source) or _rows_of(sources, index)
     if rows is None or rows.axis != dim:
         return rows
-    index = index.cpu() if index.dim() == 1 else index.movedim(dim, 0).flatten(1)[:, 0].cpu()
+    if index.dim() > 1:
+        lines = index.movedim(dim, 0).flatten(1)
+        if bool((lines != lines[:, :1]).any()):
+            return None
+        index = lines[:, 0]
+    index = index.cpu()
     of_source = rows.of_entries(len(index))
     low = torch.full((new[dim],), rows.rows, dtype=torch.int64).scatter_reduce_(0, index, of_source, "amin")
     high = torch.full((new[dim],), -1, dtype=torch.int64).scatter_reduce_(0, index, of_source, "amax")
@@ -269,7 +293,7 @@ MANY: dict[str, Callable[[Arguments, Sources, Shape, int], Rows | None]] = {
     "gather": _gather,
     "embedding": _embedding,
     "embedding_bag": _bags,
-    **dict.fromkeys(words("matmul mm bmm mv addmm baddbmm addmv _sparse_mm _sparse_addmm"), _product),
+    **dict.fromkeys(PRODUCTS, _product),
     "einsum": _einsum,
     **dict.fromkeys(SCATTERS, _scattered),
     "_pack_padded_sequence": _packed,
@@ -277,6 +301,6 @@ MANY: dict[str, Callable[[Arguments, Sources, Shape, int], Rows | None]] = {
     **dict.fromkeys(words("lstm gru rnn_tanh rnn_relu"), _recurrent),
 }
 REDUCTIONS = words(
-    "sum mean amax amin max min prod std var logsumexp norm linalg_vector_norm argmax argmin any all std_mean var_mean "
-    "median nansum nanmean count_nonzero"
+    "sum mean amax amin max min prod std var logsumexp norm linalg_norm linalg_vector_norm argmax argmin any all "
+    "std_mean var_mean median nansum nanmean count_nonzero"
 )

@@ -132,9 +132,77 @@ def _repeat_interleave(rows: Rows, given: Arguments, old: Shape, new: Shape) -> 
 
 def _reordered(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
     dims = given.get("dims", given.get("dim", -1))
-    if rows.axis in [dim % len(old) for dim in ([dims] if isinstance(dims, int) else dims)]:
+    return _kept_beside([dims] if isinstance(dims, int) else dims, rows, old, new)
+
+
+def _kept_beside(dims: Sequence[int] | None, rows: Rows, old: Shape, new: Shape) -> Rows | None:
+    """The rows of what is done along some axes; None if they lie along one of them, or all may be meant."""
+    axis = axis_of(rows)
+    if not dims or axis in [dim % len(old) for dim in dims] or axis >= len(new):
         return None
-    return rows if new[axis_of(rows)] == old[axis_of(rows)] else None
+    return rows if new[axis] == old[axis] else None
+
+
+def _rolled(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
+    # without axes, all of it in one line
+    dims = given.get("dims", ())
+    return _kept_beside([dims] if isinstance(dims, int) else dims, rows, old, new)
+
+
+def _turned(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
+    return _kept_beside(given.get("dims", (0, 1)), rows, old, new)
+
+
+def _transformed(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
+    return _kept_beside([given.get("dim", -1)], rows, old, new)
+
+
+def _transformed_twice(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
+    return _kept_beside(given.get("dim", (-2, -1)), rows, old, new)
+
+
+def _transformed_all(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
+    return _kept_beside(given.get("dim"), rows, old, new)
+
+
+def _taken_along(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
+    dim = given.get("dim")
+    return None if dim is None else _kept_beside([dim], rows, old, new)
+
+
+def _padded(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
+    pad = given["pad"] if "pad" in given else given["padding"]
+    # from the last axis on
+    first = 2 * (len(old) - 1 - axis_of(rows))
+    return rows if not any(pad[first : first + 2]) else None
+
+
+def _windows(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
+    return _kept_beside([given["dimension"]], rows, old, new)
+
+
+def _diagonal(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
+    return without(rows, {given.get("dim1", 0) % len(old), given.get("dim2", 1) % len(old)})
+
+
+def _side(axis: int) -> Callable[[Rows, Arguments, Shape, Shape], Rows | None]:
+    return lambda rows, given, old, new: _flip(rows, {"dims": [axis]}, old, new)
+
+
+def _split_beside(rows: Rows, given: Arguments, old: Shape, new: Shape, part: int) -> Rows | None:
+    return _kept_beside([given.get("dim", 0)], rows, old, new)
+
+
+def _split_side(axis: int) -> Callable[[Rows, Arguments, Shape, Shape, int], Rows | None]:
+    return lambda rows, given, old, new, part: _kept_beside([min(axis, len(old) - 1)], rows, old, new)
+
+
+def _dotted(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
+    return without(rows, {given.get("dim", -1) % len(old)})
+
+
+def _compared(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
+    return without(rows, {given.get("dim", 1) % len(old)})
 
 
 def _flip(rows: Rows, given: Arguments, old: Shape, new: Shape) -> Rows | None:
@@ -154,7 +222,24 @@ ONE: dict[str, Callable[[Rows, Arguments, Shape, Shape], Rows | None]] = {
     **dict.fromkeys(words("expand expand_as broadcast_to"), _expand),
     **dict.fromkeys(words("repeat tile"), _repeat),
     # these reorder or mix entries along an axis: there the rows are lost
-    **dict.fromkeys(words("roll sort argsort cumsum cumprod topk softmax log_softmax"), _reordered),
+    **dict.fromkeys(words("sort argsort cumsum cumprod cummax cummin logcumsumexp topk softmax softmin"), _reordered),
+    **dict.fromkeys(words("log_softmax _softmax _log_softmax kthvalue mode diff"), _reordered),
+    "roll": _rolled,
+    "rot90": _turned,
+    "take_along_dim": _taken_along,
+    **dict.fromkeys(words("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft"), _transformed),
+    **dict.fromkeys(words("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2"), _transformed_twice),
+    **dict.fromkeys(words("fft_fftn fft_ifftn fft_rfftn fft_irfftn _fft_r2c _fft_c2r _fft_c2c"), _transformed_all),
+    **dict.fromkeys(words("fft_fftshift fft_ifftshift"), _transformed_all),
+    **dict.fromkeys(words("pad constant_pad_nd _pad_enum _pad_circular"), _padded),
+    **dict.fromkeys(words("reflection_pad1d reflection_pad2d reflection_pad3d"), _padded),
+    **dict.fromkeys(words("replication_pad1d replication_pad2d replication_pad3d"), _padded),
+    "unfold": _windows,
+    "diagonal": _diagonal,
+    "fliplr": _side(1),
+    "flipud": _side(0),
+    "cosine_similarity": _compared,
+    "linalg_vecdot": _dotted,
     "permute": _permute,
     "select": _select,
     "squeeze": _squeeze,
@@ -164,6 +249,10 @@ ONE: dict[str, Callable[[Rows, Arguments, Shape, Shape], Rows | None]] = {
 }
 PARTS: dict[str, Callable[[Rows, Arguments, Shape, Shape, int], Rows | None]] = {
     "unbind": _unbind,
+    "tensor_split": _split_beside,
+    "hsplit": _split_side(1),
+    "vsplit": _split_side(0),
+    "dsplit": _split_side(2),
     **dict.fromkeys(words("chunk split split_with_sizes unsafe_chunk unsafe_split unsafe_split_with_sizes"), _split),
 }
 KEEP_ALL = words("contiguous clone detach alias to _to_copy type_as lift_fresh positive dropout")

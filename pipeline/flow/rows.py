@@ -53,9 +53,11 @@ def whole(row: int | torch.Tensor, rows: int) -> Rows:
 
 
 def along(axis: int, index: torch.Tensor, rows: int) -> Rows:
-    """Rows by an explicit index; in their own order where the index is just that."""
-    if len(index) == rows and torch.equal(index.cpu(), torch.arange(rows)):
-        return Rows(axis, rows)
+    """Rows by an explicit index; in their own order, each as often as the others, where the index is just that."""
+    if rows and len(index) and len(index) % rows == 0:
+        own = Rows(axis, rows, len(index) // rows)
+        if torch.equal(index.cpu(), own.of_entries(len(index))):
+            return own
     return Rows(axis, rows, index=index)
 
 

@@ -58,7 +58,10 @@ def forward_under(tap: Tap, model: nn.Module, batch: Batch) -> Any:
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Eval and inference mode without the fused attention path, which hides its projections; restored afterwards."""
+    """Eval and inference mode without the fused attention path, which hides its projections; restored afterwards.
+
+    Classes of tensors do torch's functions as plain tensors do.
+    """
     training = [module for module in model.modules() if module.training]
     # a compiled model runs as it was written; who has none does not load the compiler
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
@@ -66,7 +69,8 @@ def quiet(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     evaluate(model)
     try:
-        with eager, torch.inference_mode():
+        # a class of tensors makes new objects of all results, of which nothing is known
+        with eager, torch._C.DisableTorchFunctionSubclass(), torch.inference_mode():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

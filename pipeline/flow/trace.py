@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,9 +27,26 @@ from pipeline.flow.positions import follow_places, places_of_leaf, positions_of
 from pipeline.flow.row_joins import SCATTERS, Source
 from pipeline.flow.row_rules import follow
 from pipeline.flow.rows import Rows, of_leaf, whole
-from pipeline.flow.values import Call, Origin, Storage, Value, argument_tensors, tensors_in
+from pipeline.flow.values import Call, Origin, Value, argument_tensors, tensors_in
 
 _ATTRIBUTE = "_census_value"
+_PLAIN = (torch.Tensor, nn.Parameter)
+
+
+def has_own_functions(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's class does torch's functions its own way; a class of another name alone does not."""
+    kind = type(tensor)
+    if kind in _PLAIN or is_lazy(tensor):
+        return False
+    function: Any = kind.__torch_function__
+    plain: Any = torch.Tensor.__torch_function__
+    is_plain = function is torch._C._disabled_torch_function_impl or function.__func__ is plain.__func__
+    return not is_plain or is_wrapper(tensor)
+
+
+def is_wrapper(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's class does torch's operations its own way, with memory of its own kind."""
+    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def is_state(tensor: torch.Tensor) -> bool:
@@ -52,6 +70,13 @@ def outlasting(value: Value) -> Value:
     return Value(object(), value.origin, key=value.key, names=value.names, learned=value.learned)
 
 
+def forget(tensors: Iterable[torch.Tensor]) -> None:
+    """Take off tensors what forwards have left on them: saved with them, it could not be loaded."""
+    for tensor in tensors:
+        for name in [name for name in vars(tensor) if name.startswith("_census_")]:
+            del vars(tensor)[name]
+
+
 def leave(tensor: torch.Tensor, value: Value) -> None:
     """Let a tensor carry what is known of it into later forwards."""
     vars(tensor)[_ATTRIBUTE] = value
@@ -73,11 +98,23 @@ class Tracker(TorchDispatchMode):
         # kept alive: a tensor that is freed gives its id to another
         self._held = held_tensors(model)
         for path, tensor in self._held.values():
-            if not is_state(tensor):
+            if has_own_functions(tensor):
+                raise ModelError(
+                    f"{path} is of class {type(tensor).__name__}, which does torch's functions its own way: what it "
+                    "computes cannot be followed; put a plain tensor in its place"
+                )
+            if isinstance(tensor, nn.Parameter) or not is_state(tensor):
                 names = frozenset((path,))
                 learned = isinstance(tensor, nn.Parameter)
                 self._fixed[id(tensor)] = Value(
                     self.forward, Origin.PARAMETER, key=hash(path), names=names, learned=learned
+                )
+        for leaf, _ in input_leaves(batch):
+            if leaf.is_nested or is_wrapper(leaf):
+                kind = "nested tensor" if leaf.is_nested else f"tensor of class {type(leaf).__name__}"
+                raise ModelError(
+                    f"the batch holds a {kind}, which has no plain memory: it cannot be followed; give padded tensors "
+                    "with a mask"
                 )
         for number, (leaf, rows) in enumerate(self._leaves(batch, leaf_axes)):
             value = Value(self.forward, Origin.DATA, rows=rows)
@@ -125,6 +162,12 @@ class Tracker(TorchDispatchMode):
             self.attach(tensor, Value(self.forward, Origin.CONSTANT, key=key))
 
     def _from_outside(self, tensor: torch.Tensor, earlier: Value | None) -> Value:
+        if type(tensor) not in _PLAIN:
+            # another object of the same memory: whatever was known is of the tensor that it was made from
+            raise ModelError(
+                f"the forward makes tensors of class {type(tensor).__name__}: what they were made of cannot be "
+                "followed; let it compute with plain tensors, as x.as_subclass(torch.Tensor) is one"
+            )
         if earlier is not None and earlier.origin is not Origin.DATA:
             return Value(self.forward, earlier.origin, key=earlier.key, names=earlier.names, learned=earlier.learned)
         return Value(self.forward, Origin.DATA, rows=of_leaf(tensor.shape, self.rows))
@@ -139,7 +182,7 @@ class Tracker(TorchDispatchMode):
             storage.origin,
             key=hash((value.key, storage.key, storage.writes)),
             names=value.names,
-            rows=value.rows or self._rows_written(tensor.shape, storage),
+            rows=whole(0, 1) if self.rows == 1 else storage.rows_at(tensor, value.rows),
             learned=value.learned or storage.learned,
             storage=storage,
         )
@@ -147,11 +190,6 @@ class Tracker(TorchDispatchMode):
         self.attach(tensor, fresh)
         self.on_rewritten(tensor, value, fresh)
         return fresh
-
-    def _rows_written(self, shape: torch.Size, storage: Storage) -> Rows | None:
-        written, alike = storage.rows_of(shape), of_leaf(shape, self.rows)
-        # one row written into memory that may hold them all
-        return alike if written is None or (written.axis is None and alike is not None) else written
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -175,6 +213,9 @@ class Tracker(TorchDispatchMode):
             self.on_input_written(call)
         origins = [value.origin for value in values]
         if Origin.DATA in origins and op.name not in LIKES:
+            into = [name for name in op.written_keywords if call.kwargs.get(name) is not None]
+            if len(into) == 1 and isinstance(call.kwargs[into[0]], torch.Tensor):
+                return self._put_out(call, into[0])
             parametrised = Origin.PARAMETER in origins
             if op.name in COMPOSITE and parametrised:
                 with self:
@@ -185,6 +226,22 @@ class Tracker(TorchDispatchMode):
             return self.on_data(call)
         out = self.run(call)
         self._derive(call, out)
+        return out
+
+    def _put_out(self, call: Call, name: str) -> torch.Tensor:
+        """Do an operation that is given where its result goes (out=), as one that makes it; what was there is gone."""
+        rest = {**call.kwargs}
+        out: torch.Tensor = rest.pop(name)
+        before = self.value_of(out)
+        with self:
+            made: torch.Tensor = call.func._overloadpacket(*call.args, **rest)
+        value = self.value_of(made)
+        if out.shape != made.shape:
+            out.resize_(made.shape)
+        out.copy_(made)
+        before.storage.write(value, before, out)
+        self._fixed.pop(id(out), None)
+        self.attach(out, value)
         return out
 
     def _derive(self, call: Call, out: Any) -> None:
@@ -228,6 +285,11 @@ class Tracker(TorchDispatchMode):
             if not call.op.writes and call.position_of(result) is not None:
                 values.append(self.value_of(result))
                 continue
+            if result.is_nested:
+                raise ModelError(
+                    f"the forward makes a nested tensor ({call.op.name}): it cannot be followed; let it compute with "
+                    "padded tensors and a mask"
+                )
             rows = follow(call.op.name, given, sources, result.shape, part)
             if rows is None and call.op.name in SCATTERS and self._graphs is not None:
                 # a node that nothing leads to
@@ -246,7 +308,7 @@ class Tracker(TorchDispatchMode):
         if position is not None and call.op.writes:
             value.storage = call.values[position].storage
             if not call.op.is_view:
-                value.storage.write(value, result.shape)
+                value.storage.write(value, call.values[position], result)
         elif source is not None and call.op.is_view and _shares_memory(source, result):
             value.storage = call.values[0].storage
         value.writes = value.storage.writes

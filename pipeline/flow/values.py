@@ -14,6 +14,7 @@ import torch
 
 from pipeline.flow.lookups import Lookup
 from pipeline.flow.operators import Operator
+from pipeline.flow.row_writes import Piece, place_of, rows_of_pieces
 from pipeline.flow.rows import Rows, agreed
 
 
@@ -28,42 +29,46 @@ class Origin(Enum):
 class Storage:
     """The memory that a tensor shares with its views: how often it was written in place, and what was written last.
 
-    rows, size  the rows of all that was written, and how many entries carried them; None where they differ
+    pieces  what was written since it held no data, or since all of it was written; None where it began with data
+    mixed   data of other rows than were there was written over some of the data that it began with
     """
 
-    __slots__ = ("key", "learned", "origin", "rows", "size", "writes")
+    __slots__ = ("key", "learned", "mixed", "origin", "pieces", "writes")
 
     def __init__(self) -> None:
         self.writes = 0
         self.origin = Origin.CONSTANT
         self.key = 0
         self.learned = False
-        self.rows: Rows | None = None
-        self.size: tuple[int, int] | None = None
+        self.mixed = False
+        self.pieces: list[Piece] | None = None
 
-    def write(self, value: Value, shape: torch.Size) -> None:
-        """Remember that a value was written into it, through a view of some shape; numbers are of no row."""
+    def write(self, value: Value, before: Value, tensor: torch.Tensor) -> None:
+        """Remember that a value was written over another, through this tensor."""
         if value.origin is Origin.DATA:
-            self._write_rows(value.rows, shape)
+            self._write_rows(value.rows, before, tensor)
         self.writes += 1
         self.origin, self.key, self.learned = value.origin, value.key, value.learned
 
-    def _write_rows(self, rows: Rows | None, shape: torch.Size) -> None:
-        size = None if rows is None or rows.axis is None else (len(shape), shape[rows.axis])
-        if self.origin is not Origin.DATA:
-            self.rows, self.size = rows, size
-        elif rows is None or self.rows is None or size != self.size:
-            self.rows = None
+    def _write_rows(self, rows: Rows | None, before: Value, tensor: torch.Tensor) -> None:
+        was_data = before.origin is Origin.DATA
+        if was_data and rows is not None and before.rows is not None and agreed([before.rows, rows]) is not None:
+            return
+        piece = Piece(rows, place_of(tensor))
+        if piece.place is None or tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes():
+            self.pieces = [piece]
+        elif self.pieces is not None:
+            self.pieces.append(piece)
+        elif was_data or self.mixed:
+            self.mixed = True
         else:
-            self.rows = agreed([self.rows, rows])
+            self.pieces = [piece]
 
-    def rows_of(self, shape: torch.Size) -> Rows | None:
-        """The rows of a tensor of this memory by what was written into it; None where that does not tell."""
-        rows = self.rows
-        if rows is None or rows.axis is None:
-            return rows
-        same = rows.axis < len(shape) and (len(shape), shape[rows.axis]) == self.size
-        return rows if same else None
+    def rows_at(self, tensor: torch.Tensor, before: Rows | None) -> Rows | None:
+        """The rows of a tensor of this memory that had others before it was written; None where that does not tell."""
+        if self.pieces is not None:
+            return rows_of_pieces(self.pieces, place_of(tensor))
+        return None if self.mixed else before
 
 
 class Value:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pipeline.batch import Batch
 from pipeline.errors import CensusError, ModelError, is_machines_fault
@@ -32,6 +33,8 @@ def untrained(build: Callable[[], nn.Module], seed: int, rows: Iterable[Batch] =
             module = build()
     finally:
         torch.set_deterministic_debug_mode(mode)
+    if lazy := [name for name, value in module.named_parameters() if is_lazy(value)]:
+        raise ModelError(f"parameter {lazy[0]} has no shape yet: a builder makes all weights, expected no lazy modules")
     if any(bool(value.isnan().any()) for value in module.state_dict().values() if value.is_floating_point()):
         return None
     try:

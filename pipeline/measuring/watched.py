@@ -40,7 +40,7 @@ class Watched:
         start = clock(batch) if timed else 0.0
         try:
             output = self.running.add(self.loaded.module, self.loaded.shown(batch))
-            self.scores.append(score(output, batch, self.loaded.objective))
+            self.scores.append(score(output, batch, self.loaded.objective, classes=self.running.classes))
         except ModelError as error:
             self.failure = str(error)
         if timed:

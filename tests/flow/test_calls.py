@@ -60,6 +60,25 @@ def test_many_calls_are_one_site_with_every_step_a_position():
     torch.testing.assert_close(shown.a["l"][order][:, 0].view(5, 10, 4), torch.stack(expected[1:], 1))
 
 
+def test_the_labels_of_positions_go_with_every_call():
+    def forward(self, x):
+        for _ in range(10):
+            x = self.l(x).relu()
+        return x
+
+    label_NS = torch.arange(15).view(5, 3) - 1
+    batch = Batch(inputs=(numbers(5, 3, 4),), uid_N=torch.arange(5), label_NS=label_NS)
+    shown = show(Free(forward, l=linear(4, 4)), batch).last["l"]
+    assert shown.label_LS is not None
+    assert shown.label_LS.shape == shown.z_LSU.shape[:2]
+    kept = shown.select_rows(torch.tensor([False, True, False, True, False]))
+    for row in range(5):
+        ours = shown.label_LS[shown.row_index_L == row].flatten().sort().values
+        assert ours.tolist() == label_NS[row].repeat_interleave(10).tolist()
+    assert kept.label_LS is not None
+    assert len(kept.label_LS) == 2 * 30
+
+
 def test_a_few_calls_that_become_more_drop_nothing():
     def forward(self, x):
         for _ in range(self.steps):
@@ -331,3 +350,22 @@ def test_views_as_another_tensor_keep_units_and_rows():
     shown = show(model, batch_of(x))
     assert (shown.site("l").gate, shown.site("l").folded) == ("relu", ("n",))
     torch.testing.assert_close(shown.a["l"], model.eval()(x))
+
+
+@pytest.mark.parametrize("form", ["made", "empty", "a part"])
+def test_a_product_is_followed_to_where_it_is_put(form):
+    def forward(self, x):
+        z = x.new_empty(0 if form == "empty" else (len(x), 4))
+        if form == "a part":
+            torch.mm(x[:, :3], self.weight, out=z[:])
+        else:
+            torch.mm(x, self.weight, out=z)
+        return z.relu()
+
+    model, x = Free(forward, weight=nn.Parameter(numbers(3, 4))), numbers(5, 3)
+    shown = show(model, batch_of(x))
+    assert [site.name for site in shown.discovery.sites] == ["weight"]
+    torch.testing.assert_close(shown.z["weight"][:, 0], (x @ model.weight).detach())
+    torch.testing.assert_close(shown.out, (x @ model.weight).relu().detach())
+    if form != "a part":
+        assert shown.discovery.sites[0].gate == "relu"

@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from pipeline.flow.discover import discover
 from pipeline.flow.tap import tapped_forward
+from pipeline.measure import measure
+from pipeline.registry import statistics
 from tests.flow.models import Free, linear, weight
 from tests.flow.shown import batch_of, show
 
@@ -73,8 +75,34 @@ def test_experts_that_a_batch_does_not_reach_are_shown_nothing():
     with torch.no_grad():
         model.route.bias[2] = -1e4
     seen = {}
-    tapped_forward(model, found, batch_of(x), lambda p: seen.update({p.site.name: len(p.z_LSU)}))
+    tapped_forward(model, found, batch_of(x), lambda p: seen.update({p.site.name: p.z_LSU[..., 0].numel()}))
     assert (seen["enter.2"], seen["enter.0"] + seen["enter.1"]) == (0, 40)
     unreached = show(model, batch_of(x)).site("enter.2")
     assert (unreached.gate, unreached.units) == ("identity", 32)
     assert "shows it nothing" in unreached.note
+
+
+@pytest.mark.parametrize("form", ["added", "added as it is", "put"])
+def test_an_expert_that_the_first_batch_does_not_reach_is_read_off_a_later_one(form):
+    def forward(self, x):
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            at = (x[:, 0] == number).nonzero()[:, 0]
+            made = expert(x[at])
+            if form == "put":
+                out[at] = made.relu() * self.share(x[at]).sigmoid()
+            else:
+                out.index_add_(0, at, made.relu() if form == "added" else made)
+        return out
+
+    experts = torch.nn.ModuleList([torch.nn.Linear(6, 6) for _ in range(EXPERTS)])
+    model = Free(forward, experts=experts, share=torch.nn.Linear(6, 1))
+    batches = [torch.rand(8, 6), torch.rand(9, 6)]
+    for number, x in enumerate(batches):
+        x[:, 0] = torch.arange(len(x)) % (number + 2)
+    gates = {f"experts.{number}": "identity" if form == "added as it is" else "relu" for number in range(EXPERTS)}
+    first = discover(model, batch_of(batches[0]))
+    assert "experts.2" in first.unshown
+    found = measure(model, batches, statistics=[statistics()["response"]])["sites"].to_pylist()
+    assert {site["site"]: site["gate"] for site in found if "experts" in site["site"]} == gates
+    assert all(site["reason"] is None for site in found if "experts" in site["site"])

@@ -306,3 +306,67 @@ def test_one_unit_that_one_row_was_probed_with_is_found_in_every_row(norm):
         expected = model[:2](x)
     assert [site.name for site in shown.discovery.sites] == ["0"]
     torch.testing.assert_close(shown.z["0"], expected.flatten(1)[..., None], rtol=1e-5, atol=1e-6)
+
+
+def test_a_product_that_is_not_unit_by_unit_is_no_gated_pair():
+    def forward(self, x):
+        # each unit of the other branch meets two of the gate's
+        return functional.silu(self.gate(x)) * self.up(x)[:, :, None].expand(-1, -1, 2).flatten(1)
+
+    shown = show(Free(forward, gate=linear(3, 4), up=linear(3, 2)), batch_of(numbers(5, 3)))
+    assert [(site.name, site.gate, site.units) for site in shown.discovery.sites] == [
+        ("gate", "silu", 4),
+        ("up", "identity", 2),
+    ]
+
+
+@pytest.mark.parametrize("form", ["a part", "a pair"])
+def test_a_gate_with_a_number_for_each_unit_of_a_part(form):
+    slopes = nn.PReLU(4, dtype=torch.float64)
+    with torch.no_grad():
+        slopes.weight.copy_(torch.tensor([0.1, 0.5, -0.3, 2.0]))
+
+    def forward(self, x):
+        first, second = self.layer(x).chunk(2, -1)
+        return self.slopes(second) * first if form == "a pair" else torch.cat([first.tanh(), self.slopes(second)], -1)
+
+    model, x = Free(forward, layer=linear(3, 8), slopes=slopes), numbers(6, 3)
+    shown = show(model, batch_of(x))
+    first, second = model.layer(x).detach().chunk(2, -1)
+    name, gate = ("layer", "prelu_glu") if form == "a pair" else ("layer.1", "prelu")
+    expected = slopes(second).detach() * (first if form == "a pair" else 1)
+    assert shown.site(name).gate == gate
+    torch.testing.assert_close(shown.z[name][:, 0], second)
+    torch.testing.assert_close(shown.a[name][:, 0], expected)
+    assert shown.discovery.unread == ()
+
+
+def _zeroed(self, x):
+    z = self.layer(x)
+    z[z < 0] = 0
+    return z
+
+
+HIDDEN = {
+    "glu": (lambda self, x: functional.glu(self.norm(self.layer(x))), (5, 3)),
+    "index_put": (_zeroed, (5, 3)),
+    "pixel_shuffle": (lambda self, x: functional.pixel_shuffle(self.conv(x), 2).relu(), (5, 3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_gate_that_is_not_read_has_a_note(name):
+    forward, shape = HIDDEN[name]
+    parts = {"layer": linear(3, 8), "norm": nn.BatchNorm1d(8).double(), "conv": nn.Conv2d(3, 8, 1).double()}
+    site = show(Free(forward, **parts).eval(), batch_of(numbers(*shape))).discovery.sites[0]
+    assert (site.gate, site.note) == (
+        "identity",
+        f"its output meets {name}: what gate that is, or has behind it, is not read",
+    )
+
+
+def test_what_is_written_into_a_cache_has_no_note():
+    def forward(self, x):
+        return torch.zeros(5, 8, dtype=x.dtype).index_copy(0, torch.arange(5), self.layer(x))
+
+    assert show(Free(forward, layer=linear(3, 8)), batch_of(numbers(5, 3))).discovery.sites[0].note is None

@@ -51,7 +51,7 @@ def batch_of(x: torch.Tensor, labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2)) -> B
 
 def seen_by(model: nn.Module, batch: Batch) -> dict[str, Presentations]:
     found: dict[str, Presentations] = {}
-    observe_gradients(model, discover(model, batch), batch, lambda one: found.update({one.site.name: one}))
+    observe_gradients(model, discover(model, batch), batch, lambda one: found.update({one.site.name: one}), classes=3)
     return found
 
 
@@ -197,4 +197,4 @@ def test_running_out_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.autograd, "grad", full)
     with pytest.raises(torch.OutOfMemoryError):
-        observe_gradients(model, found, batch, lambda one: None)
+        observe_gradients(model, found, batch, lambda one: None, classes=3)

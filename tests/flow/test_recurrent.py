@@ -184,3 +184,21 @@ def test_steps_that_are_as_many_as_the_rows_are_not_taken_for_them():
     seen = []
     tapped_forward(layer, known, batch_of(numbers(5, 5, 3), rows=5), lambda p: seen.append(p.row_L))
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell", "packed"])
+def test_a_batch_of_one_row_shows_the_same_sites(kind):
+    def forward(self, x):
+        if kind != "packed":
+            return self.cell(x[:, 0])[0]
+        lengths = torch.arange(len(x)) % 3 + 1
+        return self.cell(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))[1][0]
+
+    cell = nn.LSTM(6, 5, batch_first=True) if kind == "packed" else getattr(nn, kind)(6, 5)
+    model, x = Free(forward, cell=cell.double()), numbers(5, 3, 6)
+    by_one, whole = show(model, batch_of(x), probe=batch_of(x[:1])), show(model, batch_of(x))
+    assert [site.name for site in by_one.discovery.sites] == [site.name for site in whole.discovery.sites]
+    assert by_one.z.keys() == whole.z.keys()
+    for name, z in whole.z.items():
+        torch.testing.assert_close(by_one.z[name], z)
+        assert by_one.last[name].row_index_L.tolist() == whole.last[name].row_index_L.tolist()

@@ -14,6 +14,8 @@ from pipeline.flow.row_rules import follow
 from pipeline.flow.rows import Rows, agreed, along, of_leaf, reshaped, whole
 from pipeline.flow.trace import Tracker
 from pipeline.flow.values import Call, tensors_in
+from tests.flow.models import Free, linear, numbers
+from tests.flow.shown import batch_of, show
 
 
 class Watching(Tracker):
@@ -216,6 +218,151 @@ def test_reshape_is_followed_by_arithmetic_alone():
     assert (rows.axis, rows.inner) == (0, 1)
     assert reshaped(Rows(0, 4), (4, 3), (2, 6)) is None
     assert reshaped(along(0, torch.tensor([1, 1, 0, 0]), 2), (4, 3), (2, 2, 3)).of_entries(2).tolist() == [1, 0]
+
+
+def _by_index(x, order):
+    out = torch.empty_like(x)
+    out[order] = x[order]
+    return out
+
+
+def _reversed_in_a_loop(x, order):
+    out = x.new_empty(x.shape)
+    for row in range(len(x)):
+        out[len(x) - 1 - row] = x[row]
+    return out
+
+
+def _by_slices(x, order):
+    out = torch.zeros_like(x)
+    out[3:], out[:3] = x[:-3], x[-3:]
+    return out
+
+
+def _experts(x, order):
+    chosen = x[:, 0] % 2 == 0
+    out = torch.empty_like(x)
+    out[torch.cat([chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]])] = torch.cat([x[chosen], x[~chosen]])
+    return out
+
+
+def _masked_parts(x, order):
+    out, odd = torch.empty_like(x), x[:, 0] % 2 == 1
+    out[odd], out[~odd] = x[odd], x[~odd]
+    return out
+
+
+def _tokens(x, order):
+    flat = x[:, :, None].expand(-1, -1, 3).reshape(-1, 3)
+    at = torch.randperm(len(flat), generator=torch.Generator().manual_seed(0))
+    out = torch.empty_like(flat)
+    out[at[:9]], out[at[9:]] = flat[at[:9]], flat[at[9:]]
+    return out + flat * 0
+
+
+def _over_other_rows(x, order):
+    out = x.clone()
+    out[0] = x[3]
+    return out + 0.0
+
+
+def _each_line_by_an_index(x, order):
+    out = torch.empty_like(x).unsqueeze(1).repeat(1, 3, 1)
+    out[torch.arange(len(x)), torch.arange(len(x)) % 3] = x
+    out[torch.arange(len(x)), (torch.arange(len(x)) + 1) % 3] = x
+    out[torch.arange(len(x)), (torch.arange(len(x)) + 2) % 3] = x
+    return out * 1.0
+
+
+def _both_steps(x, order):
+    out = x.new_empty(len(x), 2, x.shape[1])
+    out[:, 0], out[:, 1] = x, x * 1.0
+    return out * 1.0
+
+
+FOLLOWED = {
+    "an index puts them back": _by_index,
+    "put elsewhere by an index": lambda x, order: torch.zeros_like(x).index_put((order,), x),
+    "copied elsewhere by an index": lambda x, order: torch.zeros_like(x).index_copy(0, order, x),
+    "one by one": _reversed_in_a_loop,
+    "by slices": _by_slices,
+    "experts one after another": _experts,
+    "experts by masks": _masked_parts,
+    "tokens of rows": _tokens,
+    "each a step": _each_line_by_an_index,
+    "step by step": _both_steps,
+    "a permutation": lambda x, order: torch.eye(len(x), dtype=x.dtype).roll(3, 1) @ x,
+    "a sparse permutation": lambda x, order: torch.eye(len(x), dtype=x.dtype).flip(0).to_sparse() @ x,
+    "positions by a mask of positions and rows": lambda x, order: x.t()[(torch.arange(35).view(5, 7) % 3) > 0],
+    "positions by a mask behind others": lambda x, order: x.t()[None].repeat(2, 1, 1)[
+        :, (torch.arange(35).view(5, 7) % 3) > 0
+    ],
+    "one row in every place": lambda x, order: torch.zeros_like(x) + x[2:3],
+}
+LOST = {
+    "over other rows": _over_other_rows,
+    "along an index": lambda x, order: torch.take_along_dim(x, order[:, None].expand_as(x), 0),
+    "turned": lambda x, order: x.rot90(2, (0, 1)),
+    "rolled in one line": lambda x, order: x.roll(5),
+    "some copied elsewhere": lambda x, order: torch.zeros_like(x).index_copy(0, order[:4], x[:4]),
+    "added to others": lambda x, order: x.index_put((order,), x * 0.0 + 1, accumulate=True),
+    "a slice elsewhere": lambda x, order: x.slice_scatter(x[3:5], 0, 0, 2),
+    "padded": lambda x, order: nn.functional.pad(x, (0, 0, 1, -1)),
+    "a layer over the rows": lambda x, order: nn.functional.linear(
+        x.t(), torch.ones(7, 7, dtype=x.dtype) + x[0, 0]
+    ).t(),
+    "a window over the rows": lambda x, order: nn.functional.conv1d(
+        x.t()[None], torch.ones(5, 5, 3, dtype=x.dtype) + x[0, 0], padding=1
+    )[0].t(),
+    "scattered line by line": lambda x, order: torch.zeros_like(x).scatter(
+        0, torch.stack([order, *[order.flip(0)] * 4], 1), x
+    ),
+}
+
+
+class Ending(Watching):
+    """Knows only the last tensor that is made: memory is full of anything until all of it is written."""
+
+    end: tuple[torch.Tensor, Rows | None]
+
+    def on_data(self, call):
+        out = call.run()
+        self.end = (next(tensors_in(out)), self.settle_data(call, out)[0].rows)
+        return out
+
+
+def ending(form) -> tuple[torch.Tensor, Rows | None]:
+    x, order = numbered(7, 5), torch.tensor([3, 0, 5, 4, 6, 2, 1])
+    watching = Ending(Batch(inputs=(x,), uid_N=torch.arange(7)))
+    with torch.inference_mode(), watching:
+        form(x, order) + 0.0
+    return watching.end
+
+
+@pytest.mark.parametrize("form", FOLLOWED)
+def test_rows_that_are_put_elsewhere_are_followed(form):
+    tensor, rows = ending(FOLLOWED[form])
+    assert rows is not None
+    assert_content(tensor, rows)
+
+
+@pytest.mark.parametrize("form", LOST)
+def test_rows_that_cannot_be_told_are_unknown(form):
+    assert ending(LOST[form])[1] is None
+
+
+def test_a_site_behind_rows_that_were_sorted_and_put_back_is_shown_each_as_itself():
+    def forward(self, x):
+        order = x[:, 1].argsort()
+        sorted_back = torch.empty_like(x)
+        sorted_back[order] = self.first(x[order]) * 0.0 + x[order]
+        return self.second(sorted_back).relu()
+
+    x = numbers(6, 4)
+    x[:, 0] = torch.arange(6)
+    shown = show(Free(forward, first=linear(4, 4), second=linear(4, 3)), batch_of(x))
+    for site in ("first", "second"):
+        assert shown.last[site].row_index_L.tolist() == shown.x[site][:, 0, 0, 0].tolist()
 
 
 def test_rows_that_disagree_are_unknown():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
+from pipeline.errors import ModelError
 from pipeline.foreign.untrained import untrained
 from pipeline.models.norms import reestimated
 
@@ -70,3 +71,8 @@ def test_a_twin_is_drawn_anew_by_its_constructor_or_there_is_none() -> None:
     with torch.no_grad():
         torch.testing.assert_close(twins[0][1].running_mean, twins[0][0](x).mean(0))
     assert untrained(Unset, 0) is None
+
+
+def test_a_builder_of_lazy_modules_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"parameter 0.weight has no shape yet: a builder makes all weights"):
+        untrained(lambda: nn.Sequential(nn.LazyLinear(3)), 0)
