@@ -28,11 +28,15 @@ from pipeline.flow.lookups import key_of_lookup
 from pipeline.flow.plan import CallKey, Discovery, SitePlan
 from pipeline.flow.present import Ending, Met, Presenter
 from pipeline.flow.recurrent import is_recurrent
+from pipeline.flow.told import Operand, Told, has_bias, spelled
 from pipeline.flow.trace import Tracker
 from pipeline.flow.values import Call, Value
+from pipeline.flow.watch import Verdict, Watch
 from pipeline.sites import Presentations
 
 Observe = Callable[[Presentations], None]
+# of what differs between batches
+ONCE = "its pattern was read off the probe alone: measure such batches by themselves, or exclude the site"
 
 
 def tapped_forward(model: nn.Module, discovery: Discovery, batch: Batch, observe: Observe) -> Any:
@@ -85,7 +89,7 @@ class Pending:
     """A site whose affine map has run and whose z is still to come, `step` operations along its trail.
 
     `x` is what the trail has made of the call's input so far, `before` what its gate overwrites, `noted` where the root
-    is noted.
+    is noted, `other` an operation that was told otherwise than in the probe.
     """
 
     met: Met
@@ -94,6 +98,7 @@ class Pending:
     root: Pending | None = None
     before: torch.Tensor | None = None
     noted: list[Notes] = field(default_factory=list)
+    other: str | None = None
 
     def forget(self) -> None:
         """Take the root out of all notes: a value whose notes lead back to its tensor would outlive the forward."""
@@ -104,10 +109,13 @@ class Pending:
 
 @dataclass(eq=False)
 class Notes:
-    """What the tap keeps beside a value: the sites that wait for it, and how to have it before a norm's gain."""
+    """What the tap keeps beside a value: the sites that wait for it, how to have it before a norm's gain, of the keys
+    `gain`, and what watches it."""
 
     pending: list[Pending]
     before_gain: Lazy | None = None
+    gain: frozenset[int] = frozenset()
+    watches: list[Watch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for one in self.pending:
@@ -130,6 +138,7 @@ class Tap(Tracker):
         self._seen: dict[tuple[str, int], int] = {}
         # in the order of the forward: the first that waits in vain is named
         self._waiting: dict[Pending, None] = {}
+        self._watches: list[Watch] = []
         self._gates: dict[SitePlan, Pending] = {}
         self._ups: dict[SitePlan, Pending] = {}
         self._collected: dict[SitePlan, Collected] = {}
@@ -189,13 +198,24 @@ class Tap(Tracker):
         return tensor.clone()
 
     def _note_gain(self, call: Call, result: Value, moments: Moments | None) -> None:
-        source = applied(call, self._discovery.gains)
-        if source is not None:
+        found = applied(call, self._discovery.gains)
+        if found is not None:
+            source, key = found
             earlier: Notes | None = self.value_of(source).notes
             known = None if earlier is None else earlier.before_gain
-            result.notes = Notes([], known or Same(source))
+            keys = earlier.gain if earlier is not None and known is not None else frozenset[int]()
+            self._know_gain(call, result, known or Same(source), keys | {key})
         elif call.op.name in NORMS and self._has_gain(call):
-            result.notes = Notes([], Normed(call, moments))
+            given = call.bound()
+            held = [given[name] for name in ("weight", "bias") if given.get(name) is not None]
+            self._know_gain(call, result, Normed(call, moments), frozenset(self.value_of(one).key for one in held))
+
+    def _know_gain(self, call: Call, result: Value, before: Lazy, keys: frozenset[int]) -> None:
+        result.notes = Notes([], before, keys)
+        self.on_folded(call)
+
+    def on_folded(self, call: Call) -> None:
+        """What an operation was told is that which a pattern was made of."""
 
     def _carry(self, call: Call, out: Any, results: list[Value]) -> None:
         for position, argument in enumerate(call.args):
@@ -207,7 +227,10 @@ class Tap(Tracker):
             for pending in notes.pending:
                 trail = pending.met.plan.trail
                 if pending.step < len(trail) and trail[pending.step] == call.op.name:
-                    self._advance(call, position, pending, out, results[0])
+                    self._pass(call, position, pending, out, results[0])
+        for value in call.values:
+            if value.notes is not None and value.notes.watches:
+                self._watch(call, value, results)
 
     def _notes_of(self, argument: Any, call: Call) -> Notes | None:
         position = call.position_of(argument)
@@ -223,7 +246,44 @@ class Tap(Tracker):
                 Pending(one.met, one.step, Viewed(call, one.x, None if whole else part), one.root or one)
                 for one in notes.pending
             ]
-            value.notes = Notes(pending, None if gain is None else Viewed(call, gain, None if whole else part))
+            before = None if gain is None else Viewed(call, gain, None if whole else part)
+            value.notes = Notes(pending, before, notes.gain)
+
+    def _pass(self, call: Call, position: int, pending: Pending, out: Any, result: Value) -> None:
+        told = pending.met.plan.told[pending.step]
+        if told.is_told_by(call):
+            self.on_folded(call)
+            self._advance(call, position, pending, out, result)
+        else:
+            (pending.root or pending).other = f"met {spelled(call)} in this batch, and {told} in the probe"
+
+    def _watch(self, call: Call, value: Value, results: list[Value]) -> None:
+        first = bool(call.args) and call.args[0] is call.tensors[call.values.index(value)]
+        for watch in tuple(value.notes.watches):
+            awaited = len(watch.due)
+            verdict = watch.meets(call, first=first)
+            if verdict is Verdict.NEW_GATE:
+                name = watch.plan.site.name
+                reason = f"its output meets {call.op.name} in this batch, and met no such gate in the probe"
+                self.fail(watch.plan, ModelError(f"site {name}: {reason}; {ONCE}"))
+            elif verdict is Verdict.GOES_ON:
+                if len(watch.due) < awaited:
+                    self.on_folded(call)
+                if watch.due or watch.plan.readers is not None:
+                    for result in results:
+                        self._note_watch(result, watch)
+
+    def _begin_watch(self, plan: SitePlan, due: Sequence[Told], result: Value) -> None:
+        if due or plan.readers is not None:
+            watch = Watch(plan, list(due))
+            self._watches.append(watch)
+            self._note_watch(result, watch)
+
+    def _note_watch(self, result: Value, watch: Watch) -> None:
+        if result.notes is None:
+            result.notes = Notes([])
+        if watch not in result.notes.watches:
+            result.notes.watches.append(watch)
 
     def _advance(self, call: Call, position: int, pending: Pending, out: Any, result: Value) -> None:
         root = pending.root or pending
@@ -242,6 +302,7 @@ class Tap(Tracker):
             self._present(root.met, ending=Ending(z, result.rows, x, activation=out))
         else:
             self._present(root.met, ending=Ending(out if isinstance(out, torch.Tensor) else out[0], result.rows, x))
+            self._begin_watch(plan, plan.due, result)
 
     def _plans(self, key: CallKey) -> Sequence[SitePlan]:
         """The plans of the next call of its kind; calls beyond those of the probe are as the last of them."""
@@ -269,14 +330,24 @@ class Tap(Tracker):
         if key not in self._discovery.calls:
             self._refuse_unknown(call, affine)
         for plan in self._plans(key):
+            branch = plan.branch if plan.branch is not None and plan.branch.key == key else plan
+            self._compare_bias(plan, branch.bias, affine)
+            self.on_folded(call)
             pending = Pending(Met(plan, affine, out, result.rows, result.places), 0, Same(affine.x))
             if plan.branch is not None and plan.branch.key is not None:
                 self._pair(plan, pending, result, is_gate=plan.branch.key != key)
+                self._begin_watch(plan, branch.due, result)
             elif plan.trail:
                 self._waiting[pending] = None
                 self._await(result, pending)
             else:
                 self._present(pending.met)
+                self._begin_watch(plan, (*plan.due, *(plan.branch.due if plan.branch is not None else ())), result)
+
+    def _compare_bias(self, plan: SitePlan, bias: Operand | None, affine: Affine) -> None:
+        if not has_bias(affine, bias):
+            reason = "the bias of its call is another one in this batch than in the probe"
+            self.fail(plan, ModelError(f"site {plan.site.name}: {reason}; {ONCE}"))
 
     def _refuse_unknown(self, call: Call, affine: Affine) -> None:
         """A weight of a site, in a call that the probe did not show, would be dropped in silence."""
@@ -308,6 +379,9 @@ class Tap(Tracker):
     def _present(self, call: Met, *, ending: Ending | None = None, up: Met | None = None) -> None:
         notes: Notes | None = call.affine.x_value.notes
         before_gain = None if notes is None else notes.before_gain
+        if call.plan.gain and before_gain is not None and notes is not None and notes.gain != call.plan.gain:
+            reason = "its input comes from a norm with another gain or bias in this batch than in the probe"
+            self.fail(call.plan, ModelError(f"site {call.plan.site.name}: {reason}; {ONCE}"))
         self._guarded(call.plan, partial(self._presenter.affine, call, ending=ending, before_gain=before_gain, up=up))
 
     def _guarded(self, plan: SitePlan, made: Callable[[], Presentations]) -> None:
@@ -332,7 +406,16 @@ class Tap(Tracker):
         for pending in self._waiting:
             plan = pending.met.plan
             awaited = " then ".join(plan.trail) or "its pair"
-            message = f"its output did not reach {awaited} in this batch, as it did in the probe"
-            self.fail(plan, ModelError(f"site {plan.site.name}: {message}"))
+            self._miss(plan, awaited, pending.other)
+        for watch in self._watches:
+            if watch.due:
+                self._miss(watch.plan, " then ".join(told.name for told in watch.due), watch.other)
         for collected in self._collected.values():
             self._observe(collected.joined())
+
+    def _miss(self, plan: SitePlan, awaited: str, other: str | None) -> None:
+        if other is None:
+            message = f"its output did not reach {awaited} in this batch, as it did in the probe"
+        else:
+            message = f"its output {other}; {ONCE}"
+        self.fail(plan, ModelError(f"site {plan.site.name}: {message}"))

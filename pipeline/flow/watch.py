@@ -1,0 +1,98 @@
+"""What must come behind a presentation: the folds and gates that it was computed by, and no gate where none was seen.
+
+Layer 1. A watch holds no tensor, so that it may go along with values wherever they lead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from pipeline.flow.gates import PASSING
+from pipeline.flow.operators import (
+    BATCH_NORMS,
+    DATA_NORMS,
+    JOINS,
+    LINEAR_ELEMENTWISE,
+    NONLINEAR,
+    POOLS,
+    Operator,
+    words,
+)
+from pipeline.flow.path import Path
+from pipeline.flow.plan import SitePlan
+from pipeline.flow.record import Graph, Node
+from pipeline.flow.told import Told, spelled
+from pipeline.flow.values import Call, Origin, Value
+
+_GATING = NONLINEAR | words("maximum minimum where")
+_MAPS = LINEAR_ELEMENTWISE | BATCH_NORMS | DATA_NORMS
+
+
+class Verdict(Enum):
+    """What an operation is to a watch: nothing, something that it goes on behind, or a gate that the probe had not."""
+
+    NOTHING = 0
+    GOES_ON = 1
+    NEW_GATE = 2
+
+
+@dataclass(eq=False)
+class Watch:
+    """What is awaited behind one presentation; `other` is an operation that was told otherwise."""
+
+    plan: SitePlan
+    due: list[Told] = field(default_factory=list)
+    other: str | None = None
+
+    @property
+    def readers(self) -> frozenset[str] | None:
+        """The nonlinearities that may read it, where nothing is awaited."""
+        return self.plan.readers
+
+    def meets(self, call: Call, *, first: bool) -> Verdict:
+        """Take note of an operation on a watched value, its `first` argument or another one."""
+        if _passes(call.op, first=first):
+            return Verdict.GOES_ON
+        if self.due:
+            return self._awaited(call)
+        if self.readers is None or sum(value.origin is Origin.DATA for value in call.values) != 1:
+            return Verdict.NOTHING
+        if call.op.name in _MAPS:
+            return Verdict.GOES_ON
+        return Verdict.NEW_GATE if call.op.name in _GATING - self.readers else Verdict.NOTHING
+
+    def _awaited(self, call: Call) -> Verdict:
+        for told in self.due:
+            if told.name == call.op.name:
+                if told.is_told_by(call):
+                    self.due.remove(told)
+                    return Verdict.GOES_ON
+                self.other = f"met {spelled(call)} in this batch, and {told} in the probe"
+        return Verdict.NOTHING
+
+
+def _passes(op: Operator, *, first: bool) -> bool:
+    return op.name in JOINS or (first and (op.is_view or op.name in PASSING or op.name in POOLS))
+
+
+def due_of(end: Path, *, passed: Sequence[Node] = ()) -> tuple[Told, ...]:
+    """What a path has folded, and its gate, but for the operations that a trail has passed."""
+    nodes = (*end.behind, *(end.gate.nodes if end.gate is not None else ()))
+    return tuple(Told.of(node) for node in nodes if node not in passed and not _passes(node.op, first=True))
+
+
+def readers_of(graph: Graph, value: Value) -> frozenset[str]:
+    """The nonlinearities that read a value, through whatever a watch goes through."""
+    found, seen, waiting = set[str](), {value}, [value]
+    while waiting:
+        held = waiting.pop()
+        for node in graph.consumers(held):
+            goes_on = _passes(node.op, first=node.args[0] is held) or (node.op.name in _MAPS and len(node.inputs) == 1)
+            if goes_on:
+                waiting += [out for out in node.outputs if out not in seen]
+                seen.update(node.outputs)
+            elif len(node.inputs) == 1 and node.op.name in _GATING:
+                found.add(node.op.name)
+    return frozenset(found)
