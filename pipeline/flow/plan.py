@@ -107,6 +107,7 @@ class Discovery:
     """The sites of a model in forward order, and every weight that is no part of one, with the reason.
 
     calls      for each recognised call, its plans by how often it was called before in the forward
+    uneven     the recognised calls of which one is followed by another gate, or norm, than the next
     gains      the keys of norm gains that are folded into the site behind
     leaf_axes  the axis of the rows of each input tensor, as the probe had it
     apart      a row of the probe gave the same by itself as in its batch, see `apart.py`
@@ -116,6 +117,7 @@ class Discovery:
     sites: tuple[Site, ...]
     unread: tuple[Unread, ...]
     calls: Mapping[CallKey, Sequence[Sequence[SitePlan]]] = field(default_factory=dict, repr=False)
+    uneven: frozenset[CallKey] = field(default=frozenset(), repr=False)
     gains: frozenset[int] = field(default=frozenset(), repr=False)
     leaf_axes: tuple[int | None, ...] = field(default=(), repr=False)
     apart: bool = field(default=False, repr=False)

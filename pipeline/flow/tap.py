@@ -31,7 +31,7 @@ from pipeline.flow.recurrent import is_recurrent
 from pipeline.flow.told import Operand, Told, has_bias, spelled
 from pipeline.flow.trace import Tracker
 from pipeline.flow.values import Call, Value
-from pipeline.flow.watch import Verdict, Watch
+from pipeline.flow.watch import Watch
 from pipeline.sites import Presentations
 
 Observe = Callable[[Presentations], None]
@@ -261,21 +261,16 @@ class Tap(Tracker):
         first = bool(call.args) and call.args[0] is call.tensors[call.values.index(value)]
         for watch in tuple(value.notes.watches):
             awaited = len(watch.due)
-            verdict = watch.meets(call, first=first)
-            if verdict is Verdict.NEW_GATE:
-                name = watch.plan.site.name
-                reason = f"its output meets {call.op.name} in this batch, and met no such gate in the probe"
-                self.fail(watch.plan, ModelError(f"site {name}: {reason}; {ONCE}"))
-            elif verdict is Verdict.GOES_ON:
-                if len(watch.due) < awaited:
-                    self.on_folded(call)
-                if watch.due or watch.plan.readers is not None:
-                    for result in results:
-                        self._note_watch(result, watch)
+            goes_on = watch.meets(call, first=first)
+            if len(watch.due) < awaited:
+                self.on_folded(call)
+            if goes_on and not watch.is_over:
+                for result in results:
+                    self._note_watch(result, watch)
 
     def _begin_watch(self, plan: SitePlan, due: Sequence[Told], result: Value) -> None:
-        if due or plan.readers is not None:
-            watch = Watch(plan, list(due))
+        watch = Watch(plan, list(due))
+        if not watch.is_over:
             self._watches.append(watch)
             self._note_watch(result, watch)
 
@@ -311,7 +306,20 @@ class Tap(Tracker):
             return ()
         index = self._seen.get(key, 0)
         self._seen[key] = index + 1
+        if index >= len(plans) and key in self._discovery.uneven:
+            self._refuse_calls(key, "more")
         return plans[min(index, len(plans) - 1)]
+
+    def _refuse_calls(self, key: CallKey, than: str) -> None:
+        """Where a weight's calls are unlike, which of them one is cannot be told by its number if there are others."""
+        calls = self._discovery.calls[key]
+        plan = next((plan for plans in calls for plan in plans), None)
+        if plan is not None:
+            raise ModelError(
+                f"site {plan.site.name}: its weight is called {than} times in this batch than in the probe "
+                f"({len(calls)}), where not every call had the same gate and norm behind it: which is which cannot be "
+                f"told; {ONCE}"
+            )
 
     def _meet_cells(self, call: Call, out: Any) -> None:
         plans = self._plans(live_key(call, lambda weight: self.value_of(weight).key))
@@ -403,6 +411,9 @@ class Tap(Tracker):
 
     def finish(self) -> None:
         """Present what was collected; raise ModelError if a site's affine map ran and its z never came."""
+        for key, seen in self._seen.items():
+            if key in self._discovery.uneven and seen < len(self._discovery.calls[key]):
+                self._refuse_calls(key, "fewer")
         for pending in self._waiting:
             plan = pending.met.plan
             awaited = " then ".join(plan.trail) or "its pair"
@@ -410,6 +421,9 @@ class Tap(Tracker):
         for watch in self._watches:
             if watch.due:
                 self._miss(watch.plan, " then ".join(told.name for told in watch.due), watch.other)
+            elif watch.new_gate is not None:
+                other = f"meets {watch.new_gate} in this batch, and met no such gate in the probe"
+                self._miss(watch.plan, "", other)
         for collected in self._collected.values():
             self._observe(collected.joined())
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
 from pipeline.flow.gates import PASSING
 from pipeline.flow.operators import (
@@ -30,47 +29,44 @@ _GATING = NONLINEAR | words("maximum minimum where")
 _MAPS = LINEAR_ELEMENTWISE | BATCH_NORMS | DATA_NORMS
 
 
-class Verdict(Enum):
-    """What an operation is to a watch: nothing, something that it goes on behind, or a gate that the probe had not."""
-
-    NOTHING = 0
-    GOES_ON = 1
-    NEW_GATE = 2
-
-
 @dataclass(eq=False)
 class Watch:
-    """What is awaited behind one presentation; `other` is an operation that was told otherwise."""
+    """What is awaited behind one presentation.
+
+    other     an operation that was told otherwise than one that is awaited
+    new_gate  a nonlinearity that met it and none like it in the probe
+    """
 
     plan: SitePlan
     due: list[Told] = field(default_factory=list)
     other: str | None = None
+    new_gate: str | None = None
 
     @property
-    def readers(self) -> frozenset[str] | None:
-        """The nonlinearities that may read it, where nothing is awaited."""
-        return self.plan.readers
+    def is_over(self) -> bool:
+        """Whether nothing is awaited, and a nonlinearity none of its business."""
+        return not self.due and self.plan.readers is None
 
-    def meets(self, call: Call, *, first: bool) -> Verdict:
-        """Take note of an operation on a watched value, its `first` argument or another one."""
+    def meets(self, call: Call, *, first: bool) -> bool:
+        """Take note of an operation on a watched value, its `first` argument or not; whether it goes on there."""
         if _passes(call.op, first=first):
-            return Verdict.GOES_ON
+            return True
         if self.due:
             return self._awaited(call)
-        if self.readers is None or sum(value.origin is Origin.DATA for value in call.values) != 1:
-            return Verdict.NOTHING
-        if call.op.name in _MAPS:
-            return Verdict.GOES_ON
-        return Verdict.NEW_GATE if call.op.name in _GATING - self.readers else Verdict.NOTHING
+        if self.is_over or sum(value.origin is Origin.DATA for value in call.values) != 1:
+            return False
+        if call.op.name in _GATING - (self.plan.readers or frozenset()):
+            self.new_gate = call.op.name
+        return call.op.name in _MAPS
 
-    def _awaited(self, call: Call) -> Verdict:
+    def _awaited(self, call: Call) -> bool:
         for told in self.due:
             if told.name == call.op.name:
                 if told.is_told_by(call):
                     self.due.remove(told)
-                    return Verdict.GOES_ON
+                    return True
                 self.other = f"met {spelled(call)} in this batch, and {told} in the probe"
-        return Verdict.NOTHING
+        return False
 
 
 def _passes(op: Operator, *, first: bool) -> bool:

@@ -178,3 +178,29 @@ def test_what_the_probe_did_with_a_site_without_a_gate_may_be_done_again() -> No
     model = _model(forward)
     found = discover(model, batch_of(_inputs(above=False)))
     tapped_forward(model, found, batch_of(_inputs(above=True)), lambda _: None)
+
+
+@pytest.mark.parametrize(("probe", "other", "said"), [(3, 5, "more"), (5, 3, "fewer"), (3, 2, "fewer")])
+def test_calls_that_are_unlike_are_as_many_in_every_batch_or_refused(probe: int, other: int, said: str) -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(x.shape[1] - 1):
+            x = torch.relu(self.a(x))
+        return self.a(x)
+
+    model = _model(forward)
+    forwards = Forwards(discover(model, batch_of(torch.randn(4, probe, 6))))
+    for _ in range(4):
+        expect_as_tapped(forwards, model, batch_of(torch.randn(4, probe, 6)))
+    with pytest.raises(ModelError, match=rf"site a: its weight is called {said} times in this batch than in the probe"):
+        forwards.run(model, batch_of(torch.randn(4, other, 6)), lambda _: None)
+
+
+def test_a_weight_that_is_not_called_at_all_is_no_fewer_times() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.a(torch.relu(self.a(x))) if _which(x) else x)
+
+    model = _model(forward)
+    found = discover(model, batch_of(_inputs(above=True)))
+    seen: list[str] = []
+    tapped_forward(model, found, batch_of(_inputs(above=False)), lambda shown: seen.append(shown.site.name))
+    assert seen == ["out"]
