@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cache, partial
 from itertools import chain
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from pipeline.counted import few
 from pipeline.devices import CPU, moved
 from pipeline.errors import ModelError, nearest
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
+from pipeline.flow.state import kept
 from pipeline.forms import numbered, of_classes
 from pipeline.kernels import choose
 from pipeline.registry import statistics as known_statistics
@@ -63,8 +63,9 @@ def measure(
 
     `include` and `exclude` are globs of a site's name, kind or gate ("kind:conv*": of its kind), and `rows` gives by
     such a pattern the fraction of the rows that its sites are measured on: {"kind:conv2d": 0.1}. The model comes back
-    in the mode it had. Raises ModelError where it cannot be read or no site is left, DataError where a label is none of
-    the classes, ValueError for a wrong pattern, a twin of other sites, or what are no batches or statistics.
+    as it was, with whatever it keeps on itself. Raises ModelError where it cannot be read or no site is left, DataError
+    where a label is none of the classes, ValueError for a wrong pattern, a twin of other sites, or what are no batches
+    or statistics.
 
     >>> layer = nn.Linear(2, 3)
     >>> measure(layer, [torch.ones(4, 2)])["neurons"].num_rows
@@ -82,7 +83,7 @@ def measure(
     stream = _batches(batches, classes)
     device = _device_of(model)
     find = partial(discover, model, include=include, exclude=exclude, rows=rows)
-    with _mode_kept(model, twin), freed_memory_kept():
+    with kept(*[one for one in (model, twin) if one is not None]), freed_memory_kept():
         found, probe, seen = _probed(find, stream, device)
         refuse_no_choice(found, include, exclude)
         _refuse_nothing(found)
@@ -170,16 +171,6 @@ def _probed(
         if other.idle < found.idle:
             found, probe = other, batch
     return found, probe, seen
-
-
-@contextmanager
-def _mode_kept(*models: nn.Module | None) -> Iterator[None]:
-    training = [module for model in models if model is not None for module in model.modules() if module.training]
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _refuse_nothing(found: Discovery) -> None:
