@@ -60,6 +60,16 @@ def test_many_calls_are_one_site_with_every_step_a_position():
     torch.testing.assert_close(shown.a["l"][order][:, 0].view(5, 10, 4), torch.stack(expected[1:], 1))
 
 
+def test_many_calls_are_several_sites_where_their_gates_differ():
+    def forward(self, x):
+        for _ in range(9):
+            x = self.l(x).relu()
+        return self.l(x)
+
+    found = discover(Free(forward, l=linear(4, 4)), batch_of(numbers(5, 4)))
+    assert [site.gate for site in found.sites] == [*["relu"] * 9, "identity"]
+
+
 def test_a_few_calls_that_become_more_drop_nothing():
     def forward(self, x):
         for _ in range(self.steps):

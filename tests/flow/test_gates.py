@@ -306,3 +306,48 @@ def test_one_unit_that_one_row_was_probed_with_is_found_in_every_row(norm):
         expected = model[:2](x)
     assert [site.name for site in shown.discovery.sites] == ["0"]
     torch.testing.assert_close(shown.z["0"], expected.flatten(1)[..., None], rtol=1e-5, atol=1e-6)
+
+
+def test_a_norm_in_either_branch_of_a_pair_is_folded(randomised):
+    def forward(self, x):
+        return functional.silu(self.first(self.l(x))) * self.second(self.up(x))
+
+    norms = {name: nn.BatchNorm1d(4, dtype=torch.float64) for name in ("first", "second")}
+    model = randomised(Free(forward, l=linear(3, 4), up=linear(3, 4), **norms)).eval()
+    x = numbers(5, 3)
+    shown = show(model, batch_of(x))
+    assert [(site.name, site.gate) for site in shown.discovery.sites] == [("l", "swiglu")]
+    torch.testing.assert_close(shown.a["l"][:, 0], model(x))
+    torch.testing.assert_close(shown.z["l"][:, 0], model.first(model.l(x)))
+    scale = model.second.weight * (model.second.running_var + model.second.eps).rsqrt()
+    torch.testing.assert_close(shown.site("l").up_UD, model.up.weight * scale[:, None])
+
+
+def test_the_gain_before_a_pair_is_in_both_of_its_patterns(randomised):
+    def forward(self, x):
+        y = self.norm(x)
+        return functional.silu(self.l(y)) * self.up(y)
+
+    model = randomised(Free(forward, l=linear(3, 4), up=linear(3, 4), norm=nn.LayerNorm(3, dtype=torch.float64)))
+    site = show(model, batch_of(numbers(5, 3))).site("l")
+    assert site.folded == ("norm",)
+    torch.testing.assert_close(site.pattern_UD, model.l.weight * model.norm.weight)
+    torch.testing.assert_close(site.up_UD, model.up.weight * model.norm.weight)
+
+
+def test_a_norm_behind_what_is_overwritten_has_the_sum_as_it_was(randomised):
+    model = randomised(
+        Free(lambda self, x: self.n(self.l(x).mul_(0.5)).relu(), l=linear(3, 4), n=nn.LayerNorm(4, dtype=torch.float64))
+    )
+    x = numbers(5, 3)
+    shown = show(model, batch_of(x))
+    assert (shown.site("l").norm, shown.site("l").gate) == ("n", "relu")
+    torch.testing.assert_close(shown.last["l"].affine_LSU[:, 0], model.l(x) * 0.5)
+
+
+def test_a_gate_of_one_position_is_none_of_the_others():
+    """A class token: what becomes of the first step says nothing of those that are read elsewhere."""
+    model = Free(lambda self, x: (z := self.l(x))[:, 0].relu() + z[:, 1:].mean(1), l=linear(3, 4))
+    assert show(model, batch_of(numbers(5, 6, 3))).site("l").gate == "identity"
+    alone = Free(lambda self, x: self.l(x)[:, 0].relu(), l=linear(3, 4))
+    assert show(alone, batch_of(numbers(5, 6, 3))).site("l").gate == "relu"

@@ -283,3 +283,17 @@ def test_a_tensor_that_a_pattern_is_made_of_may_not_change_between_batches() -> 
 
     with pytest.raises(ModelError, match=r"tensor factor was changed while the model was measured"):
         measure(model, others(), statistics=RESPONSE)
+
+
+def test_a_tensor_that_is_written_to_holds_what_it_held() -> None:
+    class Averaging(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.mean.add_(x.mean())
+            return super().forward(x)
+
+    model = Averaging(4, 3)
+    model.mean = torch.zeros(())
+    assert len(discover(model, batch_of(_batches()[0])).sites) == 1
+    assert float(model.mean) == 0
+    measure(model, _batches(), statistics=RESPONSE)
+    assert float(model.mean) == 0
