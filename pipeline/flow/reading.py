@@ -73,7 +73,11 @@ class Reading:
             tuple(self.sites),
             self._unread(),
             calls,
-            frozenset(key for key, same in groups.items() if len({call.fate for call in same}) > 1),
+            frozenset(
+                key
+                for key, same in groups.items()
+                if len({call.fate for call in same}) > 1 or len(same) < len(calls[key])
+            ),
             frozenset[int]().union(*gains),
             tuple(self.recorder.leaf_axes),
             writes_inputs=self.recorder.writes_inputs,

@@ -255,7 +255,8 @@ class Tap(Tracker):
             self.on_folded(call)
             self._advance(call, position, pending, out, result)
         else:
-            (pending.root or pending).other = f"met {spelled(call)} in this batch, and {told} in the probe"
+            root = pending.root or pending
+            root.other = root.other or f"met {spelled(call)} in this batch, and {told} in the probe"
 
     def _watch(self, call: Call, value: Value, results: list[Value]) -> None:
         first = bool(call.args) and call.args[0] is call.tensors[call.values.index(value)]

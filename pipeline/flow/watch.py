@@ -65,7 +65,7 @@ class Watch:
                 if told.is_told_by(call):
                     self.due.remove(told)
                     return True
-                self.other = f"met {spelled(call)} in this batch, and {told} in the probe"
+                self.other = self.other or f"met {spelled(call)} in this batch, and {told} in the probe"
         return False
 
 
@@ -85,8 +85,8 @@ def readers_of(graph: Graph, value: Value) -> frozenset[str]:
     while waiting:
         held = waiting.pop()
         for node in graph.consumers(held):
-            goes_on = _passes(node.op, first=node.args[0] is held) or (node.op.name in _MAPS and len(node.inputs) == 1)
-            if goes_on:
+            first = node.args[:1] == (held,)
+            if _passes(node.op, first=first) or (node.op.name in _MAPS and len(node.inputs) == 1):
                 waiting += [out for out in node.outputs if out not in seen]
                 seen.update(node.outputs)
             elif len(node.inputs) == 1 and node.op.name in _GATING:

@@ -351,3 +351,14 @@ def test_a_gate_of_one_position_is_none_of_the_others():
     assert show(model, batch_of(numbers(5, 6, 3))).site("l").gate == "identity"
     alone = Free(lambda self, x: self.l(x)[:, 0].relu(), l=linear(3, 4))
     assert show(alone, batch_of(numbers(5, 6, 3))).site("l").gate == "relu"
+
+
+def test_numbers_written_into_some_units_end_what_is_seen_of_them():
+    def forward(self, x):
+        z = self.l(x)
+        z[:, 2:] = z[:, 2:].relu()
+        return self.out(z)
+
+    shown = show(Free(forward, l=linear(3, 4), out=linear(4, 2)), batch_of(numbers(5, 3)))
+    gates = [(site.name, site.gate) for site in shown.discovery.sites]
+    assert gates == [("l.0", "identity"), ("l.1", "relu"), ("out", "identity")]
