@@ -23,13 +23,14 @@ from pipeline.flow.holdings import held_tensors
 from pipeline.flow.lazy import Lazy, Normed, Same, Viewed
 from pipeline.flow.numbering import Numbering, UnscriptableError
 from pipeline.flow.operators import LIKES, operator, words
+from pipeline.flow.pending import Notes
 from pipeline.flow.plan import Discovery, SitePlan
 from pipeline.flow.prepared import EndingAt, LazyAt, MetAt, Prepared, views_of
 from pipeline.flow.present import Ending, Met, Presenter
 from pipeline.flow.registers import Of, Pattern, Plain
 from pipeline.flow.row_joins import SCATTERS
 from pipeline.flow.script import Result, Script, Step, freed, without_numbers
-from pipeline.flow.tap import Notes, Observe, Tap
+from pipeline.flow.tap import Observe, Tap
 from pipeline.flow.trace import memory_of, outlasting
 from pipeline.flow.values import Call, Origin, Value, tensors_in
 from pipeline.sites import Presentations
