@@ -26,6 +26,7 @@ from pipeline.devices import CPU, moved
 from pipeline.errors import ModelError, nearest
 from pipeline.flow.discover import Discovery, discover, refuse_no_choice
 from pipeline.flow.holdings import held_tensors
+from pipeline.flow.state import kept
 from pipeline.flow.trace import forget, input_leaves
 from pipeline.forms import numbered, of_classes
 from pipeline.kernels import choose
@@ -65,8 +66,9 @@ def measure(
 
     `include` and `exclude` are globs of a site's name, kind or gate ("kind:conv*": of its kind), and `rows` gives by
     such a pattern the fraction of the rows that its sites are measured on: {"kind:conv2d": 0.1}. The model comes back
-    in the mode it had. Raises ModelError where it cannot be read or no site is left, DataError where a label is none of
-    the classes, ValueError for a wrong pattern, a twin of other sites, or what are no batches or statistics.
+    as it was, with whatever it keeps on itself. Raises ModelError where it cannot be read or no site is left, DataError
+    where a label is none of the classes, ValueError for a wrong pattern, a twin of other sites, or what are no batches
+    or statistics.
 
     >>> layer = nn.Linear(2, 3)
     >>> measure(layer, [torch.ones(4, 2)])["neurons"].num_rows
@@ -84,7 +86,8 @@ def measure(
     stream = _batches(batches, classes)
     device = _device_of(model)
     find = partial(discover, model, include=include, exclude=exclude, rows=rows)
-    with _mode_kept(model, twin), freed_memory_kept():
+    measured = [one for one in (model, twin) if one is not None]
+    with _unmarked(*measured), kept(*measured), freed_memory_kept():
         found, probe, seen = _probed(find, stream, device)
         refuse_no_choice(found, include, exclude)
         _refuse_nothing(found)
@@ -187,17 +190,13 @@ def _probed(
 
 
 @contextmanager
-def _mode_kept(*models: nn.Module | None) -> Iterator[None]:
-    """Let models come back in their modes, with nothing left on their tensors."""
-    training = [module for model in models if model is not None for module in model.modules() if module.training]
+def _unmarked(*models: nn.Module) -> Iterator[None]:
+    """Leave nothing on the tensors that models hold."""
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
         for model in models:
-            if model is not None:
-                forget(tensor for _, tensor in held_tensors(model).values())
+            forget(tensor for _, tensor in held_tensors(model).values())
 
 
 def _refuse_nothing(found: Discovery) -> None:

@@ -83,7 +83,7 @@ class Running:
 
     def add(self, model: nn.Module, batch: Batch) -> Any:
         """Run the model on a batch, add what its sites are shown, return what the model returns."""
-        self._before = self._before or Versions(model)
+        self._before = self._before or Versions(model, self.discovery.weights)
         part = self._in_any_sample(batch)
         out = self._show(model, batch, self._others if part is not None else self.statistics)
         self._most_rows = max(self._most_rows, batch.rows)
@@ -96,7 +96,7 @@ class Running:
         """Add the rows that are held back still, behind the last batch; ModelError if the weights are others by now."""
         for due in self._held.rest():
             self._show(model, due, self._sampled)
-        changed = Versions(model).changed(self._before) if self._before else None
+        changed = Versions(model, self.discovery.weights).changed(self._before) if self._before else None
         if changed:
             raise ModelError(
                 f"{changed} was changed while the model was measured: what is told of its patterns would be of other "

@@ -460,11 +460,14 @@ def test_nothing_is_left_on_what_a_model_keeps() -> None:
             return super().forward(x + self.table)
 
     model = Keeping(6, 5)
+    model.last = last = torch.zeros(4, 6)
     for batches in ([torch.randn(4, 6)], [torch.randn(4, 6)] * 4):
         assert measure(model, batches, statistics=[statistics()["response"]])["sites"]["gate"].to_pylist() == [
             "identity"
         ]
-        assert [*vars(model.last), *vars(model.table), *vars(model.weight)] == []
+        assert model.last is last
+        assert not hasattr(model, "table")
+        assert [*vars(last), *vars(model.weight)] == []
 
 
 def test_a_tensor_that_is_given_twice_stays_one() -> None:

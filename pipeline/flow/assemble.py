@@ -22,7 +22,9 @@ from pipeline.flow.path import Path, plain_of, unit_axis
 from pipeline.flow.plan import Branch, CallKey, Scaling, SitePlan
 from pipeline.flow.record import Graph, Node, fixed_names
 from pipeline.flow.spaces import Spaces
+from pipeline.flow.told import Told, bias_of
 from pipeline.flow.transposed import Phase
+from pipeline.flow.watch import due_of, readers_of
 from pipeline.sites import Site
 
 # of what is done to z, gates that are read in some forms only, and moves behind which none is looked for
@@ -119,7 +121,7 @@ def plain_plans(named: Named, spaces: Spaces, note: str) -> list[SitePlan]:
             note=note,
         )
         names = affine.weight_value.names | (affine.bias_value.names if affine.bias_value is not None else frozenset())
-        plans.append(SitePlan(site, names, phase=phase))
+        plans.append(SitePlan(site, names, phase=phase, bias=bias_of(affine)))
     return plans
 
 
@@ -166,6 +168,7 @@ def _plan(graph: Graph, named: Named, part: Part, geometry: Geometry, spaces: Sp
     phase, label = _phase(geometry)
     folded = _folded(affine, geometry, gain, part.end)
     end, is_met, meets_gate, axis = _meeting(part, geometry)
+    trail = _trail(end, meets_gate=meets_gate) if is_met or meets_gate else ()
     chosen = slice(None) if part.units is None else part.units
     scaling = Scaling(end.scale_U[chosen], end.shift_U[chosen])
     groups, group_part = _grouped(geometry, len(folded.raw_UD), part.units)
@@ -192,7 +195,11 @@ def _plan(graph: Graph, named: Named, part: Part, geometry: Geometry, spaces: Sp
         part=part.units,
         group_part=group_part,
         scaling=None if is_met or meets_gate or scaling.is_identity else scaling,
-        trail=_trail(end, meets_gate=meets_gate) if is_met or meets_gate else (),
+        trail=tuple(node.op.name for node in trail),
+        told=tuple(map(Told.of, trail)),
+        due=due_of(end, passed=trail),
+        readers=readers_of(graph, named.node.outputs[0]) if end.gate is None else None,
+        bias=bias_of(affine),
         meets_gate=meets_gate,
         unit_axis=axis,
         before=None if end.norm is None else scaling,
@@ -232,9 +239,9 @@ def _gate_axis(end: Path) -> int | None:
     return unit_axis(end.shadow, len(end.scale_U), likeliest=end.unit_axis)
 
 
-def _trail(end: Path, *, meets_gate: bool) -> tuple[str, ...]:
+def _trail(end: Path, *, meets_gate: bool) -> tuple[Node, ...]:
     gate = end.gate.nodes if end.gate is not None and meets_gate else ()
-    return tuple(node.op.name for node in (*(end.trail or ()), *gate))
+    return (*(end.trail or ()), *gate)
 
 
 def _phase(geometry: Geometry) -> tuple[tuple[int, ...] | None, str]:
@@ -309,10 +316,14 @@ def _pair_plan(graph: Graph, named: Named, pair: Pair, spaces: Spaces) -> SitePl
         group_part=group_part,
         scaling=_scaling(gate_end, chosen),
         gain=frozenset() if gain is None else gain.keys,
+        due=due_of(gate_end),
+        bias=bias_of(affine),
         branch=Branch(
             up_chosen,
             _scaling(up_end, up_chosen),
             None if same_call else key_of(pair.up, other),
+            bias_of(other),
+            due_of(up_end),
         ),
     )
 

@@ -5,7 +5,7 @@ Layer 1. Nothing is found by module class or by name; names only name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain
 from types import MappingProxyType
@@ -54,8 +54,12 @@ def discover(
     _refuse_unmade(model)
     evaluate(model)
     keeps_state = _find_state(model, batch)
-    with unchanged(model):
-        recorder = _record(model, batch)
+    held = plain_tensors(model).keys()
+    with unchanged(model) as before:
+        with undrawn():
+            recorder = _record(model, batch)
+        if not keeps_state and (left := before.changed()) is not None:
+            keeps_state = _depends_on_state(model, batch, recorder.returned, held, left)
     trust: dict[str, Trust] = {}
     while True:
         with undrawn():
@@ -108,6 +112,24 @@ def _find_state(model: nn.Module, batch: Batch) -> bool:
     return bool(replaced)
 
 
+def _depends_on_state(model: nn.Module, batch: Batch, returned: Any, held: Set[tuple[str, str]], left: str) -> bool:
+    """Whether tensors that a forward left on its modules, beside those `held`, change what the next one returns.
+
+    ModelError where anything else that it `left` does.
+    """
+    has_new = bool(plain_tensors(model).keys() - held)
+    with undrawn():
+        again = _record(model, batch)
+    if _are_same(returned, again.returned):
+        return False
+    if not has_new:
+        raise ModelError(
+            f"the same batch gives other numbers in a second forward: the first one changes {left} on the model, and "
+            "what is measured must follow from the batch"
+        )
+    return True
+
+
 def _runs_apart(model: nn.Module, found: Discovery, batch: Batch, seen: Rowwise) -> bool:
     """Whether the model makes the same of a row by itself as it made of it in the batch."""
     alone = cut(batch, seen.keep_N, found.leaf_axes) if batch.rows > 1 else None
@@ -148,8 +170,7 @@ def _checked(model: nn.Module, found: Discovery, batch: Batch) -> Checking:
 
 def _refuse_others(first: Any, second: Any) -> None:
     """ModelError if two forwards of a batch returned other numbers."""
-    returned = [[one for one in pytree.tree_leaves(out) if _is_of_numbers(one)] for out in (first, second)]
-    if len(returned[0]) != len(returned[1]) or not all(same(*pair) for pair in zip(*returned, strict=True)):
+    if not _are_same(first, second):
         raise ModelError(
             "the same batch gives other numbers in a second forward: the model has dropout left on, or counts or keeps "
             "something where it cannot be put back (a global variable, a closure); what is measured must follow from "
@@ -165,14 +186,18 @@ def _refuse_own_functions(model: nn.Module, batch: Batch, returned: Any) -> None
     kind = type(own).__name__
     with unchanged(model), torch.inference_mode():
         found = batch.forward(model)
-    leaves = [[one for one in pytree.tree_leaves(out) if _is_of_numbers(one)] for out in (returned, found)]
     with torch._C.DisableTorchFunctionSubclass():
-        alike = len(leaves[0]) == len(leaves[1]) and all(same(*pair) for pair in zip(*leaves, strict=True))
+        alike = _are_same(returned, found)
     if not alike:
         raise ModelError(
             f"the batch holds tensors of class {kind}, by whose own functions the model returns other numbers than by "
             "torch's: they cannot be followed; give plain tensors, as x.as_subclass(torch.Tensor) is one"
         )
+
+
+def _are_same(first: Any, second: Any) -> bool:
+    returned = [[one for one in pytree.tree_leaves(out) if _is_of_numbers(one)] for out in (first, second)]
+    return len(returned[0]) == len(returned[1]) and all(same(*pair) for pair in zip(*returned, strict=True))
 
 
 def _is_of_numbers(value: Any) -> bool:

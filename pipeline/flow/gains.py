@@ -159,11 +159,11 @@ def before_gain(call: Call) -> torch.Tensor:
     return functional.layer_norm(x, shape, None, None, 1e-5 if eps is None else eps)
 
 
-def applied(call: Call, gains: frozenset[int]) -> torch.Tensor | None:
-    """The operand that a folded gain or bias is applied to, where the norm is written out; None if it is none."""
+def applied(call: Call, gains: frozenset[int]) -> tuple[torch.Tensor, int] | None:
+    """The operand that a folded gain or bias is applied to, where the norm is written out, and the key of that."""
     if call.op.name in NORMS or len(call.tensors) != 2:
         return None
     for (tensor, value), (_, other) in itertools.permutations(zip(call.tensors, call.values, strict=True)):
         if value.origin is Origin.DATA and other.origin is Origin.PARAMETER and other.key in gains:
-            return tensor
+            return tensor, other.key
     return None

@@ -69,7 +69,7 @@ def find_gate(
         # relu, then square: one gate only if that has a name
         longer = _extended(graph, closed, more)
         named = None if longer is None else _gate(graph, value, longer, per_unit)
-        if named is not None and named.name in _KNOWN:
+        if named is not None and named.name in _KNOWN.keys() - {gate.name}:
             return named
     # z is what the gate reads: a number that comes before it is part of the pattern
     before = gate.name not in _KNOWN and len(graph.consumers(value)) == 1 and scalar_map(nodes[0]) is not None

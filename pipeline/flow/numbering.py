@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.flow.registers import PLAIN, Fresh, Listed, Of, Pattern, Plain
+from pipeline.flow.values import bits_of
 
 _ATTRIBUTE = "_census_register"
 
@@ -40,7 +41,7 @@ class Numbering:
             if number is not None:
                 return Of(number)
             if fresh and type(value) is torch.Tensor and value.layout is torch.strided:
-                return Fresh(value.shape, value.dtype)
+                return Fresh(value.shape, value.dtype, bits_of(value))
             raise UnscriptableError
         if isinstance(value, list | tuple):
             parts = tuple(self.pattern(part) for part in value)

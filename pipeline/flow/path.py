@@ -24,6 +24,7 @@ class Path:
     trail              the operations that the model's own z has passed; None once z stands nowhere in the model
     unit_axis          the axis of the units where the trail ends, from the end
     lifts              how many operations of the trail sum over neighbours
+    behind             every fold and norm passed, whether z stands there or not
     folded             the paths of the norms and scales folded
     fixed              the parameters and buffers of what is folded
     norm               the data-dependent norm that the trail ends in
@@ -41,6 +42,7 @@ class Path:
     unit_axis: int
     trail: tuple[Node, ...] | None = ()
     lifts: int = 0
+    behind: tuple[Node, ...] = ()
     folded: tuple[str, ...] = ()
     fixed: frozenset[str] = frozenset()
     norm: str | None = None

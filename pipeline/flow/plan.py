@@ -13,6 +13,7 @@ import torch
 
 from pipeline.flow.gates import Gate
 from pipeline.flow.recurrent import CellPart
+from pipeline.flow.told import Operand, Told
 from pipeline.sites import Site, Unread
 
 # A call is recognised by its operation and by how its weight operand was made.
@@ -40,11 +41,16 @@ class Scaling:
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """The other half of a gated pair: the units `part` of the same call, or of the call `key`."""
+    """The other half of a gated pair: the units `part` of the same call, or of the call `key`.
+
+    bias, due  of that call, as in its plan
+    """
 
     part: torch.Tensor | None
     scaling: Scaling | None
     key: CallKey | None
+    bias: Operand | None = None
+    due: tuple[Told, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +63,10 @@ class SitePlan:
     group_part the groups of the call's inputs that are this site's; None if all
     scaling    what is folded and must be computed, because the model has z nowhere in this layout
     trail      the operations (folds, a data-dependent norm, sums over neighbours) whose last one gives z, views between
+    told       of each operation of the trail, what the probe told it beside data
+    due        what must come behind a presentation in any order: folds and gates that are computed, not met
+    readers    of a site without a gate, the nonlinearities that read its output in the probe; None where it has one
+    bias       of the call, None where it has none
     meets_gate the trail goes one operation on: its input is z, its output a, and the gate is not computed again
     unit_axis  axis of the units where the trail ends, from the end
     before     the trail ends in a data-dependent norm: what is folded before it gives w·x + b
@@ -76,6 +86,10 @@ class SitePlan:
     group_part: torch.Tensor | None = None
     scaling: Scaling | None = None
     trail: tuple[str, ...] = ()
+    told: tuple[Told, ...] = ()
+    due: tuple[Told, ...] = ()
+    readers: frozenset[str] | None = None
+    bias: Operand | None = None
     meets_gate: bool = False
     unit_axis: int = -1
     before: Scaling | None = None
@@ -93,6 +107,7 @@ class Discovery:
     """The sites of a model in forward order, and every weight that is no part of one, with the reason.
 
     calls      for each recognised call, its plans by how often it was called before in the forward
+    uneven     the recognised calls of which one is followed by another gate, or norm, than the next
     gains      the keys of norm gains that are folded into the site behind
     leaf_axes  the axis of the rows of each input tensor, as the probe had it
     apart      a row of the probe gave the same by itself as in its batch, see `apart.py`
@@ -103,6 +118,7 @@ class Discovery:
     sites: tuple[Site, ...]
     unread: tuple[Unread, ...]
     calls: Mapping[CallKey, Sequence[Sequence[SitePlan]]] = field(default_factory=dict, repr=False)
+    uneven: frozenset[CallKey] = field(default=frozenset(), repr=False)
     gains: frozenset[int] = field(default=frozenset(), repr=False)
     leaf_axes: tuple[int | None, ...] = field(default=(), repr=False)
     apart: bool = field(default=False, repr=False)

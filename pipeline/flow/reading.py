@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from pipeline.errors import ModelError
 from pipeline.flow.found import FoundCall, Trust, find_calls, key_of_node
 from pipeline.flow.holdings import held_tensors
 from pipeline.flow.operators import BATCH_NORMS, DATA_NORMS
@@ -72,6 +73,11 @@ class Reading:
             tuple(self.sites),
             self._unread(),
             calls,
+            frozenset(
+                key
+                for key, same in groups.items()
+                if len({call.fate for call in same}) > 1 or len(same) < len(calls[key])
+            ),
             frozenset[int]().union(*gains),
             tuple(self.recorder.leaf_axes),
             writes_inputs=self.recorder.writes_inputs,
@@ -107,8 +113,13 @@ class Reading:
                 alias_of=first.tied,
                 note="; ".join(filter(None, [plan.site.note, note])) or None,
             )
-            self._places[site.name] = first.place
             if is_selected(labels, self.choice.include, self.choice.exclude):
+                if site.name in self._places:
+                    raise ModelError(
+                        f"two sites are called {site.name}: that is how parts (.0) and later calls (#1) of a weight "
+                        "are named, and a module as well; rename the module, or exclude both sites"
+                    )
+                self._places[site.name] = first.place
                 self.sites.append(site)
                 chosen = replace(plan, site=site, collected=collected)
                 for node in nodes:

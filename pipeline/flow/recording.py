@@ -23,13 +23,14 @@ from pipeline.flow.holdings import held_tensors
 from pipeline.flow.lazy import Lazy, Normed, Same, Viewed
 from pipeline.flow.numbering import Numbering, UnscriptableError
 from pipeline.flow.operators import LIKES, operator, words
+from pipeline.flow.pending import Notes
 from pipeline.flow.plan import Discovery, SitePlan
 from pipeline.flow.prepared import EndingAt, LazyAt, MetAt, Prepared, views_of
 from pipeline.flow.present import Ending, Met, Presenter
 from pipeline.flow.registers import Of, Pattern, Plain
 from pipeline.flow.row_joins import PRODUCTS, SCATTERS
-from pipeline.flow.script import Result, Script, Step, freed
-from pipeline.flow.tap import Notes, Observe, Tap
+from pipeline.flow.script import Result, Script, Step, freed, without_numbers
+from pipeline.flow.tap import Observe, Tap
 from pipeline.flow.trace import memory_of, outlasting
 from pipeline.flow.values import Call, Origin, Value, tensors_in
 from pipeline.sites import Presentations
@@ -93,6 +94,8 @@ class Recording(Tap):
         self._steps: list[Step] = []
         self._is_scriptable = self._graphs is None
         self._drawn = _drawn()
+        # of what patterns are made of
+        self._relied: set[int] = set()
 
     def script(self, model: nn.Module) -> Script | None:
         """The script of the forward that has ended; None where it cannot be followed, or the next one finds others of
@@ -106,7 +109,7 @@ class Recording(Tap):
             return None
         own = [(number, weakref.ref(self._held[key][1])) for key, number in self._numbering.own.items()]
         return Script(
-            freed(self._steps, len(self._inputs), self._numbering.own),
+            freed(without_numbers(self._steps, self._relied), len(self._inputs), self._numbering.own),
             self._numbering.count,
             len(self._inputs),
             tuple(own),
@@ -201,6 +204,12 @@ class Recording(Tap):
         else:
             self._running.kept.append((number, self._numbering.new(copy)))
         return copy
+
+    def on_folded(self, call: Call) -> None:
+        """See `Tap`."""
+        for tensor, value in zip(call.tensors, call.values, strict=True):
+            if value.origin is not Origin.DATA and (number := self._numbering.known(tensor)) is not None:
+                self._relied.add(number)
 
     def _note_gain(self, call: Call, result: Value, moments: Moments | None) -> None:
         super()._note_gain(call, result, moments)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.flow.trace import is_known
+from pipeline.flow.values import bits_of
 
 # the tensors of a running forward, and what is made of them, by number; None where there is none (any more)
 Registers = Sequence[Any]
@@ -58,14 +59,17 @@ class Of(Pattern):
 
 @dataclass(frozen=True, slots=True)
 class Fresh(Pattern):
-    """A tensor that Python made of numbers."""
+    """A tensor that Python made of numbers; of those of `held`, where a pattern is made of them."""
 
     shape: torch.Size
     dtype: torch.dtype
+    held: bytes | None = None
 
     def fits(self, value: Any, registers: Registers) -> bool:
-        """Whether it is of that shape and type, and none that was there before."""
+        """Whether it is of that shape and type, with those numbers, and none that was there before."""
         if type(value) is not torch.Tensor or value.shape != self.shape or value.dtype != self.dtype:
+            return False
+        if self.held is not None and bits_of(value) != self.held:
             return False
         return not is_known(value) and all(value is not held for held in registers)
 

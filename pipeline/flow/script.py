@@ -114,6 +114,20 @@ class Script:
         return registers
 
 
+def without_numbers(steps: Sequence[Step], relied: set[int]) -> tuple[Step, ...]:
+    """The steps that make tensors of any numbers, but for those that the registers `relied` on are made of."""
+    kept, needed = list[Step](), set(relied)
+    for step in reversed(steps):
+        others = step.others
+        if any(one.number in needed for one in step.results):
+            needed |= {number for _, number in step.tensors}
+            needed |= {number for _, one in step.others for number in one.numbers}
+        else:
+            others = tuple((at, replace(one, held=None) if isinstance(one, Fresh) else one) for at, one in step.others)
+        kept.append(step if others == step.others else replace(step, others=others))
+    return tuple(kept[::-1])
+
+
 def freed(steps: Sequence[Step], leaves: int, own: Mapping[int, int]) -> tuple[Step, ...]:
     """The steps, each with the registers that it is the last to need, and without those that nothing needs."""
     last: dict[int, int] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,14 +25,19 @@ from pipeline.flow.collect import Collected
 from pipeline.flow.gains import APPLYING, NORMS, Moments, applied, asking_for_moments, gives_moments
 from pipeline.flow.lazy import Lazy, Normed, Same, Viewed
 from pipeline.flow.lookups import key_of_lookup
+from pipeline.flow.pending import Notes, Pending
 from pipeline.flow.plan import CallKey, Discovery, SitePlan
 from pipeline.flow.present import Ending, Met, Presenter
 from pipeline.flow.recurrent import is_recurrent
+from pipeline.flow.told import Operand, Told, has_bias, spelled
 from pipeline.flow.trace import Tracker
 from pipeline.flow.values import Call, Value
+from pipeline.flow.watch import Watch
 from pipeline.sites import Presentations
 
 Observe = Callable[[Presentations], None]
+# of what differs between batches
+ONCE = "its pattern was read off the probe alone: measure such batches by themselves, or exclude the site"
 
 
 def tapped_forward(model: nn.Module, discovery: Discovery, batch: Batch, observe: Observe) -> Any:
@@ -84,45 +89,6 @@ def evaluate(model: nn.Module) -> None:
         model.eval()
 
 
-@dataclass(eq=False)
-class Pending:
-    """A site whose affine map has run and whose z is still to come, `step` operations along its trail.
-
-    `x` is what the trail has made of the call's input so far, `before` what its gate overwrites, `noted` where the root
-    is noted.
-    """
-
-    met: Met
-    step: int
-    x: Lazy
-    root: Pending | None = None
-    before: torch.Tensor | None = None
-    noted: list[Notes] = field(default_factory=list)
-
-    def forget(self) -> None:
-        """Take the root out of all notes: a value whose notes lead back to its tensor would outlive the forward."""
-        for notes in self.noted:
-            notes.pending = [one for one in notes.pending if one is not self and one.root is not self]
-        self.noted.clear()
-
-
-@dataclass(eq=False)
-class Notes:
-    """What the tap keeps beside a value: the sites that wait for it, and how to have it before a norm's gain."""
-
-    pending: list[Pending]
-    before_gain: Lazy | None = None
-
-    def __post_init__(self) -> None:
-        for one in self.pending:
-            (one.root or one).noted.append(self)
-
-    def add(self, pending: Pending) -> None:
-        """Let one more site wait for the value."""
-        self.pending.append(pending)
-        (pending.root or pending).noted.append(self)
-
-
 class Tap(Tracker):
     """Recognises sites in a running forward and presents them."""
 
@@ -134,6 +100,7 @@ class Tap(Tracker):
         self._seen: dict[tuple[str, int], int] = {}
         # in the order of the forward: the first that waits in vain is named
         self._waiting: dict[Pending, None] = {}
+        self._watches: list[Watch] = []
         self._gates: dict[SitePlan, Pending] = {}
         self._ups: dict[SitePlan, Pending] = {}
         self._collected: dict[SitePlan, Collected] = {}
@@ -193,13 +160,24 @@ class Tap(Tracker):
         return tensor.clone()
 
     def _note_gain(self, call: Call, result: Value, moments: Moments | None) -> None:
-        source = applied(call, self._discovery.gains)
-        if source is not None:
+        found = applied(call, self._discovery.gains)
+        if found is not None:
+            source, key = found
             earlier: Notes | None = self.value_of(source).notes
             known = None if earlier is None else earlier.before_gain
-            result.notes = Notes([], known or Same(source))
+            keys = earlier.gain if earlier is not None and known is not None else frozenset[int]()
+            self._know_gain(call, result, known or Same(source), keys | {key})
         elif call.op.name in NORMS and self._has_gain(call):
-            result.notes = Notes([], Normed(call, moments))
+            given = call.bound()
+            held = [given[name] for name in ("weight", "bias") if given.get(name) is not None]
+            self._know_gain(call, result, Normed(call, moments), frozenset(self.value_of(one).key for one in held))
+
+    def _know_gain(self, call: Call, result: Value, before: Lazy, keys: frozenset[int]) -> None:
+        result.notes = Notes([], before, keys)
+        self.on_folded(call)
+
+    def on_folded(self, call: Call) -> None:
+        """What an operation was told is that which a pattern was made of."""
 
     def _carry(self, call: Call, out: Any, results: list[Value]) -> None:
         for position, argument in enumerate(call.args):
@@ -211,7 +189,10 @@ class Tap(Tracker):
             for pending in notes.pending:
                 trail = pending.met.plan.trail
                 if pending.step < len(trail) and trail[pending.step] == call.op.name:
-                    self._advance(call, position, pending, out, results[0])
+                    self._pass(call, position, pending, out, results[0])
+        for value in call.values:
+            if value.notes is not None and value.notes.watches:
+                self._watch(call, value, results)
 
     def _notes_of(self, argument: Any, call: Call) -> Notes | None:
         position = call.position_of(argument)
@@ -227,7 +208,40 @@ class Tap(Tracker):
                 Pending(one.met, one.step, Viewed(call, one.x, None if whole else part), one.root or one)
                 for one in notes.pending
             ]
-            value.notes = Notes(pending, None if gain is None else Viewed(call, gain, None if whole else part))
+            before = None if gain is None else Viewed(call, gain, None if whole else part)
+            value.notes = Notes(pending, before, notes.gain)
+
+    def _pass(self, call: Call, position: int, pending: Pending, out: Any, result: Value) -> None:
+        told = pending.met.plan.told[pending.step]
+        if told.is_told_by(call):
+            self.on_folded(call)
+            self._advance(call, position, pending, out, result)
+        else:
+            root = pending.root or pending
+            root.other = root.other or f"met {spelled(call)} in this batch, and {told} in the probe"
+
+    def _watch(self, call: Call, value: Value, results: list[Value]) -> None:
+        first = bool(call.args) and call.args[0] is call.tensors[call.values.index(value)]
+        for watch in tuple(value.notes.watches):
+            awaited = len(watch.due)
+            goes_on = watch.meets(call, first=first)
+            if len(watch.due) < awaited:
+                self.on_folded(call)
+            if goes_on and not watch.is_over:
+                for result in results:
+                    self._note_watch(result, watch)
+
+    def _begin_watch(self, plan: SitePlan, due: Sequence[Told], result: Value) -> None:
+        watch = Watch(plan, list(due))
+        if not watch.is_over:
+            self._watches.append(watch)
+            self._note_watch(result, watch)
+
+    def _note_watch(self, result: Value, watch: Watch) -> None:
+        if result.notes is None:
+            result.notes = Notes([])
+        if watch not in result.notes.watches:
+            result.notes.watches.append(watch)
 
     def _advance(self, call: Call, position: int, pending: Pending, out: Any, result: Value) -> None:
         root = pending.root or pending
@@ -246,6 +260,7 @@ class Tap(Tracker):
             self._present(root.met, ending=Ending(z, result.rows, x, activation=out))
         else:
             self._present(root.met, ending=Ending(out if isinstance(out, torch.Tensor) else out[0], result.rows, x))
+            self._begin_watch(plan, plan.due, result)
 
     def _plans(self, key: CallKey) -> Sequence[SitePlan]:
         """The plans of the next call of its kind; calls beyond those of the probe are as the last of them."""
@@ -254,7 +269,20 @@ class Tap(Tracker):
             return ()
         index = self._seen.get(key, 0)
         self._seen[key] = index + 1
+        if index >= len(plans) and key in self._discovery.uneven:
+            self._refuse_calls(key, "more")
         return plans[min(index, len(plans) - 1)]
+
+    def _refuse_calls(self, key: CallKey, than: str) -> None:
+        """Where a weight's calls are unlike, which of them one is cannot be told by its number if there are others."""
+        calls = self._discovery.calls[key]
+        plan = next((plan for plans in calls for plan in plans), None)
+        if plan is not None:
+            raise ModelError(
+                f"site {plan.site.name}: its weight is called {than} times in this batch than in the probe "
+                f"({len(calls)}), where not every call had the same gate and norm behind it: which is which cannot be "
+                f"told; {ONCE}"
+            )
 
     def _meet_cells(self, call: Call, out: Any) -> None:
         plans = self._plans(live_key(call, lambda weight: self.value_of(weight).key))
@@ -273,14 +301,24 @@ class Tap(Tracker):
         if key not in self._discovery.calls:
             self._refuse_unknown(call, affine)
         for plan in self._plans(key):
+            branch = plan.branch if plan.branch is not None and plan.branch.key == key else plan
+            self._compare_bias(plan, branch.bias, affine)
+            self.on_folded(call)
             pending = Pending(Met(plan, affine, out, result.rows, result.places), 0, Same(affine.x))
             if plan.branch is not None and plan.branch.key is not None:
                 self._pair(plan, pending, result, is_gate=plan.branch.key != key)
+                self._begin_watch(plan, branch.due, result)
             elif plan.trail:
                 self._waiting[pending] = None
                 self._await(result, pending)
             else:
                 self._present(pending.met)
+                self._begin_watch(plan, (*plan.due, *(plan.branch.due if plan.branch is not None else ())), result)
+
+    def _compare_bias(self, plan: SitePlan, bias: Operand | None, affine: Affine) -> None:
+        if not has_bias(affine, bias):
+            reason = "the bias of its call is another one in this batch than in the probe"
+            self.fail(plan, ModelError(f"site {plan.site.name}: {reason}; {ONCE}"))
 
     def _refuse_unknown(self, call: Call, affine: Affine) -> None:
         """A weight of a site, in a call that the probe did not show, would be dropped in silence."""
@@ -312,6 +350,9 @@ class Tap(Tracker):
     def _present(self, call: Met, *, ending: Ending | None = None, up: Met | None = None) -> None:
         notes: Notes | None = call.affine.x_value.notes
         before_gain = None if notes is None else notes.before_gain
+        if call.plan.gain and before_gain is not None and notes is not None and notes.gain != call.plan.gain:
+            reason = "its input comes from a norm with another gain or bias in this batch than in the probe"
+            self.fail(call.plan, ModelError(f"site {call.plan.site.name}: {reason}; {ONCE}"))
         self._guarded(call.plan, partial(self._presenter.affine, call, ending=ending, before_gain=before_gain, up=up))
 
     def _guarded(self, plan: SitePlan, made: Callable[[], Presentations]) -> None:
@@ -333,10 +374,25 @@ class Tap(Tracker):
 
     def finish(self) -> None:
         """Present what was collected; raise ModelError if a site's affine map ran and its z never came."""
+        for key, seen in self._seen.items():
+            if key in self._discovery.uneven and seen < len(self._discovery.calls[key]):
+                self._refuse_calls(key, "fewer")
         for pending in self._waiting:
             plan = pending.met.plan
             awaited = " then ".join(plan.trail) or "its pair"
-            message = f"its output did not reach {awaited} in this batch, as it did in the probe"
-            self.fail(plan, ModelError(f"site {plan.site.name}: {message}"))
+            self._miss(plan, awaited, pending.other)
+        for watch in self._watches:
+            if watch.due:
+                self._miss(watch.plan, " then ".join(told.name for told in watch.due), watch.other)
+            elif watch.new_gate is not None:
+                other = f"meets {watch.new_gate} in this batch, and met no such gate in the probe"
+                self._miss(watch.plan, "", other)
         for collected in self._collected.values():
             self._observe(collected.joined())
+
+    def _miss(self, plan: SitePlan, awaited: str, other: str | None) -> None:
+        if other is None:
+            message = f"its output did not reach {awaited} in this batch, as it did in the probe"
+        else:
+            message = f"its output {other}; {ONCE}"
+        self.fail(plan, ModelError(f"site {plan.site.name}: {message}"))

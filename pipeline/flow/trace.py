@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -27,9 +28,10 @@ from pipeline.flow.positions import follow_places, places_of_leaf, positions_of
 from pipeline.flow.row_joins import SCATTERS, Source
 from pipeline.flow.row_rules import follow
 from pipeline.flow.rows import Rows, of_leaf, whole
-from pipeline.flow.values import Call, Origin, Value, argument_tensors, tensors_in
+from pipeline.flow.values import Call, Origin, Value, argument_tensors, bits_of, tensors_in
 
 _ATTRIBUTE = "_census_value"
+_DRAWS = count()
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
@@ -158,7 +160,7 @@ class Tracker(TorchDispatchMode):
         """A tensor made of numbers in the forward is a constant, unless it has as many as there are rows."""
         unknown = id(tensor) not in self._fixed and _ATTRIBUTE not in vars(tensor)
         if unknown and (tensor.numel() <= 1 or of_leaf(tensor.shape, self.rows) is None):
-            key = hash((tuple(tensor.shape), tensor.dtype))
+            key = hash((tuple(tensor.shape), tensor.dtype, bits_of(tensor)))
             self.attach(tensor, Value(self.forward, Origin.CONSTANT, key=key))
 
     def _from_outside(self, tensor: torch.Tensor, earlier: Value | None) -> Value:
@@ -254,7 +256,9 @@ class Tracker(TorchDispatchMode):
         # repeated for every row, it is the same whatever their number
         made_of = tuple(dict.fromkeys(value.key for value in sources)) if call.op.name in REPEATS else None
         spelled = (self._spelled(call.args), self._spelled(tuple(call.kwargs.items())))
-        made_by = hash((call.func._schema.name, made_of or spelled))
+        # what is drawn at random is never the same
+        drawn = next(_DRAWS) if torch.Tag.nondeterministic_seeded in call.func.tags else None
+        made_by = hash((call.func._schema.name, made_of or spelled, drawn))
         for part, result in enumerate(tensors_in(out)):
             value = Value(self.forward, origin, key=hash((made_by, part)), names=names, learned=learned)
             value.fed = fed

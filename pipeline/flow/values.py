@@ -158,6 +158,23 @@ class Call:
         return {**dict(zip(self.op.arguments, self.args, strict=False)), **self.kwargs}
 
 
+def bits_of(tensor: torch.Tensor) -> bytes:
+    """What a small tensor holds, and of a large one some thousand numbers; nothing where it has no memory."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided or tensor.is_meta:
+        return b""
+    flat = tensor.detach().reshape(-1)
+    return (
+        flat[:: len(flat) // 4096 + 1]
+        .resolve_conj()
+        .resolve_neg()
+        .cpu()
+        .contiguous()
+        .view(torch.uint8)
+        .numpy()
+        .tobytes()
+    )
+
+
 def argument_tensors(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> list[torch.Tensor]:
     """Every tensor in an operation's arguments, in order: as `tensors_in`, without its cost where nothing is nested."""
     found: list[torch.Tensor] = []

@@ -79,6 +79,16 @@ def test_the_labels_of_positions_go_with_every_call():
     assert len(kept.label_LS) == 2 * 30
 
 
+def test_many_calls_are_several_sites_where_their_gates_differ():
+    def forward(self, x):
+        for _ in range(9):
+            x = self.l(x).relu()
+        return self.l(x)
+
+    found = discover(Free(forward, l=linear(4, 4)), batch_of(numbers(5, 4)))
+    assert [site.gate for site in found.sites] == [*["relu"] * 9, "identity"]
+
+
 def test_a_few_calls_that_become_more_drop_nothing():
     def forward(self, x):
         for _ in range(self.steps):

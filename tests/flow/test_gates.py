@@ -370,3 +370,59 @@ def test_what_is_written_into_a_cache_has_no_note():
         return torch.zeros(5, 8, dtype=x.dtype).index_copy(0, torch.arange(5), self.layer(x))
 
     assert show(Free(forward, layer=linear(3, 8)), batch_of(numbers(5, 3))).discovery.sites[0].note is None
+
+
+def test_a_norm_in_either_branch_of_a_pair_is_folded(randomised):
+    def forward(self, x):
+        return functional.silu(self.first(self.l(x))) * self.second(self.up(x))
+
+    norms = {name: nn.BatchNorm1d(4, dtype=torch.float64) for name in ("first", "second")}
+    model = randomised(Free(forward, l=linear(3, 4), up=linear(3, 4), **norms)).eval()
+    x = numbers(5, 3)
+    shown = show(model, batch_of(x))
+    assert [(site.name, site.gate) for site in shown.discovery.sites] == [("l", "swiglu")]
+    torch.testing.assert_close(shown.a["l"][:, 0], model(x))
+    torch.testing.assert_close(shown.z["l"][:, 0], model.first(model.l(x)))
+    scale = model.second.weight * (model.second.running_var + model.second.eps).rsqrt()
+    torch.testing.assert_close(shown.site("l").up_UD, model.up.weight * scale[:, None])
+
+
+def test_the_gain_before_a_pair_is_in_both_of_its_patterns(randomised):
+    def forward(self, x):
+        y = self.norm(x)
+        return functional.silu(self.l(y)) * self.up(y)
+
+    model = randomised(Free(forward, l=linear(3, 4), up=linear(3, 4), norm=nn.LayerNorm(3, dtype=torch.float64)))
+    site = show(model, batch_of(numbers(5, 3))).site("l")
+    assert site.folded == ("norm",)
+    torch.testing.assert_close(site.pattern_UD, model.l.weight * model.norm.weight)
+    torch.testing.assert_close(site.up_UD, model.up.weight * model.norm.weight)
+
+
+def test_a_norm_behind_what_is_overwritten_has_the_sum_as_it_was(randomised):
+    model = randomised(
+        Free(lambda self, x: self.n(self.l(x).mul_(0.5)).relu(), l=linear(3, 4), n=nn.LayerNorm(4, dtype=torch.float64))
+    )
+    x = numbers(5, 3)
+    shown = show(model, batch_of(x))
+    assert (shown.site("l").norm, shown.site("l").gate) == ("n", "relu")
+    torch.testing.assert_close(shown.last["l"].affine_LSU[:, 0], model.l(x) * 0.5)
+
+
+def test_a_gate_of_one_position_is_none_of_the_others():
+    """A class token: what becomes of the first step says nothing of those that are read elsewhere."""
+    model = Free(lambda self, x: (z := self.l(x))[:, 0].relu() + z[:, 1:].mean(1), l=linear(3, 4))
+    assert show(model, batch_of(numbers(5, 6, 3))).site("l").gate == "identity"
+    alone = Free(lambda self, x: self.l(x)[:, 0].relu(), l=linear(3, 4))
+    assert show(alone, batch_of(numbers(5, 6, 3))).site("l").gate == "relu"
+
+
+def test_numbers_written_into_some_units_end_what_is_seen_of_them():
+    def forward(self, x):
+        z = self.l(x)
+        z[:, 2:] = z[:, 2:].relu()
+        return self.out(z)
+
+    shown = show(Free(forward, l=linear(3, 4), out=linear(4, 2)), batch_of(numbers(5, 3)))
+    gates = [(site.name, site.gate) for site in shown.discovery.sites]
+    assert gates == [("l.0", "identity"), ("l.1", "relu"), ("out", "identity")]

@@ -260,3 +260,31 @@ def test_of_sites_that_wait_in_vain_the_first_one_is_named():
     for _ in range(3):
         with pytest.raises(ModelError, match=r"site layer0: its output did not reach relu"):
             tapped_forward(model, found, batch_of(torch.ones(3, 4)), lambda _: None)
+
+
+def _parts_beside_children() -> nn.Module:
+    def forward(self, x):
+        first, second = (self.m.weight @ x.T).T.chunk(2, -1)
+        return self.m[0](first.relu()) + self.m[1](second.tanh())
+
+    model = Free(forward, m=nn.Sequential(linear(3, 3), linear(3, 3)))
+    model.m.weight = weight(6, 6)
+    return model
+
+
+def _calls_beside_a_module() -> nn.Module:
+    def forward(self, x):
+        return self.get_submodule("a#1")(self.a(self.a(x).relu()).tanh())
+
+    return Free(forward, a=linear(6, 6), **{"a#1": linear(6, 6)})
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "left"),
+    [(_parts_beside_children, ["m.0", "m.1"], []), (_calls_beside_a_module, ["a#1"], ["a"])],
+    ids=["parts", "calls"],
+)
+def test_two_sites_of_one_name_are_refused_unless_both_are_excluded(make, names, left):
+    with pytest.raises(ModelError, match=f"two sites are called {names[0]}: .* rename the module, or exclude both"):
+        discover(make(), batch_of(numbers(4, 6)))
+    assert [site.name for site in discover(make(), batch_of(numbers(4, 6)), exclude=names).sites] == left

@@ -210,3 +210,90 @@ def test_buffers_of_every_kind_and_layout_are_looked_at() -> None:
         held[name][at] = was == 0
         assert Versions(model).changed(before) == f"buffer {name}"
         held[name][at] = was
+
+
+class Leaving(nn.Module):
+    """Leaves something on itself, of which `form` says what."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.layer = form, nn.Linear(4, 4)
+        self.carry = nn.Linear(4, 4)
+        self.calls, self.seen, self.total = 0, [], torch.zeros(())
+        self.hidden = torch.zeros(6, 4)
+        self.later: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.form == "calls":
+            self.calls += 1
+            return torch.relu(self.layer(x) * (1 + self.calls))
+        if self.form == "seen":
+            self.seen.append(len(x))
+            return torch.relu(self.layer(x) * len(self.seen))
+        if self.form == "total":
+            self.total += 1
+            return torch.relu(self.layer(x) * (1 + self.total))
+        if self.form == "later":
+            out = torch.relu(self.layer(x if self.later is None else x + self.later))
+            self.later = out
+            return out
+        self.hidden = torch.tanh(self.layer(x) + self.carry(self.hidden))
+        return self.hidden
+
+
+@pytest.mark.parametrize("form", ["calls", "seen", "total"])
+def test_one_that_counts_on_itself_is_refused_and_comes_back_as_it_was(form: str) -> None:
+    model = Leaving(form)
+    with pytest.raises(ModelError, match=rf"other numbers in a second forward: the first one changes {form} on"):
+        measure(model, _batches(), statistics=RESPONSE)
+    assert (model.calls, model.seen, float(model.total), model.training) == (0, [], 0.0, True)
+
+
+@pytest.mark.parametrize("form", ["hidden", "later"])
+def test_a_state_is_put_back_when_all_is_measured(form: str) -> None:
+    torch.manual_seed(0)
+    model = Leaving(form)
+    before = model.hidden
+    first = measure(model, _batches(), statistics=RESPONSE)["neurons"]
+    assert (model.hidden is before, bool(before.any()), model.later) == (True, False, None)
+    assert measure(model, _batches(), statistics=RESPONSE)["neurons"].equals(first)
+    model(_batches()[0]).sum().backward()
+
+
+def test_what_is_left_but_changes_nothing_is_put_back_too() -> None:
+    class Looking(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen = [*getattr(self, "seen", []), x.mean()]
+            return super().forward(x)
+
+    model = Looking(4, 3)
+    found = measure(model, _batches(), statistics=RESPONSE)["neurons"]
+    assert found.equals(measure(nn.Sequential(model)[0], _batches(), statistics=RESPONSE)["neurons"])
+    assert "seen" not in vars(model)
+
+
+def test_a_tensor_that_a_pattern_is_made_of_may_not_change_between_batches() -> None:
+    model = _model(lambda self, x: self.second(torch.relu(self.first(x) * self.factor)))
+    model.factor = torch.ones(())
+
+    def others() -> Any:
+        for x in _batches():
+            yield x
+            model.factor = model.factor + 1
+
+    with pytest.raises(ModelError, match=r"tensor factor was changed while the model was measured"):
+        measure(model, others(), statistics=RESPONSE)
+
+
+def test_a_tensor_that_is_written_to_holds_what_it_held() -> None:
+    class Averaging(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.mean.add_(x.mean())
+            return super().forward(x)
+
+    model = Averaging(4, 3)
+    model.mean = torch.zeros(())
+    assert len(discover(model, batch_of(_batches()[0])).sites) == 1
+    assert float(model.mean) == 0
+    measure(model, _batches(), statistics=RESPONSE)
+    assert float(model.mean) == 0
