@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from types import ModuleType
@@ -74,6 +74,35 @@ def asking_of(statistic: Any, what: str, site: Any) -> Iterator[None]:
         if isinstance(error, CensusError) or is_machines_fault(error):
             raise
         raise raised_by(type(statistic).__module__, error, doing=f"{what} of site {site.name}") from error
+
+
+def primitives_of(statistic: Any, site: Any) -> Mapping[str, Any]:
+    """What a statistic needs of a site, by name; ContractError where one is another value each time it is asked for.
+
+    States are found again by their primitives.
+    """
+    first, again = statistic.primitives(site), statistic.primitives(site)
+    for name, one in first.items():
+        if not _is_value(one, again.get(name)):
+            raise unequal(statistic, site, name, one)
+    return first
+
+
+def _is_value(one: Any, again: Any) -> bool:
+    try:
+        return bool(one == again) and hash(one) == hash(again)
+    except (TypeError, ValueError, RuntimeError):
+        # a field that is a list has no hash, one that is an array is not equal or unequal
+        return False
+
+
+def unequal(statistic: Any, site: Any, name: str, primitive: Any) -> ContractError:
+    """What is to be said of a primitive that is not equal to itself, made again."""
+    kind = type(primitive).__name__
+    return ContractError(
+        f"{_file(type(statistic).__module__)}: asked of site {site.name}: primitive {name} is another {kind} each time "
+        f"that it is made; expected @dataclass(frozen=True) above class {kind}, compared by fields that have a hash"
+    )
 
 
 def raised_by(module: str, error: Exception, *, doing: str) -> ContractError:

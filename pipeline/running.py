@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.contracts import asking_of
+from pipeline.contracts import asking_of, primitives_of, unequal
 from pipeline.errors import JobError, ModelError
 from pipeline.flow.apart import Held, cut
 from pipeline.flow.discover import Discovery
@@ -152,9 +152,14 @@ class Running:
     def _state(self, statistic: Statistic, site: Site, grown: Mapping[_Sample, Mapping[Primitive, State]]) -> State:
         if _observes_itself(statistic):
             return self._own.get((site.name, statistic.name)) or statistic.empty(site)
-        states = grown.get((site.name, statistic.sample_shift, statistic.needs_gradients), {})
-        needed = statistic.primitives(site)
-        return joined({name: states[need] if need in states else need.empty(site) for name, need in needed.items()})
+        states = grown.get((site.name, statistic.sample_shift, statistic.needs_gradients))
+        if states is None:
+            return statistic.empty(site)
+        needed = primitives_of(statistic, site)
+        for name, need in needed.items():
+            if need not in states:
+                raise unequal(statistic, site, name, need)
+        return joined({name: states[need] for name, need in needed.items()})
 
     def _observe(self, statistics: Sequence[Statistic], presentations: Presentations) -> None:
         site = presentations.site
@@ -197,7 +202,7 @@ class Running:
         first = statistics[0]
         key = (site.name, first.sample_shift, first.needs_gradients)
         if key not in self._sums:
-            needed = list(dict.fromkeys(need for one in statistics for need in one.primitives(site).values()))
+            needed = list(dict.fromkeys(need for one in statistics for need in primitives_of(one, site).values()))
             self._sums[key] = choose.accumulator(self.kernel, site, needed)
         return self._sums[key]
 

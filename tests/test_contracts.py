@@ -28,6 +28,9 @@ from pipeline.resolve import resolve
 from pipeline.run import run
 from pipeline.store import open_store
 from pipeline.texts import refuse_other_texts, text_of
+from tests.laws.drawn import draw
+from tests.laws.laws import law_primitives
+from tests.laws.test_laws import NAMED
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 (STATISTIC,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "STATISTIC = " in block]
@@ -362,6 +365,30 @@ def test_an_edit_of_primitives_of_its_own_is_refused_until_the_version_is_raised
     add("statistics", *own, ("super().observe(presentations)", "super().observe(presentations)  # edited"))
     with pytest.raises(StoreError, match=r"needed other primitives: raise its version \(1\)"):
         run(measured_job(tmp_path), store, InlineExecutor())
+
+
+UNLIKE = [
+    "class Own(Moments):\n    __eq__, __hash__ = object.__eq__, object.__hash__\n\n\n",
+    *(
+        f"{decorator}\nclass Own(Primitive):\n    of: str\n    order: int\n    empty = observe = merge = None\n\n\n"
+        for decorator in ("@dataclass(frozen=True, eq=False)", "@dataclass")
+    ),
+]
+
+
+@pytest.mark.parametrize("own", UNLIKE)
+def test_primitives_that_are_no_values_are_refused(add: Add, tmp_path: Path, own: str) -> None:
+    """No state of theirs would be found again, and the columns would be those of no data."""
+    at = "@dataclass(frozen=True)\nclass Variation"
+    statistic = add("statistics", (at, own + at), ('Moments("z", 2)', 'Own("z", 2)'))
+    said = r"^pipeline/statistics/variation\.py: asked of site {}: primitive z is another Own each time .* class Own, "
+    with pytest.raises(ContractError, match=said.format("weight")):
+        measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
+    with pytest.raises(ContractError, match=said.format("hidden0")):
+        run(measured_job(tmp_path), open_store(str(tmp_path / "store")), InlineExecutor())
+    assert not (tmp_path / "store").exists()
+    with pytest.raises((AssertionError, TypeError)):
+        law_primitives(statistic, draw(NAMED["plain"]), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

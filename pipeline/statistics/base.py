@@ -23,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from pipeline.columns import Column
+from pipeline.contracts import primitives_of
 from pipeline.errors import JobError
 from pipeline.hashing import digest
 from pipeline.kernels.base import Primitive, State
@@ -206,13 +207,13 @@ def _held(statistic: Statistic, site: Site) -> int:
 def primitives_digest(statistic: Statistic, sites: Iterable[Site]) -> str:
     """Name the primitives, with their parameters, that a statistic needs of those of the sites at which it applies.
 
-    TypeError where one is no dataclass, or a parameter of it is nothing that JSON has.
+    ContractError where one is not compared by value, TypeError where a parameter of it is nothing that JSON has.
     """
     needed: dict[str, Any] = {}
     own = observes_itself(statistic)
     for site in sites:
         if statistic.applies(site):
-            primitives = statistic.primitives(site)
+            primitives = primitives_of(statistic, site)
             own |= any(type(one).__module__ == type(statistic).__module__ for one in primitives.values())
             needed[site.name] = {
                 name: [type(one).__qualname__, dataclasses.asdict(one)]  # type: ignore[call-overload]

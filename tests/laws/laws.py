@@ -167,6 +167,13 @@ def law_parts(statistic: Statistic, shown: Presentations, random: np.random.Gene
         _assert_same_of_parts(statistic, merged, _parts(site, exact), shown, to_the_bit=True)
 
 
+def law_primitives(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
+    """What is asked of a site is a value: equal, with an equal hash, whenever it is asked for."""
+    first, again = statistic.primitives(shown.site), statistic.primitives(shown.site)
+    assert first == again
+    assert {name: hash(one) for name, one in first.items()} == {name: hash(one) for name, one in again.items()}
+
+
 def law_encoding(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
     """A stored state comes back bit for bit."""
     state = statistic.observe(shown)
