@@ -129,7 +129,7 @@ class Statistic(ABC):
         """The rows of the tables that one site's merged state gives."""
 
     def estimates(self, site: Site, state: State, controls: Controls) -> Mapping[str, Values]:
-        """The columns of "neurons" that have a standard error; less than `columns` where the others cost much."""
+        """The columns of "neurons" with a standard error, as `columns` gives them; costly others may be left out."""
         return self.columns(site, state, controls).get("neurons", {})
 
     def rows_together(self, site: Site) -> int | None:
