@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.base_columns import BASE, unit_keys
+from pipeline.base_columns import BASE, is_of_units, unit_keys
 from pipeline.columns import Column
 from pipeline.errors import ContractError, nearest
 
@@ -22,16 +22,22 @@ _KINDS = {
 
 
 def refuse_unfit_rows(statistic: Any, site: Any, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """ContractError unless what a statistic gives of a site has its declared columns, their types and equal lengths."""
-    declared = {(column.table, column.name): column for column in statistic.COLUMNS}
-    for table, values in rows.items():
-        where = f"statistic {statistic.name} at site {site.name}"
-        keys = {key.name: key for key in BASE.get(table, unit_keys(table))}
+    """ContractError unless what a statistic gives of a site has its declared columns, their types and equal lengths.
+
+    A column may be left out where its documentation says when it is null; a table but "neurons" has whose row each is.
+    """
+    where = f"statistic {statistic.name} at site {site.name}"
+    for table, values in {**rows, "neurons": rows.get("neurons", {})}.items():
+        if not is_of_units(table):
+            raise ContractError(
+                f"{where}: it gives rows of {table}, which is no table of units; expected one of its own"
+            )
+        columns = _columns(statistic, table)
         lengths: dict[str, int] = {"the units of the site": site.units} if table == "neurons" else {}
         for name, given in values.items():
-            column = declared.get((table, name), None if table == "neurons" else keys.get(name))
+            column = columns.get(name)
             if column is None:
-                known = nearest(name, [one for of, one in declared if of == table])
+                known = nearest(name, [one.name for one in statistic.COLUMNS if one.table == table])
                 raise ContractError(f"{where}: it declares no column {table}.{name}; {known}")
             if problem := _misfit(column, given):
                 raise ContractError(f"{where}: column {table}.{name}: {problem}")
@@ -39,6 +45,30 @@ def refuse_unfit_rows(statistic: Any, site: Any, rows: Mapping[str, Mapping[str,
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{count} of {name}" for name, count in lengths.items())
             raise ContractError(f"{where}: expected as many values of each column: {listed}")
+        if lacking := [name for name, column in columns.items() if name not in values and "null" not in column.null]:
+            raise ContractError(
+                f"{where}: column {table}.{lacking[0]} is not given; expected values, or that it says when it is null"
+            )
+        if problem := _misnumbered(values.get("unit"), site.units):
+            raise ContractError(f"{where}: column {table}.unit: {problem}")
+
+
+def _columns(statistic: Any, table: str) -> dict[str, Column]:
+    """The columns that a statistic may give of a table: which unit a row is of, in `neurons`, is for us to say."""
+    ours = {key.name for key in unit_keys(table)} - ({"unit"} if table != "neurons" else set())
+    keys = [key for key in BASE.get(table, unit_keys(table)) if key.name not in ours]
+    return {column.name: column for column in [*keys, *(one for one in statistic.COLUMNS if one.table == table)]}
+
+
+def _misnumbered(unit: Any, units: int) -> str | None:
+    """What is wrong with the numbers of the units that rows are of, in words."""
+    if unit is None:
+        return None
+    if not isinstance(unit, torch.Tensor):
+        return f"got {type(unit).__name__}; expected a tensor"
+    if len(unit) and not 0 <= int(unit.min()) <= int(unit.max()) < units:
+        return f"got {int(unit.min())} to {int(unit.max())}; expected 0 to {units - 1}, the units of the site"
+    return None
 
 
 def _misfit(column: Column, given: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,20 @@ def test_the_command_line_says_it_without_a_traceback(add: Add) -> None:
     assert answer.output.count("\n") == 1
 
 
+GIVEN = 'return {"neurons"'
+CLASS = {"class": "torch.tensor([0, 0])"}
+
+
+def table(name: str, **columns: str) -> str:
+    """In place of `GIVEN`: rows of another table in front."""
+    return (
+        f"return {{'{name}': {{{', '.join(f'{column!r}: {values}' for column, values in columns.items())}}}, 'neurons'"
+    )
+
+
+classes = partial(table, "classes")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -164,6 +179,15 @@ def test_the_command_line_says_it_without_a_traceback(add: Add) -> None:
             "declares no column neurons.variaton; did you mean 'variation'?",
         ),
         ('{"neurons": {"variation": spread', '{"neuron": {"variation": spread', "no column neuron.variation; none is"),
+        (GIVEN, "return {}\n        #", "column neurons.variation is not given; expected values, or that it says when"),
+        (GIVEN, 'return {"neurons": {}}\n        #', "column neurons.variation is not given; expected values"),
+        (GIVEN, classes(), "column classes.unit is not given; expected values"),
+        (GIVEN, classes(unit="torch.tensor([0, 1])"), "column classes.class is not given; expected values"),
+        (GIVEN, classes(**CLASS, unit="torch.tensor([1, 2])"), "classes.unit: got 1 to 2; expected 0 to 1, the units"),
+        (GIVEN, classes(**CLASS, unit="torch.tensor([-1, 0])"), "classes.unit: got -1 to 0; expected 0 to 1, the"),
+        (GIVEN, classes(**CLASS, unit="[0, 1]"), "column classes.unit: got list; expected a tensor"),
+        (GIVEN, classes(**CLASS, unit="torch.tensor([0, 1])", site="['a', 'b']"), "no column classes.site; none is"),
+        (GIVEN, table("sites", units="torch.tensor([0, 1])"), "rows of sites, which is no table of units; expected"),
     ],
 )
 def test_rows_are_as_declared(add: Add, old: str, new: str, said: str) -> None:
