@@ -61,7 +61,7 @@ def _imported(module: str) -> ModuleType:
         return imported
     except CensusError as error:
         raise ContractError(f"{_file(module)}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise raised_by(module, error, doing="cannot be imported") from error
 
 
@@ -70,10 +70,25 @@ def asking_of(statistic: Any, what: str, site: Any) -> Iterator[None]:
     """Say of what a statistic raises in which file it is, and the line: ContractError."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, CensusError) or is_machines_fault(error):
             raise
         raise raised_by(type(statistic).__module__, error, doing=f"{what} of site {site.name}") from error
+
+
+@contextmanager
+def asking_primitives_of(statistics: Iterable[Any], site: Any) -> Iterator[None]:
+    """Say the same of what comes out of the file of one of them, while none but its primitives is asked."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, CensusError) or is_machines_fault(error):
+            raise
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        for module in dict.fromkeys(type(statistic).__module__ for statistic in statistics):
+            if named := [frame.f_code.co_name for frame in frames if frame.f_globals.get("__name__") == module]:
+                raise raised_by(module, error, doing=f"{named[0]}() of site {site.name}") from error
+        raise
 
 
 def primitives_of(statistic: Any, site: Any) -> Mapping[str, Any]:
@@ -81,7 +96,8 @@ def primitives_of(statistic: Any, site: Any) -> Mapping[str, Any]:
 
     States are found again by their primitives.
     """
-    first, again = statistic.primitives(site), statistic.primitives(site)
+    with asking_of(statistic, "asked", site):
+        first, again = (dict(statistic.primitives(site)) for _ in range(2))
     for name, one in first.items():
         if not _is_value(one, again.get(name)):
             raise unequal(statistic, site, name, one)
@@ -105,14 +121,14 @@ def unequal(statistic: Any, site: Any, name: str, primitive: Any) -> ContractErr
     )
 
 
-def raised_by(module: str, error: Exception, *, doing: str) -> ContractError:
+def raised_by(module: str, error: BaseException, *, doing: str) -> ContractError:
     """What is to be said of an error that came out of a file that was added, with the line of it."""
     # of a SyntaxError the place stands in front
     said = error.msg if isinstance(error, SyntaxError) else error
     return ContractError(f"{_place(module, error)}: {doing}: {type(error).__name__}: {said}")
 
 
-def _place(module: str, error: Exception) -> str:
+def _place(module: str, error: BaseException) -> str:
     """The file of a module, and the line of it that an error came through last."""
     file = _origin(module)
     frames = traceback.extract_tb(error.__traceback__)

@@ -13,6 +13,7 @@ import torch
 from pipeline.base_columns import BASE, is_of_units, unit_keys
 from pipeline.columns import Column
 from pipeline.errors import ContractError, nearest
+from pipeline.tables import unfit
 
 _KINDS = {
     **dict.fromkeys(("int32", "int64"), "integers"),
@@ -27,6 +28,9 @@ def refuse_unfit_rows(statistic: Any, site: Any, rows: Mapping[str, Mapping[str,
     A column may be left out where its documentation says when it is null; a table but "neurons" has whose row each is.
     """
     where = f"statistic {statistic.name} at site {site.name}"
+    if not isinstance(rows, Mapping) or not all(isinstance(values, Mapping) for values in rows.values()):
+        found = type(rows).__name__ if not isinstance(rows, Mapping) else "a table that is none"
+        raise ContractError(f"{where}: columns() gives {found}; expected values by column by table")
     for table, values in {**rows, "neurons": rows.get("neurons", {})}.items():
         if not is_of_units(table):
             raise ContractError(
@@ -73,9 +77,13 @@ def _misnumbered(unit: Any, units: int) -> str | None:
 
 def _misfit(column: Column, given: Any) -> str | None:
     """What of values does not fit their column, in words."""
-    content = given[0] if isinstance(given, tuple) else given
+    content, *valid = given if isinstance(given, tuple) else (given,)
+    if valid and not (isinstance(valid[0], torch.Tensor) and valid[0].dtype == torch.bool and len(valid) == 1):
+        return "got a tuple; expected Nullable, its valid a tensor of booleans"
+    if valid and len(valid[0]) != len(content):
+        return f"got {len(content)} values, of which {len(valid[0])} are said to be valid or not"
     if isinstance(content, list):
-        return None
+        return unfit(column, given)
     if not isinstance(content, torch.Tensor):
         return f"got {type(content).__name__}; expected a tensor, Nullable or a list"
     axes = 2 if column.dtype.startswith("list") else 1
@@ -86,7 +94,8 @@ def _misfit(column: Column, given: Any) -> str | None:
         return f"got {content.dtype}, declared as {column.dtype}"
     if declared == "float64" and content.dtype != torch.float64:
         return f"got {content.dtype}, declared as {column.dtype}: digits are lost"
-    return None
+    # of these alone a value may be too large
+    return unfit(column, given) if declared == "int32" else None
 
 
 def _kind(dtype: torch.dtype) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.contracts import asking_of, primitives_of, unequal
+from pipeline.contracts import asking_of, asking_primitives_of, primitives_of, unequal
 from pipeline.errors import JobError, ModelError
 from pipeline.flow.apart import Held, cut
 from pipeline.flow.discover import Discovery
@@ -38,9 +38,10 @@ States = dict[str, dict[str, State]]
 
 @dataclass(frozen=True, eq=False)
 class _Asking:
-    """The statistics of one site and sample: what grows the primitives of all, and those that observe themselves."""
+    """The statistics of one site and sample: what grows the primitives of those together, and who observes itself."""
 
     shift: int
+    together: Sequence[Statistic]
     sums: Accumulator | None
     alone: Sequence[Statistic]
 
@@ -150,11 +151,13 @@ class Running:
         }
 
     def _state(self, statistic: Statistic, site: Site, grown: Mapping[_Sample, Mapping[Primitive, State]]) -> State:
-        if _observes_itself(statistic):
-            return self._own.get((site.name, statistic.name)) or statistic.empty(site)
         states = grown.get((site.name, statistic.sample_shift, statistic.needs_gradients))
-        if states is None:
-            return statistic.empty(site)
+        own = self._own.get((site.name, statistic.name))
+        if own is not None:
+            return own
+        if states is None or _observes_itself(statistic):
+            with asking_of(statistic, "empty()", site):
+                return statistic.empty(site)
         needed = primitives_of(statistic, site)
         for name, need in needed.items():
             if need not in states:
@@ -174,7 +177,8 @@ class Running:
         for one in asking:
             sample = sampled(presentations, one.shift)
             if one.sums is not None:
-                one.sums.add(sample)
+                with asking_primitives_of(one.together, site):
+                    one.sums.add(sample)
             if one.shift or one.alone:
                 self._added = None
             elif one.sums is not None and self._added is not None:
@@ -194,7 +198,7 @@ class Running:
             chosen = [statistic for statistic in applying if statistic.sample_shift == shift]
             together = [one for one in chosen if not _observes_itself(one)]
             alone = [one for one in chosen if _observes_itself(one)]
-            asking.append(_Asking(shift, self._sums_of(site, together) if together else None, alone))
+            asking.append(_Asking(shift, together, self._sums_of(site, together) if together else None, alone))
         return asking
 
     def _sums_of(self, site: Site, statistics: Sequence[Statistic]) -> Accumulator:
@@ -203,7 +207,8 @@ class Running:
         key = (site.name, first.sample_shift, first.needs_gradients)
         if key not in self._sums:
             needed = list(dict.fromkeys(need for one in statistics for need in primitives_of(one, site).values()))
-            self._sums[key] = choose.accumulator(self.kernel, site, needed)
+            with asking_primitives_of(statistics, site):
+                self._sums[key] = choose.accumulator(self.kernel, site, needed)
         return self._sums[key]
 
 

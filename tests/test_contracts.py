@@ -147,6 +147,7 @@ def test_the_command_line_says_it_without_a_traceback(add: Add) -> None:
 
 
 GIVEN = 'return {"neurons"'
+UNITS = "torch.tensor([0, 1])"
 CLASS = {"class": "torch.tensor([0, 0])"}
 
 
@@ -182,12 +183,24 @@ classes = partial(table, "classes")
         (GIVEN, "return {}\n        #", "column neurons.variation is not given; expected values, or that it says when"),
         (GIVEN, 'return {"neurons": {}}\n        #', "column neurons.variation is not given; expected values"),
         (GIVEN, classes(), "column classes.unit is not given; expected values"),
-        (GIVEN, classes(unit="torch.tensor([0, 1])"), "column classes.class is not given; expected values"),
+        (GIVEN, classes(unit=UNITS), "column classes.class is not given; expected values"),
         (GIVEN, classes(**CLASS, unit="torch.tensor([1, 2])"), "classes.unit: got 1 to 2; expected 0 to 1, the units"),
         (GIVEN, classes(**CLASS, unit="torch.tensor([-1, 0])"), "classes.unit: got -1 to 0; expected 0 to 1, the"),
         (GIVEN, classes(**CLASS, unit="[0, 1]"), "column classes.unit: got list; expected a tensor"),
-        (GIVEN, classes(**CLASS, unit="torch.tensor([0, 1])", site="['a', 'b']"), "no column classes.site; none is"),
-        (GIVEN, table("sites", units="torch.tensor([0, 1])"), "rows of sites, which is no table of units; expected"),
+        (GIVEN, classes(**CLASS, unit=UNITS, site="['a', 'b']"), "no column classes.site; none is"),
+        (GIVEN, "return None\n        #", "columns() gives NoneType; expected values by column by table"),
+        (GIVEN, 'return {"neurons": None}\n        #', "columns() gives a table that is none; expected values by"),
+        ('"float64",\n            "Stand', '"string",\n            "Stand', "got torch.float64, declared as string"),
+        (VALUES, f"({VALUES}).tolist() and ['a', 1.5]", "neurons.variation: declared as float64: "),
+        (VALUES, f"(({VALUES}), torch.tensor([True]))", "neurons.variation: got 2 values, of which 1 are said to be"),
+        (VALUES, f"(({VALUES}), [True, False])", "variation: got a tuple; expected Nullable, its valid a tensor of"),
+        (
+            GIVEN,
+            classes(**{"class": "torch.tensor([0, 2**31])"}, unit=UNITS),
+            "class: declared as int32: Integer value",
+        ),
+        (GIVEN, table("exemplars", unit=UNITS, rank=UNITS, kind="[1, 2]"), "exemplars.kind: declared as string: "),
+        (GIVEN, table("sites", units=UNITS), "rows of sites, which is no table of units; expected"),
     ],
 )
 def test_rows_are_as_declared(add: Add, old: str, new: str, said: str) -> None:
@@ -291,6 +304,7 @@ def test_what_its_columns_raise_is_told_with_the_line(add: Add, tmp_path: Path) 
     assert "Traceback" not in answer.output
 
 
+FROZEN = "@dataclass(frozen=True)\nclass Variation"
 OBSERVED = """
     def observe(self, presentations):
         return {"sum": 1 / 0}
@@ -302,6 +316,39 @@ OBSERVED = """
 def test_what_it_raises_as_it_observes_is_told_too(add: Add) -> None:
     statistic = add("statistics", ("    def columns(", f"{OBSERVED}\n    def columns("))
     with pytest.raises(ContractError, match=r"variation\.py, line \d+: observe\(\) of site .*: ZeroDivisionError"):
+        measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
+
+
+@pytest.mark.parametrize(
+    ("method", "raised", "said"),
+    [
+        ("empty(self, site)", "raise KeyError('oops')", r"(empty\(\)|asked) of site .*: KeyError: 'oops'"),
+        ("observe(self, presentations)", "raise KeyError('oops')", r"observe\(\) of site .*: KeyError: 'oops'"),
+        ("observe(self, presentations)", "raise SystemExit(3)", r"observe\(\) of site .*: SystemExit: 3"),
+        ("merge(self, left, right)", "raise KeyError('oops')", r"merge\(\) of site .*: KeyError: 'oops'"),
+    ],
+)
+def test_what_primitives_of_its_own_raise_is_told_too(
+    add: Add, tmp_path: Path, method: str, raised: str, said: str
+) -> None:
+    own = f"@dataclass(frozen=True)\nclass Own(Moments):\n    def {method}:\n        {raised}\n\n\n{FROZEN}"
+    statistic = add("statistics", (FROZEN, own), ('Moments("z", 2)', 'Own("z", 2)'))
+    said = rf"pipeline/statistics/variation\.py, line \d+: {said}$"
+    with pytest.raises(ContractError, match=f"^{said}"):
+        measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
+    measured_job(tmp_path)
+    answer = CliRunner().invoke(
+        cli, ["run", str(tmp_path / "job.toml"), "--ray", "none", "--store", str(tmp_path / "store")]
+    )
+    assert answer.exit_code == 2
+    assert "Traceback" not in answer.output
+    assert re.search(said, answer.output, re.M)
+    assert not list(tmp_path.glob("store/runs/*/_manifest.json"))
+
+
+def test_what_is_raised_as_its_primitives_are_asked_for_is_told_too(add: Add) -> None:
+    statistic = add("statistics", ('return {"z"', 'raise KeyError("oops")\n        return {"z"'))
+    with pytest.raises(ContractError, match=r"variation\.py, line \d+: asked of site weight: KeyError: 'oops'$"):
         measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
 
 
@@ -403,8 +450,7 @@ UNLIKE = [
 @pytest.mark.parametrize("own", UNLIKE)
 def test_primitives_that_are_no_values_are_refused(add: Add, tmp_path: Path, own: str) -> None:
     """No state of theirs would be found again, and the columns would be those of no data."""
-    at = "@dataclass(frozen=True)\nclass Variation"
-    statistic = add("statistics", (at, own + at), ('Moments("z", 2)', 'Own("z", 2)'))
+    statistic = add("statistics", (FROZEN, own + FROZEN), ('Moments("z", 2)', 'Own("z", 2)'))
     said = r"^pipeline/statistics/variation\.py: asked of site {}: primitive z is another Own each time .* class Own, "
     with pytest.raises(ContractError, match=said.format("weight")):
         measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
