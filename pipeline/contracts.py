@@ -16,7 +16,7 @@ from dataclasses import is_dataclass
 from types import ModuleType
 from typing import Any, get_args
 
-from pipeline.base_columns import BASE, unit_keys
+from pipeline.base_columns import BASE, is_of_units, unit_keys
 from pipeline.columns import Column, DType
 from pipeline.errors import CensusError, ContractError, is_machines_fault, nearest
 from pipeline.texts import text_of
@@ -44,6 +44,8 @@ def offered(module: str, constant: str, contract: type, *, a_class: bool) -> Any
     lacking = [one for one in _promised(contract) if not hasattr(given, one)]
     if missing := [*lacking, *sorted(getattr(given, "__abstractmethods__", ()))]:
         raise ContractError(f"{file}: {constant} has no {', '.join(missing)}: expected, as {contract.__name__} says")
+    if type(version := getattr(given, "version", 1)) is not int:
+        raise ContractError(f"{file}: {constant}.version = {version!r}: expected an integer")
     if is_dataclass(contract) and "__dataclass_fields__" not in vars(type(given)):
         raise ContractError(f"{file}: {type(given).__name__}: expected @dataclass(frozen=True) above it")
     return given
@@ -170,8 +172,13 @@ def refuse_unfit_columns(statistics: Iterable[Any]) -> None:
     owners = dict.fromkeys((key.name for key in unit_keys("neurons")), "each row's key")
     types = {(table, column.name): column.dtype for table, columns in BASE.items() for column in columns}
     for statistic in statistics:
+        file = _file(type(statistic).__module__)
         for column in statistic.COLUMNS:
-            where = f"{_file(type(statistic).__module__)}: column {column.table}.{column.name}"
+            where = f"{file}: column {column.table}.{column.name}"
+            if not (column.name.isidentifier() and column.table.isidentifier()):
+                raise ContractError(f"{where}: expected letters, digits and _, no digit first")
+            if not is_of_units(column.table):
+                raise ContractError(f"{where}: {column.table} is no table of units; expected one of its own")
             if column.dtype not in get_args(DType):
                 raise ContractError(f"{where}: dtype {column.dtype!r}: {nearest(str(column.dtype), get_args(DType))}")
             if column.se and column.table != "neurons":
@@ -181,7 +188,7 @@ def refuse_unfit_columns(statistics: Iterable[Any]) -> None:
             for name in _names(column) if column.table == "neurons" else ():
                 if owner := owners.get(name):
                     raise ContractError(f"{where}: {name} is there already ({owner}); expected a name of its own")
-                owners[name] = statistic.name
+                owners[name] = file
 
 
 def _names(column: Column) -> list[str]:
