@@ -123,6 +123,14 @@ def unequal(statistic: Any, site: Any, name: str, primitive: Any) -> ContractErr
     )
 
 
+def unfit_state(statistic: Any, site: Any, wrong: str) -> ContractError:
+    """What is to be said of a state that is none of those that a statistic can have of a site."""
+    file = _file(type(statistic).__module__)
+    return ContractError(
+        f"{file}: its state of site {site.name} {wrong}: expected of observe() and merge(), as of empty()"
+    )
+
+
 def raised_by(module: str, error: BaseException, *, doing: str) -> ContractError:
     """What is to be said of an error that came out of a file that was added, with the line of it."""
     # of a SyntaxError the place stands in front

@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.contracts import asking_of, asking_primitives_of, primitives_of, unequal
+from pipeline.cells import misfit
+from pipeline.contracts import asking_of, asking_primitives_of, primitives_of, unequal, unfit_state
 from pipeline.errors import JobError, ModelError
 from pipeline.flow.apart import Held, cut
 from pipeline.flow.discover import Discovery
@@ -28,7 +29,7 @@ from pipeline.kernels.accumulate import Accumulator
 from pipeline.kernels.base import Primitive, State
 from pipeline.samples import in_fraction, in_sample, sampled
 from pipeline.sites import Presentations, Site
-from pipeline.statistics.base import Statistic, joined
+from pipeline.statistics.base import Statistic, is_own, joined, shapes_of
 
 # a site by its name, the sample of rows, and whether it is shown with gradients
 _Sample = tuple[str, int, bool]
@@ -154,6 +155,7 @@ class Running:
         states = grown.get((site.name, statistic.sample_shift, statistic.needs_gradients))
         own = self._own.get((site.name, statistic.name))
         if own is not None:
+            _refuse_unfit(statistic, site, own)
             return own
         if states is None or _observes_itself(statistic):
             with asking_of(statistic, "empty()", site):
@@ -162,7 +164,10 @@ class Running:
         for name, need in needed.items():
             if need not in states:
                 raise unequal(statistic, site, name, need)
-        return joined({name: states[need] for name, need in needed.items()})
+        state = joined({name: states[need] for name, need in needed.items()})
+        if is_own(statistic, needed.values()):
+            _refuse_unfit(statistic, site, state)
+        return state
 
     def _observe(self, statistics: Sequence[Statistic], presentations: Presentations) -> None:
         site = presentations.site
@@ -210,6 +215,14 @@ class Running:
             with asking_primitives_of(statistics, site):
                 self._sums[key] = choose.accumulator(self.kernel, site, needed)
         return self._sums[key]
+
+
+def _refuse_unfit(statistic: Statistic, site: Site, state: State) -> None:
+    """ContractError unless a state is one that may be stored: it would be taken for one that is spoilt."""
+    with asking_of(statistic, "empty() or forms()", site):
+        wrong = misfit(state, shapes_of(statistic, site)) and misfit(state, *statistic.forms(site))
+    if wrong:
+        raise unfit_state(statistic, site, wrong)
 
 
 def _observes_itself(statistic: Statistic) -> bool:

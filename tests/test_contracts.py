@@ -365,6 +365,21 @@ def test_what_primitives_of_its_own_raise_is_told_too(
     assert not list(tmp_path.glob("store/runs/*/_manifest.json"))
 
 
+MERGED = "merge(self, left, right):\n        return {name: left[name] for name in ('n', 'm2')}"
+LONGER = "observe(self, shown):\n        return {name: value[None] for name, value in super().observe(shown).items()}"
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong"), [(MERGED, "has z.m2, z.n where .* belong"), (LONGER, r"has z.absolute as .* \(1, 2\), not")]
+)
+def test_a_state_of_another_kind_is_told_before_it_is_stored(add: Add, method: str, wrong: str) -> None:
+    own = f"@dataclass(frozen=True)\nclass Own(Moments):\n    def {method}\n\n\n{FROZEN}"
+    statistic = add("statistics", (FROZEN, own), ('Moments("z", 2)', 'Own("z", 2)'))
+    said = rf"^pipeline/statistics/variation\.py: its state of site .* {wrong}.*: expected of observe\(\) and "
+    with pytest.raises(ContractError, match=said):
+        measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
+
+
 def test_what_is_raised_as_its_primitives_are_asked_for_is_told_too(add: Add) -> None:
     statistic = add("statistics", ('return {"z"', 'raise KeyError("oops")\n        return {"z"'))
     with pytest.raises(ContractError, match=r"variation\.py, line \d+: asked of site weight: KeyError: 'oops'$"):

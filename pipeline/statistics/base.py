@@ -174,7 +174,7 @@ class Statistic(ABC):
     def state_bytes(self, site: Site, classes: int = 0) -> int:
         """Bytes of the state of one site, for data whose labels have this many classes."""
         if observes_itself(self):
-            return _held(self, site)
+            return sum(value.nbytes for value in shapes_of(self, site).values())
         return sum(primitive.state_bytes(site) for primitive in self.primitives(site).values())
 
     @property
@@ -193,15 +193,19 @@ def observes_itself(statistic: Statistic) -> bool:
     return type(statistic).observe is not Statistic.observe
 
 
-def _held(statistic: Statistic, site: Site) -> int:
-    """Bytes of the state of no data, which is not made if it can be had without its numbers."""
+def is_own(statistic: Statistic, primitives: Iterable[Primitive]) -> bool:
+    """Whether a statistic makes its state in its own file: from presentations, or by primitives of its own."""
+    return observes_itself(statistic) or any(type(one).__module__ == type(statistic).__module__ for one in primitives)
+
+
+def shapes_of(statistic: Statistic, site: Site) -> State:
+    """The state of no data, which is not made if it can be had without its numbers."""
     try:
         with torch.device("meta"):
-            state = statistic.empty(site)
+            return statistic.empty(site)
     except (RuntimeError, TypeError):
         # it asks for numbers, or takes them to NumPy, which tensors without any refuse
-        state = statistic.empty(site)
-    return sum(value.nbytes for value in state.values())
+        return statistic.empty(site)
 
 
 def primitives_digest(statistic: Statistic, sites: Iterable[Site]) -> str:
@@ -214,7 +218,7 @@ def primitives_digest(statistic: Statistic, sites: Iterable[Site]) -> str:
     for site in sites:
         if statistic.applies(site):
             primitives = primitives_of(statistic, site)
-            own |= any(type(one).__module__ == type(statistic).__module__ for one in primitives.values())
+            own |= is_own(statistic, primitives.values())
             needed[site.name] = {
                 name: [type(one).__qualname__, dataclasses.asdict(one)]  # type: ignore[call-overload]
                 for name, one in primitives.items()
