@@ -50,8 +50,9 @@ def refuse_unfit_rows(statistic: Any, site: Any, rows: Mapping[str, Mapping[str,
             listed = ", ".join(f"{count} of {name}" for name, count in lengths.items())
             raise ContractError(f"{where}: expected as many values of each column: {listed}")
         if lacking := [name for name, column in columns.items() if name not in values and "null" not in column.null]:
+            name, said = lacking[0], columns[lacking[0]].null
             raise ContractError(
-                f"{where}: column {table}.{lacking[0]} is not given; expected values, or that it says when it is null"
+                f"{where}: column {table}.{name} is not given; expected values: of when it is null it says {said!r}"
             )
         if problem := _misnumbered(values.get("unit"), site.units):
             raise ContractError(f"{where}: column {table}.unit: {problem}")

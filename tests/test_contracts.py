@@ -199,7 +199,11 @@ classes = partial(table, "classes")
             "declares no column neurons.variaton; did you mean 'variation'?",
         ),
         ('{"neurons": {"variation": spread', '{"neuron": {"variation": spread', "no column neuron.variation; none is"),
-        (GIVEN, "return {}\n        #", "column neurons.variation is not given; expected values, or that it says when"),
+        (
+            GIVEN,
+            "return {}\n        #",
+            "column neurons.variation is not given; expected values: of when it is null it",
+        ),
         (GIVEN, 'return {"neurons": {}}\n        #', "column neurons.variation is not given; expected values"),
         (GIVEN, classes(), "column classes.unit is not given; expected values"),
         (GIVEN, classes(unit=UNITS), "column classes.class is not given; expected values"),
