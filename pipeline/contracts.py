@@ -182,6 +182,8 @@ def refuse_unfit_columns(statistics: Iterable[Any]) -> None:
     for statistic in statistics:
         file = _file(type(statistic).__module__)
         for column in statistic.COLUMNS:
+            if not isinstance(column, Column):
+                raise ContractError(f"{file}: COLUMNS has {column!r}: expected a Column")
             where = f"{file}: column {column.table}.{column.name}"
             if not (column.name.isidentifier() and column.table.isidentifier()):
                 raise ContractError(f"{where}: expected letters, digits and _, no digit first")

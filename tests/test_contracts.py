@@ -137,6 +137,7 @@ DECLARED = '"variation",\n            "float64",'
             'table="sites",',
             "column sites.variation: sites is no table of units; expected one",
         ),
+        ("statistics", "COLUMNS = (", "COLUMNS = ('n',", "COLUMNS has 'n': expected a Column"),
         ("statistics", "version = 1", 'version = "1"', "STATISTIC.version = '1': expected an integer"),
         ("families", '"added", 1,', '"added", 1.5,', "FAMILY.version = 1.5: expected an integer"),
         ("statistics", DECLARED, '"unit",\n"float64",', "column neurons.unit: dtype 'float64': 'int32' elsewhere"),
