@@ -240,3 +240,12 @@ BASE: dict[str, tuple[Column, ...]] = {
     "receipts": _RECEIPTS,
     "unreadable": _UNREADABLE,
 }
+
+
+def is_of_units(table: str) -> bool:
+    """Whether each row of a table is of a unit on a split, so that statistics may write it.
+
+    >>> is_of_units("classes"), is_of_units("sites"), is_of_units("of_its_own")
+    (True, False, True)
+    """
+    return {key.name for key in unit_keys(table)} <= {column.name for column in BASE.get(table, unit_keys(table))}

@@ -28,9 +28,9 @@ class Column:
     """One documented column.
 
     `meaning` is one sentence for a person; `unit` what it is counted in ("1" for a pure number); `range` the values it
-    can take; `null` when it is null (not computed) or NaN (undefined); `formula` how it is computed; `source` the paper
-    or theory, empty for a plain definition; `se` asks for a delete-one-chunk jackknife standard error beside it, in a
-    column named `_se` behind it.
+    can take; `null` when it is null (not computed: only then is it left out) or NaN (undefined); `formula` how it is
+    computed; `source` the paper or theory, empty for a plain definition; `se` asks for a delete-one-chunk jackknife
+    standard error beside it, in a column named `_se` behind it.
     `version` is raised whenever the formula changes.
     """
 

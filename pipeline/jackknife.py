@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from pipeline.contracts import asking_of
+from pipeline.errors import ContractError
 from pipeline.kernels.base import State
 from pipeline.sites import Site
 from pipeline.statistics.base import Controls, Nullable, Statistic
@@ -40,7 +42,7 @@ def standard_errors(
     """Delete-a-group jackknife of the columns that ask for it, as `<column>_se`; none with fewer than two blocks.
 
     Blocks may differ in size: Busing, Meijer & van der Leeden 1999, eq. 5 (with equal ones it is Efron & Stein's).
-    A unit for which any evaluation is undefined has NaN.
+    A unit for which any evaluation is undefined has NaN. ContractError unless the statistic estimates each unit.
     """
     wanted = [column.name for column in statistic.COLUMNS if column.se]
     filled = [block for block in blocks if block.rows > 0]
@@ -67,7 +69,8 @@ def _left_out(statistic: Statistic, site: Site, blocks: Sequence[Block]) -> Iter
     """For each block the state of all others, by prefix and suffix merges; of the prefixes one is held at a time."""
 
     def merge(left: State, right: State) -> State:
-        return statistic.merge(site, left, right)
+        with asking_of(statistic, "merge()", site):
+            return statistic.merge(site, left, right)
 
     empty = statistic.empty(site)
     states = [block.state for block in blocks]
@@ -79,8 +82,16 @@ def _left_out(statistic: Statistic, site: Site, blocks: Sequence[Block]) -> Iter
 def _values(
     statistic: Statistic, site: Site, state: State, controls: Controls, wanted: Sequence[str]
 ) -> dict[str, torch.Tensor]:
-    row: Any = statistic.estimates(site, state, controls)
-    return {name: _numbers(row[name]) for name in wanted if name in row}
+    with asking_of(statistic, "estimates()", site):
+        row: Any = statistic.estimates(site, state, controls)
+        found = {name: _numbers(row[name]) for name in wanted if name in row}
+    for name, value_U in found.items():
+        if value_U.shape != (site.units,):
+            raise ContractError(
+                f"statistic {statistic.name} at site {site.name}: estimates() gives {name} of shape "
+                f"{tuple(value_U.shape)}; expected {(site.units,)}, one value for each unit"
+            )
+    return found
 
 
 def _numbers(values: Any) -> torch.Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from pipeline.batch import Batch
-from pipeline.contracts import asking_of
+from pipeline.cells import misfit
+from pipeline.contracts import asking_of, asking_primitives_of, primitives_of, unequal, unfit_state
 from pipeline.errors import JobError, ModelError
 from pipeline.flow.apart import Held, cut
 from pipeline.flow.discover import Discovery
@@ -29,7 +30,7 @@ from pipeline.kernels.accumulate import Accumulator
 from pipeline.kernels.base import Primitive, State
 from pipeline.samples import in_fraction, in_sample, sampled
 from pipeline.sites import Presentations, Site
-from pipeline.statistics.base import Statistic, joined
+from pipeline.statistics.base import Statistic, is_own, joined, shapes_of
 
 # a site by its name, the sample of rows, and whether it is shown with gradients
 _Sample = tuple[str, int, bool]
@@ -39,9 +40,10 @@ States = dict[str, dict[str, State]]
 
 @dataclass(frozen=True, eq=False)
 class _Asking:
-    """The statistics of one site and sample: what grows the primitives of all, and those that observe themselves."""
+    """The statistics of one site and sample: what grows the primitives of those together, and who observes itself."""
 
     shift: int
+    together: Sequence[Statistic]
     sums: Accumulator | None
     alone: Sequence[Statistic]
 
@@ -155,11 +157,22 @@ class Running:
         }
 
     def _state(self, statistic: Statistic, site: Site, grown: Mapping[_Sample, Mapping[Primitive, State]]) -> State:
-        if _observes_itself(statistic):
-            return self._own.get((site.name, statistic.name)) or statistic.empty(site)
-        states = grown.get((site.name, statistic.sample_shift, statistic.needs_gradients), {})
-        needed = statistic.primitives(site)
-        return joined({name: states[need] if need in states else need.empty(site) for name, need in needed.items()})
+        states = grown.get((site.name, statistic.sample_shift, statistic.needs_gradients))
+        own = self._own.get((site.name, statistic.name))
+        if own is not None:
+            _refuse_unfit(statistic, site, own)
+            return own
+        if states is None or _observes_itself(statistic):
+            with asking_of(statistic, "empty()", site):
+                return statistic.empty(site)
+        needed = primitives_of(statistic, site)
+        for name, need in needed.items():
+            if need not in states:
+                raise unequal(statistic, site, name, need)
+        state = joined({name: states[need] for name, need in needed.items()})
+        if is_own(statistic, needed.values()):
+            _refuse_unfit(statistic, site, state)
+        return state
 
     def _observe(self, statistics: Sequence[Statistic], presentations: Presentations) -> None:
         site = presentations.site
@@ -174,7 +187,8 @@ class Running:
         for one in asking:
             sample = sampled(presentations, one.shift)
             if one.sums is not None:
-                one.sums.add(sample)
+                with asking_primitives_of(one.together, site):
+                    one.sums.add(sample)
             if one.shift or one.alone:
                 self._added = None
             elif one.sums is not None and self._added is not None:
@@ -194,7 +208,7 @@ class Running:
             chosen = [statistic for statistic in applying if statistic.sample_shift == shift]
             together = [one for one in chosen if not _observes_itself(one)]
             alone = [one for one in chosen if _observes_itself(one)]
-            asking.append(_Asking(shift, self._sums_of(site, together) if together else None, alone))
+            asking.append(_Asking(shift, together, self._sums_of(site, together) if together else None, alone))
         return asking
 
     def _sums_of(self, site: Site, statistics: Sequence[Statistic]) -> Accumulator:
@@ -202,9 +216,18 @@ class Running:
         first = statistics[0]
         key = (site.name, first.sample_shift, first.needs_gradients)
         if key not in self._sums:
-            needed = list(dict.fromkeys(need for one in statistics for need in one.primitives(site).values()))
-            self._sums[key] = choose.accumulator(self.kernel, site, needed)
+            needed = list(dict.fromkeys(need for one in statistics for need in primitives_of(one, site).values()))
+            with asking_primitives_of(statistics, site):
+                self._sums[key] = choose.accumulator(self.kernel, site, needed)
         return self._sums[key]
+
+
+def _refuse_unfit(statistic: Statistic, site: Site, state: State) -> None:
+    """ContractError unless a state is one that may be stored: it would be taken for one that is spoilt."""
+    with asking_of(statistic, "empty() or forms()", site):
+        wrong = misfit(state, shapes_of(statistic, site)) and misfit(state, *statistic.forms(site))
+    if wrong:
+        raise unfit_state(statistic, site, wrong)
 
 
 def _observes_itself(statistic: Statistic) -> bool:

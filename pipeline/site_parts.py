@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import torch
 
+from pipeline.contracts import asking_of
 from pipeline.declared import refuse_unfit_rows
 from pipeline.jackknife import standard_errors
 from pipeline.kernels.base import State
@@ -82,8 +83,10 @@ def _rows(
             del found
             for name, error_U in errors.items():
                 neurons[name].append(error_U)
-        tables = dict(statistic.columns(units.of(site), _gathered(states, judged), _beside(controls, units)))
-        refuse_unfit_rows(statistic, units.of(site), tables)
+        with asking_of(statistic, "columns()", site):
+            given = statistic.columns(units.of(site), _gathered(states, judged), _beside(controls, units))
+        refuse_unfit_rows(statistic, units.of(site), given)
+        tables = dict(given)
         for name, values in tables.pop("neurons", {}).items():
             neurons[name].append(values)
         for table, columns in tables.items():

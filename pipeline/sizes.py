@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from pipeline.contracts import raised_by
-from pipeline.errors import DataError, ModelError, is_machines_fault
+from pipeline.contracts import asking_of
+from pipeline.errors import DataError, ModelError
 from pipeline.fit.recipe import Recipe
 from pipeline.flow.discover import discover
 from pipeline.job_sections import SiteSelection
@@ -95,10 +95,6 @@ def _outputs(layer: nn.Linear) -> int:
 
 def _state_bytes(statistic: Statistic, site: Site, outputs: int) -> int:
     """Bytes of a statistic's state of a site, 0 where it does not apply; ContractError if it cannot say."""
-    try:
+    with asking_of(statistic, "asked", site):
         primitives_digest(statistic, [site])
         return statistic.state_bytes(site, outputs) if statistic.applies(site) else 0
-    except Exception as error:
-        if is_machines_fault(error):
-            raise
-        raise raised_by(type(statistic).__module__, error, doing=f"asked of site {site.name}") from error

@@ -37,6 +37,8 @@ ARROW: dict[DType, pa.DataType] = {
     "list<string>": _list_of(pa.string()),
 }
 
+# what Arrow raises of values that are none of a type
+_UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 # a cast from or to these would invent a meaning
 _EXACT = (pa.string(), pa.bool_())
 # what a column's metadata leaves out: it is the field itself, or asks for another column
@@ -117,11 +119,20 @@ def arrow_table(table: str, columns: Sequence[Column], rows: Mapping[str, Values
     return pa.Table.from_arrays(arrays, schema=schema(table, columns))
 
 
+def unfit(column: Column, values: Values) -> str | None:
+    """Why values of all rows cannot be those of a column, in words; None where they can."""
+    try:
+        _array(ARROW[column.dtype], values)
+    except _UNFIT as error:
+        return f"declared as {column.dtype}: {error}"
+    return None
+
+
 def _column_array(table: str, column: Column, values: Values, count: int) -> pa.Array:
     kind = ARROW[column.dtype]
     try:
         return _repeated(kind, values, count) if _is_single(values) else _array(kind, values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+    except _UNFIT as error:
         raise ValueError(f"column {table}.{column.name} is declared as {column.dtype}: {error}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from pipeline.resolve import resolve
 from pipeline.run import run
 from pipeline.store import open_store
 from pipeline.texts import refuse_other_texts, text_of
+from tests.laws.drawn import draw
+from tests.laws.laws import law_primitives
+from tests.laws.test_laws import NAMED
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 (STATISTIC,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "STATISTIC = " in block]
@@ -115,7 +119,27 @@ DECLARED = '"variation",\n            "float64",'
         ("statistics", "    version = 1\n", "", "STATISTIC has no version: expected, as Statistic says"),
         ("families", "name, version, parameters", "name, version, hyperparameters", "FAMILY has no parameters"),
         ("statistics", DECLARED, '"variation",\n"float65",', "dtype 'float65': did you mean 'float64'?"),
-        ("statistics", DECLARED, '"fire_rate",\n"float64",', "fire_rate is there already (response)"),
+        (
+            "statistics",
+            DECLARED,
+            '"fire_rate",\n"float64",',
+            "fire_rate is there already (pipeline/statistics/response.py)",
+        ),
+        (
+            "statistics",
+            DECLARED,
+            '"the share, \\"x",\n"float64",',
+            'column neurons.the share, "x: expected letters, digi',
+        ),
+        (
+            "statistics",
+            "se=True,",
+            'table="sites",',
+            "column sites.variation: sites is no table of units; expected one",
+        ),
+        ("statistics", "COLUMNS = (", "COLUMNS = ('n',", "COLUMNS has 'n': expected a Column"),
+        ("statistics", "version = 1", 'version = "1"', "STATISTIC.version = '1': expected an integer"),
+        ("families", '"added", 1,', '"added", 1.5,', "FAMILY.version = 1.5: expected an integer"),
         ("statistics", DECLARED, '"unit",\n"float64",', "column neurons.unit: dtype 'float64': 'int32' elsewhere"),
         ("statistics", "se=True,", 'se=True, table="classes",', "expected of columns of neurons only"),
         ("families", "FAMILY = Line()", "", "Line is not offered; expected FAMILY = Line()"),
@@ -142,6 +166,21 @@ def test_the_command_line_says_it_without_a_traceback(add: Add) -> None:
     assert answer.output.count("\n") == 1
 
 
+GIVEN = 'return {"neurons"'
+UNITS = "torch.tensor([0, 1])"
+CLASS = {"class": "torch.tensor([0, 0])"}
+
+
+def table(name: str, **columns: str) -> str:
+    """In place of `GIVEN`: rows of another table in front."""
+    return (
+        f"return {{'{name}': {{{', '.join(f'{column!r}: {values}' for column, values in columns.items())}}}, 'neurons'"
+    )
+
+
+classes = partial(table, "classes")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -161,6 +200,31 @@ def test_the_command_line_says_it_without_a_traceback(add: Add) -> None:
             "declares no column neurons.variaton; did you mean 'variation'?",
         ),
         ('{"neurons": {"variation": spread', '{"neuron": {"variation": spread', "no column neuron.variation; none is"),
+        (
+            GIVEN,
+            "return {}\n        #",
+            "column neurons.variation is not given; expected values: of when it is null it",
+        ),
+        (GIVEN, 'return {"neurons": {}}\n        #', "column neurons.variation is not given; expected values"),
+        (GIVEN, classes(), "column classes.unit is not given; expected values"),
+        (GIVEN, classes(unit=UNITS), "column classes.class is not given; expected values"),
+        (GIVEN, classes(**CLASS, unit="torch.tensor([1, 2])"), "classes.unit: got 1 to 2; expected 0 to 1, the units"),
+        (GIVEN, classes(**CLASS, unit="torch.tensor([-1, 0])"), "classes.unit: got -1 to 0; expected 0 to 1, the"),
+        (GIVEN, classes(**CLASS, unit="[0, 1]"), "column classes.unit: got list; expected a tensor"),
+        (GIVEN, classes(**CLASS, unit=UNITS, site="['a', 'b']"), "no column classes.site; none is"),
+        (GIVEN, "return None\n        #", "columns() gives NoneType; expected values by column by table"),
+        (GIVEN, 'return {"neurons": None}\n        #', "columns() gives a table that is none; expected values by"),
+        ('"float64",\n            "Stand', '"string",\n            "Stand', "got torch.float64, declared as string"),
+        (VALUES, f"({VALUES}).tolist() and ['a', 1.5]", "neurons.variation: declared as float64: "),
+        (VALUES, f"(({VALUES}), torch.tensor([True]))", "neurons.variation: got 2 values, of which 1 are said to be"),
+        (VALUES, f"(({VALUES}), [True, False])", "variation: got a tuple; expected Nullable, its valid a tensor of"),
+        (
+            GIVEN,
+            classes(**{"class": "torch.tensor([0, 2**31])"}, unit=UNITS),
+            "class: declared as int32: Integer value",
+        ),
+        (GIVEN, table("exemplars", unit=UNITS, rank=UNITS, kind="[1, 2]"), "exemplars.kind: declared as string: "),
+        (GIVEN, table("sites", units=UNITS), "rows of sites, which is no table of units; expected"),
     ],
 )
 def test_rows_are_as_declared(add: Add, old: str, new: str, said: str) -> None:
@@ -264,6 +328,7 @@ def test_what_its_columns_raise_is_told_with_the_line(add: Add, tmp_path: Path) 
     assert "Traceback" not in answer.output
 
 
+FROZEN = "@dataclass(frozen=True)\nclass Variation"
 OBSERVED = """
     def observe(self, presentations):
         return {"sum": 1 / 0}
@@ -275,6 +340,54 @@ OBSERVED = """
 def test_what_it_raises_as_it_observes_is_told_too(add: Add) -> None:
     statistic = add("statistics", ("    def columns(", f"{OBSERVED}\n    def columns("))
     with pytest.raises(ContractError, match=r"variation\.py, line \d+: observe\(\) of site .*: ZeroDivisionError"):
+        measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
+
+
+@pytest.mark.parametrize(
+    ("method", "raised", "said"),
+    [
+        ("empty(self, site)", "raise KeyError('oops')", r"(empty\(\)|asked) of site .*: KeyError: 'oops'"),
+        ("observe(self, presentations)", "raise KeyError('oops')", r"observe\(\) of site .*: KeyError: 'oops'"),
+        ("observe(self, presentations)", "raise SystemExit(3)", r"observe\(\) of site .*: SystemExit: 3"),
+        ("merge(self, left, right)", "raise KeyError('oops')", r"merge\(\) of site .*: KeyError: 'oops'"),
+    ],
+)
+def test_what_primitives_of_its_own_raise_is_told_too(
+    add: Add, tmp_path: Path, method: str, raised: str, said: str
+) -> None:
+    own = f"@dataclass(frozen=True)\nclass Own(Moments):\n    def {method}:\n        {raised}\n\n\n{FROZEN}"
+    statistic = add("statistics", (FROZEN, own), ('Moments("z", 2)', 'Own("z", 2)'))
+    said = rf"pipeline/statistics/variation\.py, line \d+: {said}$"
+    with pytest.raises(ContractError, match=f"^{said}"):
+        measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
+    measured_job(tmp_path)
+    answer = CliRunner().invoke(
+        cli, ["run", str(tmp_path / "job.toml"), "--ray", "none", "--store", str(tmp_path / "store")]
+    )
+    assert answer.exit_code == 2
+    assert "Traceback" not in answer.output
+    assert re.search(said, answer.output, re.M)
+    assert not list(tmp_path.glob("store/runs/*/_manifest.json"))
+
+
+MERGED = "merge(self, left, right):\n        return {name: left[name] for name in ('n', 'm2')}"
+LONGER = "observe(self, shown):\n        return {name: value[None] for name, value in super().observe(shown).items()}"
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong"), [(MERGED, "has z.m2, z.n where .* belong"), (LONGER, r"has z.absolute as .* \(1, 2\), not")]
+)
+def test_a_state_of_another_kind_is_told_before_it_is_stored(add: Add, method: str, wrong: str) -> None:
+    own = f"@dataclass(frozen=True)\nclass Own(Moments):\n    def {method}\n\n\n{FROZEN}"
+    statistic = add("statistics", (FROZEN, own), ('Moments("z", 2)', 'Own("z", 2)'))
+    said = rf"^pipeline/statistics/variation\.py: its state of site .* {wrong}.*: expected of observe\(\) and "
+    with pytest.raises(ContractError, match=said):
+        measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
+
+
+def test_what_is_raised_as_its_primitives_are_asked_for_is_told_too(add: Add) -> None:
+    statistic = add("statistics", ('return {"z"', 'raise KeyError("oops")\n        return {"z"'))
+    with pytest.raises(ContractError, match=r"variation\.py, line \d+: asked of site weight: KeyError: 'oops'$"):
         measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
 
 
@@ -362,6 +475,29 @@ def test_an_edit_of_primitives_of_its_own_is_refused_until_the_version_is_raised
     add("statistics", *own, ("super().observe(presentations)", "super().observe(presentations)  # edited"))
     with pytest.raises(StoreError, match=r"needed other primitives: raise its version \(1\)"):
         run(measured_job(tmp_path), store, InlineExecutor())
+
+
+UNLIKE = [
+    "class Own(Moments):\n    __eq__, __hash__ = object.__eq__, object.__hash__\n\n\n",
+    *(
+        f"{decorator}\nclass Own(Primitive):\n    of: str\n    order: int\n    empty = observe = merge = None\n\n\n"
+        for decorator in ("@dataclass(frozen=True, eq=False)", "@dataclass")
+    ),
+]
+
+
+@pytest.mark.parametrize("own", UNLIKE)
+def test_primitives_that_are_no_values_are_refused(add: Add, tmp_path: Path, own: str) -> None:
+    """No state of theirs would be found again, and the columns would be those of no data."""
+    statistic = add("statistics", (FROZEN, own + FROZEN), ('Moments("z", 2)', 'Own("z", 2)'))
+    said = r"^pipeline/statistics/variation\.py: asked of site {}: primitive z is another Own each time .* class Own, "
+    with pytest.raises(ContractError, match=said.format("weight")):
+        measure(torch.nn.Linear(3, 2), torch.randn(20, 3).split(8), statistics=[statistic])
+    with pytest.raises(ContractError, match=said.format("hidden0")):
+        run(measured_job(tmp_path), open_store(str(tmp_path / "store")), InlineExecutor())
+    assert not (tmp_path / "store").exists()
+    with pytest.raises((AssertionError, TypeError)):
+        law_primitives(statistic, draw(NAMED["plain"]), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import ContractError
 from pipeline.jackknife import BLOCKS, Block, block_of, standard_errors
+from pipeline.kernels.base import State
 from pipeline.registry import statistics
-from pipeline.statistics.base import Controls
-from tests.laws.drawn import make_presentations, make_site
+from pipeline.sites import Site
+from pipeline.statistics.base import Controls, Values
+from tests.laws.drawn import Recipe, draw, make_presentations, make_site
+from tests.laws.laws import law_estimates
 
 RESPONSE = statistics()["response"]
 
@@ -71,3 +78,29 @@ def test_blocks_are_runs_of_equal_length(chunks: int) -> None:
     assert set(numbers) == set(range(min(BLOCKS, chunks)))
     counts = np.bincount(numbers)
     assert counts.max() - counts.min() <= 1
+
+
+@dataclass(frozen=True)
+class Longer(type(RESPONSE)):  # type: ignore[misc]
+    """Response, whose means are estimated of so many units more, or as zeros."""
+
+    more: int = 0
+
+    def estimates(self, site: Site, state: State, controls: Controls) -> Mapping[str, Values]:
+        given = super().estimates(site, state, controls)
+        return {**given, "z_mean": torch.zeros(site.units + self.more, dtype=torch.float64)}
+
+
+def test_what_is_not_one_value_of_each_unit_is_no_estimate() -> None:
+    site, random = make_site(np.eye(3)), np.random.default_rng(0)
+    states = [RESPONSE.observe(make_presentations(site, random.normal(size=(9, 3)))) for _ in range(2)]
+    whole, blocks = RESPONSE.merge(site, *states), [Block(state, 9) for state in states]
+    said = r"^statistic response at site site: estimates\(\) gives z_mean of shape \(4,\); expected \(3,\), one value"
+    with pytest.raises(ContractError, match=said):
+        standard_errors(Longer(more=1), site, blocks, whole, Controls())
+
+
+def test_the_laws_refuse_estimates_that_are_not_what_the_column_has() -> None:
+    # their standard errors would be 0 exactly
+    with pytest.raises(AssertionError, match="z_mean: "):
+        law_estimates(Longer(), draw(Recipe(0)), np.random.default_rng(0))

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from pipeline.columns import Column
+from pipeline.contracts import primitives_of
 from pipeline.errors import JobError
 from pipeline.hashing import digest
 from pipeline.kernels.base import Primitive, State
@@ -128,7 +129,7 @@ class Statistic(ABC):
         """The rows of the tables that one site's merged state gives."""
 
     def estimates(self, site: Site, state: State, controls: Controls) -> Mapping[str, Values]:
-        """The columns of "neurons" that have a standard error; less than `columns` where the others cost much."""
+        """The columns of "neurons" with a standard error, as `columns` gives them; costly others may be left out."""
         return self.columns(site, state, controls).get("neurons", {})
 
     def rows_together(self, site: Site) -> int | None:
@@ -173,7 +174,7 @@ class Statistic(ABC):
     def state_bytes(self, site: Site, classes: int = 0) -> int:
         """Bytes of the state of one site, for data whose labels have this many classes."""
         if observes_itself(self):
-            return _held(self, site)
+            return sum(value.nbytes for value in shapes_of(self, site).values())
         return sum(primitive.state_bytes(site) for primitive in self.primitives(site).values())
 
     @property
@@ -192,28 +193,32 @@ def observes_itself(statistic: Statistic) -> bool:
     return type(statistic).observe is not Statistic.observe
 
 
-def _held(statistic: Statistic, site: Site) -> int:
-    """Bytes of the state of no data, which is not made if it can be had without its numbers."""
+def is_own(statistic: Statistic, primitives: Iterable[Primitive]) -> bool:
+    """Whether a statistic makes its state in its own file: from presentations, or by primitives of its own."""
+    return observes_itself(statistic) or any(type(one).__module__ == type(statistic).__module__ for one in primitives)
+
+
+def shapes_of(statistic: Statistic, site: Site) -> State:
+    """The state of no data, which is not made if it can be had without its numbers."""
     try:
         with torch.device("meta"):
-            state = statistic.empty(site)
+            return statistic.empty(site)
     except (RuntimeError, TypeError):
         # it asks for numbers, or takes them to NumPy, which tensors without any refuse
-        state = statistic.empty(site)
-    return sum(value.nbytes for value in state.values())
+        return statistic.empty(site)
 
 
 def primitives_digest(statistic: Statistic, sites: Iterable[Site]) -> str:
     """Name the primitives, with their parameters, that a statistic needs of those of the sites at which it applies.
 
-    TypeError where one is no dataclass, or a parameter of it is nothing that JSON has.
+    ContractError where one is not compared by value, TypeError where a parameter of it is nothing that JSON has.
     """
     needed: dict[str, Any] = {}
     own = observes_itself(statistic)
     for site in sites:
         if statistic.applies(site):
-            primitives = statistic.primitives(site)
-            own |= any(type(one).__module__ == type(statistic).__module__ for one in primitives.values())
+            primitives = primitives_of(statistic, site)
+            own |= is_own(statistic, primitives.values())
             needed[site.name] = {
                 name: [type(one).__qualname__, dataclasses.asdict(one)]  # type: ignore[call-overload]
                 for name, one in primitives.items()

@@ -167,6 +167,24 @@ def law_parts(statistic: Statistic, shown: Presentations, random: np.random.Gene
         _assert_same_of_parts(statistic, merged, _parts(site, exact), shown, to_the_bit=True)
 
 
+def law_estimates(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
+    """What has a standard error is estimated as it stands in its column."""
+    site, state, controls = shown.site, statistic.observe(shown), controls_of(shown.site)
+    estimates = statistic.estimates(site, state, controls)
+    neurons = statistic.columns(site, state, controls).get("neurons", {})
+    for name in [column.name for column in statistic.COLUMNS if column.se]:
+        assert (name in estimates) == (name in neurons), f"{name}: either estimated or a column, not both"
+        found, wanted = ([repr(one) for one in plain(of.get(name, []))] for of in (estimates, neurons))
+        assert found == wanted, f"{name}: {found} is not {wanted}"
+
+
+def law_primitives(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
+    """What is asked of a site is a value: equal, with an equal hash, whenever it is asked for."""
+    first, again = statistic.primitives(shown.site), statistic.primitives(shown.site)
+    assert first == again
+    assert {name: hash(one) for name, one in first.items()} == {name: hash(one) for name, one in again.items()}
+
+
 def law_encoding(statistic: Statistic, shown: Presentations, random: np.random.Generator) -> None:
     """A stored state comes back bit for bit."""
     state = statistic.observe(shown)
