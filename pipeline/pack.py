@@ -1,4 +1,4 @@
-"""The pack task: rows of many models into one Parquet part, sorted by model, then site and unit.
+"""The pack task: rows of many models into one Parquet part, sorted by model, then site.
 
 Layer 3. Parts are a function of the reduced rows' sizes alone, so any driver cuts them alike: thousands of small files
 would make every query pay thousands of requests.

@@ -67,7 +67,7 @@ class Exemplars(Statistic):
         return {kind: Ranked(kind, self.per_octave if kind == "octave" else self.k, SEED) for kind in kinds}
 
     def columns(self, site: Site, state: State, controls: Controls) -> Rows:
-        """The kept rows, by unit, kind and rank."""
+        """The kept rows, by kind, unit and rank."""
         found: dict[str, list[torch.Tensor]] = {}
         kinds: list[str] = []
         for kind in self.primitives(site):
