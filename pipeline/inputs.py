@@ -70,8 +70,32 @@ def _found(fs: Any, path: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = find(path, detail=True)
     if not found and find == fs.find:
         _look_again(fs, path)
-    named = re.split(r"[*?[]", path, maxsplit=1)[0].rstrip("/")
-    return {name: found[name] for name in sorted(found) if not re.search(r"/[._]", name.removeprefix(named))}
+    fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
+    named = fixed.rstrip("/")
+    data = {name: found[name] for name in sorted(found) if not re.search(r"/[._]", name.removeprefix(named))}
+    if not _is_local(fs):
+        return data
+    return _without_second_names(data, path if find == fs.find else fixed.rpartition("/")[0])
+
+
+def _without_second_names(found: dict[str, dict[str, Any]], directory: str) -> dict[str, dict[str, Any]]:
+    """What is below a directory, without links to what is there by its own name."""
+    root = os.path.realpath(directory)
+    folders = {folder: os.path.realpath(folder) for folder in {name.rpartition("/")[0] for name in found}}
+
+    def real(name: str) -> str:
+        folder, _, own = name.rpartition("/")
+        return os.path.realpath(name) if found[name].get("islink") else f"{folders[folder]}/{own}"
+
+    reals = {name: real(name) for name in found}
+    own = {name: entry for name, entry in found.items() if reals[name] == root + name.removeprefix(directory)}
+    there = set(map(reals.__getitem__, own))
+
+    def is_second(name: str) -> bool:
+        in_circles = found[name]["type"] == "other" and os.path.isdir(name)
+        return reals[name] in there or (in_circles and Path(reals[name]).is_relative_to(root))
+
+    return {name: entry for name, entry in found.items() if name in own or not is_second(name)}
 
 
 def _refuse_unfit_names(names: Iterable[str]) -> None:

@@ -180,6 +180,8 @@ class Running:
         if site.row_fraction < 1:
             self._added = None
             presentations = presentations.select_rows(in_fraction(presentations.uid_N, site.row_fraction))
+        if not presentations.z_LSU.numel():
+            return
         key = (site.name, presentations.gradient_LSU is not None, id(statistics))
         asking = self._asking.get(key)
         if asking is None:

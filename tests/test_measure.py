@@ -540,3 +540,28 @@ def test_quantised_layers_are_named_as_not_measured() -> None:
     found = measure(model, [torch.randn(4, 6)], statistics=[statistics()["response"]])["sites"].to_pylist()
     assert [(site["site"], site["interpreted"]) for site in found] == [("0", True), ("2.0", False)]
     assert "its weight is quantised and packed, by quantized::linear_dynamic" in found[1]["reason"]
+
+
+def test_experts_may_be_shown_nothing_in_a_batch() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.experts = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.enter(x)
+            out = torch.zeros_like(h)
+            for expert, mask in zip(self.experts, (x[:, 0] > 0, x[:, 0] <= 0), strict=True):
+                rows = mask.nonzero()[:, 0]
+                out = out.index_add(0, rows, torch.relu(expert(h[rows])))
+            return self.out(out)
+
+    torch.manual_seed(0)
+    x = torch.randn(9, 6)
+    x[:, 0] = torch.arange(9) - 4.5
+    label = torch.arange(9) % 3
+    batches = [(x[part], label[part]) for part in (slice(0, 8), slice(8, 9), slice(0, 2))]
+    neurons = measure(Routed().eval(), batches, classes=3)["neurons"].to_pandas()
+    shown = neurons.groupby("site")["n"].first().to_dict()
+    assert shown == {"enter": 11, "experts.0": 4, "experts.1": 7, "out": 11}

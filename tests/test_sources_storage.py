@@ -97,25 +97,35 @@ def test_links_are_followed(tmp_path: Path):
     [
         ("b.parquet", "gone.parquet", r"b\.parquet: a link to gone\.parquet, which is nothing; expected a file"),
         ("b.parquet", "b.parquet", r"b\.parquet: a link to b\.parquet, which is nothing"),
-        ("here", ".", r"rows/here: a link to \., which is a directory that it lies in"),
         ("deep/up", "../..", r"rows/deep/up: a link to \.\./\.\., which is a directory that it lies in"),
-        (
-            "deep/other",
-            "../../round",
-            r"deep/other/back: a link to \.\./rows/deep, which is a directory that it lies in",
-        ),
+        ("deep/other", "../../round", r"deep/other/back: a link to \.\., which is a directory that it lies in"),
     ],
 )
 def test_a_link_that_leads_to_no_more_files_is_named(tmp_path: Path, link: str, target: str, message: str):
     write(tmp_path / "rows" / "a.parquet", rows_table(20))
     (tmp_path / "rows" / "deep").mkdir()
     (tmp_path / "round").mkdir()
-    (tmp_path / "round" / "back").symlink_to("../rows/deep")
+    (tmp_path / "round" / "back").symlink_to("..")
     (tmp_path / "rows" / link).symlink_to(target)
     with pytest.raises(DataError, match=message):
         parquet(tmp_path / "rows").chunks("test")
     with pytest.raises(DataError, match=message):
         list_inputs(f"{tmp_path}/rows/**/*")
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.parquet", "/v*/*", "/[lv]*/*"])
+def test_what_is_there_by_its_own_name_is_listed_once(tmp_path: Path, pattern: str):
+    write(tmp_path / "rows" / "v1" / "a.parquet", rows_table(20))
+    write(tmp_path / "rows" / "v2" / "a.parquet", rows_table(30))
+    for link, target in {"latest": "v2", "v1/b.parquet": "../v2/a.parquet", "v1/here": ".", "v1/up": ".."}.items():
+        (tmp_path / "rows" / link).symlink_to(target)
+    (tmp_path / "all").symlink_to("rows")
+    for directory in ("rows", "all"):
+        found = [
+            file.url.removeprefix(f"{tmp_path}/{directory}/")
+            for file in list_inputs(f"{tmp_path}/{directory}{pattern}")
+        ]
+        assert found == ["v1/a.parquet", "v2/a.parquet"]
 
 
 @pytest.mark.parametrize("folder", ["_scratch", ".cache", ".a/_b", "plain"])

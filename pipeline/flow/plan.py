@@ -107,7 +107,7 @@ class Discovery:
     """The sites of a model in forward order, and every weight that is no part of one, with the reason.
 
     calls      for each recognised call, its plans by how often it was called before in the forward
-    uneven     the recognised calls of which one is followed by another gate, or norm, than the next
+    uneven     the recognised calls of which one behind the first is followed by another gate, or norm, than the next
     gains      the keys of norm gains that are folded into the site behind
     leaf_axes  the axis of the rows of each input tensor, as the probe had it
     apart      a row of the probe gave the same by itself as in its batch, see `apart.py`

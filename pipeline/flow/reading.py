@@ -5,7 +5,7 @@ Layer 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -76,7 +76,7 @@ class Reading:
             frozenset(
                 key
                 for key, same in groups.items()
-                if len({call.fate for call in same}) > 1 or len(same) < len(calls[key])
+                if _are_uneven([call.fate for call in same]) or len(same) < len(calls[key])
             ),
             frozenset[int]().union(*gains),
             tuple(self.recorder.leaf_axes),
@@ -193,3 +193,11 @@ def _reason(node: Node | None) -> str:
     if node is None:
         return "never acts in the forward of the probe batch"
     return _REASONS.get(node.op.name, f"acts through {node.op.name}, which is no affine map of data to units")
+
+
+def _are_uneven(fates: Sequence[Hashable]) -> bool:
+    """Whether calls of other numbers cannot be told apart by theirs: the first may be another than all behind it.
+
+    The first step of a loop from zeros, say; of two calls nothing says which is the rule.
+    """
+    return len(set(fates)) > 1 and (len(fates) < 3 or len(set(fates[1:])) > 1)

@@ -6,6 +6,9 @@ Layer 1. Where an operation leaves it unclear, the answer is None: a site there 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+
+import torch
 
 from pipeline.flow.operators import (
     BATCH_NORMS,
@@ -21,7 +24,7 @@ from pipeline.flow.operators import (
 from pipeline.flow.row_joins import JOINS, MANY, REDUCTIONS, Sources, joined, reduced
 from pipeline.flow.row_views import KEEP_ALL, ONE, PARTS, Arguments, axis_of
 from pipeline.flow.row_writes import PUTS
-from pipeline.flow.rows import Rows, Shape, agreed, along
+from pipeline.flow.rows import Rows, Shape, agreed, along, whole
 
 # element by element, yet no step from a weight to its gate
 _ALIKE = words(
@@ -32,7 +35,16 @@ _ALIKE = words(
     "i0 special_i0 special_log_ndtr special_ndtr special_xlog1py special_logit special_sinc deg2rad rad2deg acos acosh "
     "asin asinh arccos arccosh arcsin arcsinh arctanh bucketize tril triu bernoulli masked_fill index_fill isin "
     "log_normal uniform normal random exponential lift lift_fresh_copy _softmax_backward_data sigmoid_backward "
-    "tanh_backward threshold_backward gelu_backward silu_backward"
+    "tanh_backward threshold_backward gelu_backward silu_backward searchsorted frexp quantize_per_tensor "
+    "quantize_per_tensor_dynamic quantize_per_channel dequantize fake_quantize_per_tensor_affine "
+    "fake_quantize_per_channel_affine fake_quantize_per_tensor_affine_cachemask "
+    "fake_quantize_per_channel_affine_cachemask _fake_quantize_per_tensor_affine_cachemask_tensor_qparams "
+    "_fake_quantize_learnable_per_tensor_affine _fake_quantize_learnable_per_channel_affine"
+)
+# element by element, unless they are reduced
+_LOSSES = words(
+    "mse_loss l1_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits "
+    "kl_div"
 )
 # of each row on its own, on the axes that it has: layers, norms and pools by channels and places
 _KEEP_AXES = (
@@ -72,6 +84,9 @@ def follow(name: str, given: Arguments, sources: Sources, new: Shape, part: int 
     known = [(source.rows, source.shape) for source in sources if source.rows is not None]
     if not known:
         return None
+    if known[0][0].rows == 1:
+        # there is no other
+        return whole(0, 1)
     if name == "copy" and sources[-1].tensor is given.get("src"):
         # what was there before is gone
         sources, known = sources[-1:], known[-1:] if sources[-1].rows is not None else []
@@ -89,7 +104,9 @@ def follow(name: str, given: Arguments, sources: Sources, new: Shape, part: int 
     rows, shape = known[0]
     if name in REDUCTIONS and (given.get("dim") is not None or (len(known) == 1 and len(new) < len(shape))):
         return reduced(rows, given, shape, new)
-    if name in ELEMENTWISE or name in _ALIKE:
+    if name in _LOSSES and len(new) < max(len(old) for _, old in known):
+        return None
+    if name in ELEMENTWISE or name in _ALIKE or name in _LOSSES or _is_pointwise(name):
         return agreed([_broadcast(rows, old, new) for rows, old in known if rows.axis is not None])
     if name in KEEP_ALL or rows.axis is None:
         return rows
@@ -98,6 +115,17 @@ def follow(name: str, given: Arguments, sources: Sources, new: Shape, part: int 
     if name in PARTS:
         return PARTS[name](rows, given, shape, new, part)
     return _in_place(name, given, known, new)
+
+
+@cache
+def _is_pointwise(name: str) -> bool:
+    """Whether torch itself says of all forms of an operation on tensors that they go element by element."""
+    packet = getattr(torch.ops.aten, name, None)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return False
+    forms = [getattr(packet, form) for form in packet.overloads()]
+    of_tensors = [one for one in forms if any(str(given.type) == "Tensor" for given in one._schema.arguments)]
+    return bool(of_tensors) and all(torch.Tag.pointwise in one.tags for one in of_tensors)
 
 
 def _broadcast(rows: Rows, old: Shape, new: Shape) -> Rows:

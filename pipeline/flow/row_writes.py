@@ -6,6 +6,7 @@ the rows' own order, else the rows are unknown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -63,15 +64,16 @@ def _put(
     rows = put.rows
     if rows is None or axes != list(range(axes[0], axes[-1] + 1)):
         return None
-    if rows.axis is None or put.shape[rows.axis] == 1:
-        of_index = rows.of_entries(1).expand(shape)
+    of_entry = rows.of_entries(1 if rows.axis is None else put.shape[rows.axis])
+    if rows.axis is None or bool((of_entry == of_entry[:1]).all()):
+        # torch also strips axes of one entry from the values
+        of_index = of_entry[:1].expand(shape)
     else:
         # counted from the last axis, by which the values are broadcast
         last = len(put.shape) - 1 - rows.axis
         if not behind <= last < behind + len(shape):
             found = rows.at(len(new) - 1 - last if last < behind else len(new) - 1 - last + len(shape) - len(axes))
             return found if held is None else None if held.rows is None else agreed([held.rows, found])
-        of_entry = rows.of_entries(put.shape[rows.axis])
         of_index = of_entry.view(-1, *[1] * (last - behind)).expand(shape)
     for axis in axes:
         index = used[axis].expand(shape).reshape(-1).cpu() % max(new[axis], 1)
@@ -135,9 +137,31 @@ def _part_put(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows
     return None if same is None or (same.axis == dim and put is not None) else same
 
 
+def _masked_scatter(given: Arguments, sources: Sources, new: Shape, part: int) -> Rows | None:
+    """Values put one after the other where a mask is true: known where each stands in the row that it is of."""
+    held, put = _held(sources, given["self"]), _held(sources, given["source"])
+    if held is None or held.rows is None or held.rows.axis is None or put is None:
+        return None if held is None or put is not None else held.rows
+    if put.rows is None or len(held.shape) != len(new):
+        return None
+    mask, size = given["mask"].expand(tuple(new)), 1
+    # a mask of positions is the same for all numbers of one
+    while mask.ndim - 1 > held.rows.axis and mask.stride(-1) == 0:
+        mask, size = mask[..., 0], size * mask.shape[-1]
+    places = mask.nonzero()[:, held.rows.axis].cpu()
+    inner = len(put.shape) if put.rows.axis is None else len(put.shape) - put.rows.axis - 1
+    of_axis = put.rows.of_entries(1 if put.rows.axis is None else put.shape[put.rows.axis])
+    below = math.prod(put.shape[len(put.shape) - inner :])
+    number = torch.arange(len(places)) * size
+    of_value = of_axis[number // max(below, 1) % len(of_axis)]
+    fits = (size == 1 or below % size == 0) and torch.equal(held.rows.of_entries(new[held.rows.axis])[places], of_value)
+    return held.rows if fits else None
+
+
 PUTS: dict[str, Callable[[Arguments, Sources, Shape, int], Rows | None]] = {
     "index_put": _index_put,
     "index_copy": _index_copy,
+    "masked_scatter": _masked_scatter,
     "slice_scatter": _part_put,
     "select_scatter": _part_put,
 }

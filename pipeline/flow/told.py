@@ -113,7 +113,8 @@ def _named(kwargs: Mapping[str, Any], kinds: tuple[type, ...]) -> Iterable[Any]:
 def _spelled(name: str, numbers: Sequence[Any], operands: Sequence[tuple[torch.Tensor, Value]]) -> str:
     told = [str(number) for number in numbers]
     for tensor, value in operands:
-        only = f" = {tensor.item():.6g}" if tensor.numel() == 1 and not tensor.is_complex() else ""
+        shape = f" of {' × '.join(map(str, tensor.shape))}" if tensor.numel() != 1 else ""
+        only = f" = {tensor.item():.6g}" if tensor.numel() == 1 and not tensor.is_complex() else shape
         told.append((", ".join(sorted(value.names)) or "a constant") + only)
     return f"{name}({', '.join(told)})" if told else name
 

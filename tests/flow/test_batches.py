@@ -195,6 +195,28 @@ def test_calls_that_are_unlike_are_as_many_in_every_batch_or_refused(probe: int,
         forwards.run(model, batch_of(torch.randn(4, other, 6)), lambda _: None)
 
 
+def test_the_first_of_calls_may_be_another_than_all_behind_it() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(len(x), 6)
+        for step in x.unbind(1):
+            h = torch.tanh(self.a(step) + self.up(h))
+        return self.out(h)
+
+    model = _model(forward)
+    forwards = Forwards(discover(model, batch_of(torch.randn(4, 5, 6))))
+    for length in (5, 5, 5, 8, 3, 4):
+        expect_as_tapped(forwards, model, batch_of(torch.randn(4, length, 6)))
+        seen: list[int] = []
+        forwards.run(
+            model,
+            batch_of(torch.randn(4, length, 6)),
+            lambda shown, seen=seen: (
+                seen.append(shown.z_LSU.shape[0] * shown.z_LSU.shape[1]) if shown.site.name.startswith("a") else None
+            ),
+        )
+        assert sum(seen) == 4 * length
+
+
 def test_a_weight_that_is_not_called_at_all_is_no_fewer_times() -> None:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         return self.out(self.a(torch.relu(self.a(x))) if _which(x) else x)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pipeline.batch import Batch
+from pipeline.flow.row_joins import Source
 from pipeline.flow.row_rules import follow
 from pipeline.flow.rows import Rows, agreed, along, of_leaf, reshaped, whole
 from pipeline.flow.trace import Tracker
@@ -344,6 +345,74 @@ def test_rows_that_are_put_elsewhere_are_followed(form):
     tensor, rows = ending(FOLLOWED[form])
     assert rows is not None
     assert_content(tensor, rows)
+
+
+def _one_by_a_mask(x, order):
+    y = x.clone()
+    y[x[:, 0] == 3] = x[x[:, 0] == 3] * 1.0
+    return y
+
+
+def _one_into_zeros(x, order):
+    y = torch.zeros_like(x)
+    y[x[:, 0] == 0] = x[x[:, 0] == 0]
+    y[x[:, 0] > 0] = x[x[:, 0] > 0]
+    return y
+
+
+def _pictures_among_tokens(x, order):
+    tokens = x[:, None].expand(7, 4, 5)
+    mask = (torch.arange(28).view(7, 4) % 3 == 0)[..., None].expand(7, 4, 5)
+    return tokens.clone().masked_scatter(mask, tokens[mask].view(-1, 5))
+
+
+@pytest.mark.parametrize("form", [_one_by_a_mask, _one_into_zeros, _pictures_among_tokens])
+def test_what_a_mask_picks_is_put_where_it_is_of(form):
+    tensor, rows = ending(form)
+    assert rows is not None
+    assert_content(tensor, rows)
+
+
+def test_what_a_mask_takes_from_other_rows_is_unknown():
+    mask = torch.arange(7)[:, None].expand(7, 5) < 3
+    assert ending(lambda x, order: x.masked_scatter(mask, x[order]))[1] is None
+    assert ending(lambda x, order: x.masked_scatter(mask[:, :1].expand(7, 5), x.flip(0)))[1] is None
+
+
+def test_whatever_is_made_of_one_row_is_of_it():
+    x = numbered(1, 6)
+    watching = watch(Batch(inputs=(x,), uid_N=torch.arange(1)), lambda x: torch.stack([x, x], 1).mean(1).flatten())
+    assert watching.lost == 0
+
+
+def test_what_torch_calls_pointwise_has_a_rule():
+    source = Source(Rows(0, 3), (3, 2), torch.zeros(3, 2))
+    lost = []
+    for name in dir(torch.ops.aten):
+        packet = getattr(torch.ops.aten, name)
+        forms = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else []
+        if any(torch.Tag.pointwise in getattr(packet, form).tags for form in forms):
+            plain = name if name.startswith("__") else name.rstrip("_")
+            lost += [] if follow(plain, {}, [source], (3, 2)) else [plain]
+    assert [name for name in lost if not name.endswith("backward")] == []
+
+
+def test_quantised_numbers_and_losses_keep_their_rows():
+    x = numbered(7, 5)
+
+    def forward(x):
+        scaled = torch.fake_quantize_per_tensor_affine(x.float(), 1.0, 0, -128, 127)
+        scaled = scaled + torch.fake_quantize_per_channel_affine(
+            x.float(), torch.ones(5), torch.zeros(5).int(), 1, -128, 127
+        )
+        scaled = scaled + torch.quantize_per_tensor(x.float(), 1.0, 0, torch.qint8).dequantize()
+        loss = nn.functional.mse_loss(scaled, scaled * 2, reduction="none")
+        return loss + torch.searchsorted(torch.arange(3.0), scaled).float() + torch.log10(scaled + 1)
+
+    watching = watch(Batch(inputs=(x,), uid_N=torch.arange(7)), forward)
+    assert watching.lost == 0
+    reduced = watch(Batch(inputs=(x,), uid_N=torch.arange(7)), lambda x: nn.functional.mse_loss(x.float(), x.float()))
+    assert reduced.lost == 1
 
 
 @pytest.mark.parametrize("form", LOST)
