@@ -181,6 +181,7 @@ class Running:
             self._added = None
             presentations = presentations.select_rows(in_fraction(presentations.uid_N, site.row_fraction))
         if not presentations.z_LSU.numel():
+            # as an expert that no row of the batch went to: there is nothing to reduce
             return
         key = (site.name, presentations.gradient_LSU is not None, id(statistics))
         asking = self._asking.get(key)
