@@ -75,7 +75,7 @@ def _found(fs: Any, path: str) -> dict[str, dict[str, Any]]:
     data = {name: found[name] for name in sorted(found) if not re.search(r"/[._]", name.removeprefix(named))}
     if not _is_local(fs):
         return data
-    return _without_second_names(data, path if find == fs.find else fixed.rpartition("/")[0])
+    return _without_second_names(data, path if find == fs.find else fixed.rpartition("/")[0] or "/")
 
 
 def _without_second_names(found: dict[str, dict[str, Any]], directory: str) -> dict[str, dict[str, Any]]:

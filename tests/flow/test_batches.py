@@ -180,7 +180,7 @@ def test_what_the_probe_did_with_a_site_without_a_gate_may_be_done_again() -> No
     tapped_forward(model, found, batch_of(_inputs(above=True)), lambda _: None)
 
 
-@pytest.mark.parametrize(("probe", "other", "said"), [(3, 5, "more"), (5, 3, "fewer"), (3, 2, "fewer")])
+@pytest.mark.parametrize(("probe", "other", "said"), [(3, 5, "more"), (2, 4, "more"), (5, 3, "fewer"), (3, 2, "fewer")])
 def test_calls_that_are_unlike_are_as_many_in_every_batch_or_refused(probe: int, other: int, said: str) -> None:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         for _ in range(x.shape[1] - 1):
