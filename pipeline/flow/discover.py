@@ -151,7 +151,9 @@ def _record(model: nn.Module, batch: Batch) -> Recorder:
         with quiet(model), recorder.naming(model), recorder:
             recorder.returned = recorder.batch.forward(model)
     except Exception as error:
-        raise recorder.blame(error, module=recorder.module) from error
+        if (blamed := recorder.blame(error, module=recorder.module)) is error:
+            raise
+        raise blamed from error
     return recorder
 
 
@@ -162,7 +164,9 @@ def _checked(model: nn.Module, found: Discovery, batch: Batch) -> Checking:
             checking.returned = batch.forward(model)
             checking.row.note_output(checking.returned)
     except Exception as error:
-        raise checking.blame(error) from error
+        if (blamed := checking.blame(error)) is error:
+            raise
+        raise blamed from error
     with torch.inference_mode():
         checking.finish()
     return checking

@@ -90,7 +90,9 @@ class Forwards:
             with quiet(model), replay:
                 out = batch.forward(model)
         except Exception as error:
-            raise replay.blame(error) from error
+            if (blamed := replay.blame(error)) is error:
+                raise
+            raise blamed from error
         with torch.inference_mode():
             replay.finish()
         if replay.has_departed:

@@ -55,7 +55,9 @@ def forward_under(tap: Tap, model: nn.Module, batch: Batch) -> Any:
         with quiet(model), tap:
             out = batch.forward(model)
     except Exception as error:
-        raise tap.blame(error) from error
+        if (blamed := tap.blame(error)) is error:
+            raise
+        raise blamed from error
     with torch.inference_mode():
         tap.finish()
     return out

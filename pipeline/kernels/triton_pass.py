@@ -44,8 +44,8 @@ from pipeline.kernels.triton_tile import (
 
 class Parts(NamedTuple):
     """What each run comes to: counts (R, 4, U); min, max, Σ|v|, mean, m2, m3, m4 of z and a (R, 7, U); the end of the
-    window (R, U) and bins (R, U, BIN_ROOM) of z; bins (R, F, U, 2·B) and n, mean, m2 (R, F, 2·3, U) of both matches, of
-    the silent, then of the firing.
+    window (R, U) and bins (R, U, BIN_ROOM) of z; n, mean, m2 (R, F, 2·3, U) of both matches, of the silent, then of the
+    firing. Their bins (C, F, U, 2·B) are shared by runs.
     """
 
     count: Any
@@ -240,9 +240,9 @@ def _store_entries(
         tl.store(found.output + at, tl.max(output, axis=1), mask=inside)
 
 
-@triton.jit(do_not_specialize=["entries", "positions", "units", "per_group", "groups", "blocks"])
+@triton.jit(do_not_specialize=["entries", "positions", "units", "per_group", "groups", "blocks", "copies"])
 def observe(
-    memory, by, lengths, patterns, parts, found, entries, positions, units, per_group, groups, blocks,
+    memory, by, lengths, patterns, parts, found, entries, positions, units, per_group, groups, blocks, copies,
     A_IS: tl.constexpr, HAS_Y: tl.constexpr, HAS_MASK: tl.constexpr, HAS_NUMBER: tl.constexpr,
     BINS: tl.constexpr, PEARSON: tl.constexpr, COSINE: tl.constexpr, LEAST: tl.constexpr, BEST: tl.constexpr,
     OUTPUT: tl.constexpr, BL: tl.constexpr, BS: tl.constexpr, BU: tl.constexpr, AHEAD: tl.constexpr,
@@ -273,7 +273,8 @@ def observe(
     pearson_w = tl.load(patterns.pearson + u, mask=of_unit, other=0)
     cosine_w = tl.load(patterns.cosine + u, mask=of_unit, other=0)
     own = run * units + u.to(tl.int64)
-    bins, match_bins = parts.bins + own * BIN_ROOM, parts.match_bins + (run * units + own) * (2 * MATCH_BINS)
+    bins = parts.bins + own * BIN_ROOM
+    match_bins = parts.match_bins + (run % copies * 2 * units + u) * (2 * MATCH_BINS)
     of_form = match_bins + units * (2 * MATCH_BINS)
     for e0 in range(first, last, BL * AHEAD if ONCE else BL):
         greatest, greatest_at, greatest_number = lowest, no_place, no_number

@@ -25,6 +25,8 @@ COUNTS, MOMENTS, MATCH_MOMENTS, FORMS = 4, 7, 6, 2
 # runs times units: more programs than any GPU has room for, and at most 60 MB of bins of their own
 RUN_UNITS = 1 << 14
 MOST_RUNS = 128
+# of the bins of matches: whatever the order in which runs add to them, they come to the same
+COPIES = 8
 # of a thread, so that several programs are at work at once on a multiprocessor; it would take up to 255
 REGISTERS = 128
 # tiles that are read before the first is used
@@ -63,6 +65,11 @@ class Cut:
         self.runs = triton.cdiv(tiles, self.blocks)
 
     @property
+    def copies(self) -> int:
+        """Of the bins of matches."""
+        return min(self.runs, COPIES)
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Programs: tiles of units, neighbours in memory, and runs."""
         return triton.cdiv(self.units, self.tile[2]), self.runs
@@ -93,6 +100,7 @@ class Cut:
             "per_group": self.units // shown.site.groups,
             "groups": shown.site.groups,
             "blocks": self.blocks,
+            "copies": self.copies,
             "A_IS": self.a_is,
             "HAS_Y": shown.affine_LSU is not None,
             "HAS_MASK": mask_LS is not None,
@@ -113,14 +121,15 @@ def parts_of(cut: Cut, wanted: Mapping[str, bool]) -> Parts:
         return torch.empty(runs, *shape, dtype=dtype, device=device)
 
     # at once: what is 0 before
-    counted = torch.zeros(runs * units * (bins + forms * 2 * MATCH_BINS), dtype=torch.int32, device=device)
+    of_matches = cut.copies * forms * units * 2 * MATCH_BINS
+    counted = torch.zeros(runs * units * bins + of_matches, dtype=torch.int32, device=device)
     return Parts(
         count=room(COUNTS, units, dtype=torch.int32),
         z=room(MOMENTS, units),
         a=room(MOMENTS, units),
         top=room(units, dtype=torch.int32),
         bins=counted[: runs * units * bins].view(runs, units, bins),
-        match_bins=counted[runs * units * bins :].view(runs, forms, units, 2 * MATCH_BINS),
+        match_bins=counted[runs * units * bins :].view(cut.copies, forms, units, 2 * MATCH_BINS),
         match=room(forms, MATCH_MOMENTS, units),
     )
 

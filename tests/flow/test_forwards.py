@@ -237,3 +237,28 @@ def test_a_way_of_calling_is_part_of_the_signature() -> None:
     for batch in batches * 4:
         expect_as_tapped(forwards, model, batch)
     assert forwards.scripts == 2
+
+
+@pytest.mark.parametrize("batches_before", [0, 1, 2])
+def test_an_error_of_a_machine_is_itself_and_its_own_cause_nowhere(batches_before: int) -> None:
+    """Whoever follows an error's causes comes to an end."""
+
+    class Full(nn.Linear):
+        left = batches_before
+
+        def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
+            self.left -= 1
+            if self.left < 0:
+                raise torch.OutOfMemoryError("full")
+            return super().forward(x_ND)
+
+    model, batch = nn.Sequential(Full(4, 3)).eval(), batch_of(torch.randn(6, 4))
+    found = discover(nn.Sequential(nn.Linear(4, 3)).eval(), batch)
+    forwards = Forwards(found)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        for _ in range(batches_before + 1):
+            forwards.run(model, batch, lambda one: None)
+    assert raised.value.__cause__ is None
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        discover(model, batch)
+    assert raised.value.__cause__ is None
