@@ -252,7 +252,8 @@ def query(
 
     Views: runs, and of each table of `neuron-census tables` the latest run of every model and data set as NAME, all
     runs as NAME_all. Latest is by when the store has a run's manifest, runs.committed: in a copy of a store that was
-    given new times it may be another, so ask by --run there. Nothing can be written.
+    given new times it may be another, so ask by --run there. Nothing can be written. Of several columns of one name
+    the later ones are numbered: name, name_1.
 
     \b
       neuron-census query "SELECT site, avg(fire_rate) FROM neurons GROUP BY site"

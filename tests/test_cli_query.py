@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -58,6 +59,23 @@ def test_query_writes_json(store: str) -> None:
     assert rows[0] == {"site": "head", "unit": 1, "fire_rate": None, "template_cos": 0.25}
     assert rows[-1] == {"site": "layers.0", "unit": 1, "fire_rate": 0.0, "template_cos": "NaN"}
     assert json.loads(call("query", "FROM neurons WHERE unit > 9", "--format", "json", store=store).stdout) == []
+
+
+def test_columns_of_one_name_are_numbered_alike_in_every_format(store: str, tmp_path: Path) -> None:
+    sql = (
+        "SELECT a.name, b.name, a.parameters, b.parameters + 1 AS parameters, 7 AS name_1 FROM models a "
+        "JOIN models b ON b.model = a.control"
+    )
+    names = ["name", "name_2", "parameters", "parameters_1", "name_1"]
+    row = ["mlp-0", "mlp-0-init", 100, 101, 7]
+    (written,) = json.loads(call("query", sql, "--format", "json", store=store).stdout)
+    assert list(written.items()) == list(zip(names, row, strict=True))
+    assert call("query", sql, "--format", "csv", store=store).stdout.splitlines()[0] == ",".join(names)
+    assert call("query", sql, store=store).stdout.splitlines()[0].split() == names
+    target = tmp_path / "out.parquet"
+    assert call("query", sql, "-o", str(target), store=store).exit_code == 0
+    for columns in (pq.read_table(target).to_pydict(), pl.read_parquet(target).to_dict(as_series=False)):
+        assert list(columns.items()) == [(name, [value]) for name, value in zip(names, row, strict=True)]
 
 
 def test_query_writes_a_file_whole_or_not_at_all(store: str, tmp_path: Path) -> None:
