@@ -61,6 +61,14 @@ def test_query_writes_json(store: str) -> None:
     assert json.loads(call("query", "FROM neurons WHERE unit > 9", "--format", "json", store=store).stdout) == []
 
 
+def test_a_decimal_is_a_number_in_json(store: str) -> None:
+    sql = "SELECT 1.50 AS one, [0.25] AS some, {'a': -2.75} AS named, 1.50::VARCHAR AS text, sum(parameters) AS whole"
+    (row,) = json.loads(call("query", f"{sql} FROM models", "--format", "json", store=store).stdout)
+    assert row == {"one": 1.5, "some": [0.25], "named": {"a": -2.75}, "text": "1.50", "whole": 200}
+    written = call("query", "SELECT 1.50 AS one", "--format", "csv", store=store).stdout
+    assert written == "one\n1.50\n"
+
+
 def test_columns_of_one_name_are_numbered_alike_in_every_format(store: str, tmp_path: Path) -> None:
     sql = (
         "SELECT a.name, b.name, a.parameters, b.parameters + 1 AS parameters, 7 AS name_1 FROM models a "
