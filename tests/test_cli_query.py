@@ -33,6 +33,17 @@ def test_query_prints_a_table(store: str) -> None:
     ]
 
 
+def test_a_small_number_is_printed_with_its_digits(store: str) -> None:
+    def printed(*numbers: str) -> list[str]:
+        sql = f"SELECT x::DOUBLE AS x FROM (VALUES {', '.join(f'({number})' for number in numbers)}) t(x)"
+        return [line.strip() for line in call("query", sql, store=store).stdout.splitlines()[2:]]
+
+    assert printed("0.00006", "0.5", "-0.00004") == ["6e-05", "0.5000", "-4e-05"]
+    assert printed("0.00083", "-0.0012", "0.7", "0") == ["0.00083", "-0.0012", "0.7000", "0.0000"]
+    assert printed("12.5", "0.25", "0.004") == ["12.50", "0.25", "0.004"]
+    assert printed("345.21", "0.25") == ["345.2", "0.25"]
+
+
 def test_query_reads_stdin_and_says_if_there_are_more_rows(store: str) -> None:
     result = call("query", "-", "--rows", "3", store=store, text="SELECT unit FROM neurons")
     assert result.stdout.splitlines()[-1] == "the first 3 rows; --rows 0 prints all, --format csv writes all"
