@@ -141,7 +141,13 @@ _SCORES = _of(
         "the chance that a row of the second has the higher log-odds (to 8 bits; ties count half); of language models, "
         "for which tokens are rows and the next one is the label, perplexity: e to the log_loss",
     ),
-    ("value", "float64", "value of the metric"),
+    (
+        "value",
+        "float64",
+        "value of the metric",
+        "NaN for log_loss and perplexity where any labelled row has an output that is NaN or +∞; to accuracy NaN is "
+        "the greatest output",
+    ),
     ("rows", "int64", "labelled rows, or tokens, that it is over"),
     units={"value": "nat for log_loss, otherwise 1", "rows": "rows"},
 )

@@ -252,7 +252,8 @@ def query(
 
     Views: runs, and of each table of `neuron-census tables` the latest run of every model and data set as NAME, all
     runs as NAME_all. Latest is by when the store has a run's manifest, runs.committed: in a copy of a store that was
-    given new times it may be another, so ask by --run there. Nothing can be written.
+    given new times it may be another, so ask by --run there. Nothing can be written. Of several columns of one name
+    the later ones are numbered: name, name_1.
 
     \b
       neuron-census query "SELECT site, avg(fire_rate) FROM neurons GROUP BY site"
@@ -298,8 +299,8 @@ def tables(name: str | None, form: str) -> None:
 @click.argument("neuron", nargs=-1, required=True, metavar="MODEL/SITE/UNIT")
 @store_option
 @click.option("--run", metavar="ID", help="Only this run; the beginning of its id is enough.")
-@click.option("--data", metavar="NAME", help="Data set, where the model was measured on several.")
-@click.option("--split", metavar="NAME", help="Split. [default: test if there is one]")
+@click.option("--data", metavar="NAME", help="Data set, where a model of that name was measured on several.")
+@click.option("--split", metavar="NAME", help="Split. [default: test, or else any other before train]")
 @click.option(
     "--row", metavar="UID", type=click.IntRange(0, 2**63 - 1), help="Print this row instead, as it was measured on."
 )
@@ -315,8 +316,9 @@ def show(
 ) -> None:
     """Print one neuron: its pattern and what fires it, its numbers beside its controls', its exemplars.
 
-    MODEL is a name, or the beginning of an id. Without UNIT the site's units are listed, without SITE its sites. With
-    --row a row that it was measured on, an exemplar say: read anew from the data.
+    MODEL is a name, or the beginning of an id; of several models of one name it is the latest run's that has what is
+    asked for. Without UNIT the site's units are listed, without SITE its sites. With --row a row that it was measured
+    on, an exemplar say: read anew from the data.
 
     \b
       neuron-census show mlp-0/hidden0/3

@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 
 from pipeline.claims import NAME as CLAIMS
 from pipeline.claims import Claims, claims_key, log_prefix, read_claims
+from pipeline.errors import StoreError
 from pipeline.manifest import manifest_key, read_manifest
 from pipeline.store import Store, Stored
 
@@ -82,7 +83,10 @@ class _Needed:
 
 
 def find_garbage(store: Store, *, age: timedelta = DEFAULT_AGE, now: datetime | None = None) -> list[Garbage]:
-    """Everything older than `age` that no run needs, in order of its keys; nothing is removed."""
+    """Everything older than `age` that no run needs, in order of its keys; nothing is removed.
+
+    StoreError if there is no store: its name is mistyped.
+    """
     before = (now or datetime.now(UTC)) - age
     runs: dict[str, dict[str, Stored]] = {}
     for key, stored in _own(store, "runs/").items():
@@ -92,11 +96,13 @@ def find_garbage(store: Store, *, age: timedelta = DEFAULT_AGE, now: datetime | 
     needed = _Needed.all_of([needs for needs, _ in judged])
     found = [one for _, garbage in judged for one in garbage]
     found += _unneeded(parts, needed, before)
-    found += _left_trainings(store, before)
-    checks = _own(store, "probe-").items()
-    found += [Garbage(key, stored, "left by a check of the store that was killed") for key, stored in checks]
-    drafts = store.drafts().items()
-    found += [Garbage(name, stored, "left by a write that was killed", is_draft=True) for name, stored in drafts]
+    trainings, checks, drafts = _own(store, "training/"), _own(store, "probe-"), store.drafts()
+    if not any((runs, parts, trainings, checks, drafts)) and not store.folders(""):
+        raise StoreError(f"{store.url}: holds nothing; `neuron-census run JOB.toml --store …` makes a store")
+    found += _left_trainings(trainings, before)
+    found += [Garbage(key, stored, "left by a check of the store that was killed") for key, stored in checks.items()]
+    killed = "left by a write that was killed"
+    found += [Garbage(name, stored, killed, is_draft=True) for name, stored in drafts.items()]
     return sorted((one for one in found if one.stored.when < before), key=lambda one: one.key)
 
 
@@ -148,9 +154,8 @@ def _unneeded(parts: Objects, needed: _Needed, before: datetime) -> Iterator[Gar
             yield Garbage(key, stored, "no run needs it")
 
 
-def _left_trainings(store: Store, before: datetime) -> list[Garbage]:
+def _left_trainings(objects: Objects, before: datetime) -> list[Garbage]:
     """What trainings would go on from that have not gone on for longer than the age: they can begin anew."""
-    objects = _own(store, "training/")
     last: dict[str, datetime] = {}
     for key, stored in objects.items():
         lineage = key.split("/")[1]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from pipeline.base_columns import BASE
 from pipeline.catalogue import Catalogue, published_runs, read_catalogue
@@ -118,13 +119,38 @@ def among(store: Store, runs: Sequence[str], prefix: str | None) -> list[str]:
 
 
 def ask(con: Connection, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Answer:
-    """Answer one question. QueryError with DuckDB's own hint if it is wrong; StoreError if a table cannot be read."""
+    """Answer one question. QueryError with DuckDB's own hint if it is wrong; StoreError if a table cannot be read.
+
+    Columns of one name are renamed as `told_apart` says.
+    """
     with _explained():
         _check(con, sql)
         cursor = con.cursor()
         _execute(cursor, sql, parameters)
-        columns = tuple(column[0] for column in cursor.description or ())
+        columns = told_apart([column[0] for column in cursor.description or ()])
     return Answer(columns, _fetched(cursor))
+
+
+def told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Number the later columns of a name, as DuckDB does in a table made of them, by numbers that no column has.
+
+    To DuckDB, and Spark, case tells no names apart.
+
+    >>> told_apart(["name", "train_loss", "name", "Name", "name_1"])
+    ('name', 'train_loss', 'name_2', 'Name_3', 'name_1')
+    """
+    taken = {name.lower() for name in names}
+    seen: set[str] = set()
+    found = []
+    for name in names:
+        own, number = name, 1
+        if own.lower() in seen:
+            while (own := f"{name}_{number}").lower() in taken:
+                number += 1
+        taken.add(own.lower())
+        seen.add(own.lower())
+        found.append(own)
+    return tuple(found)
 
 
 def _execute(cursor: Connection, sql: str, parameters: Sequence[Any] | Mapping[str, Any]) -> None:
@@ -144,7 +170,12 @@ def ask_arrow(con: Connection, sql: str) -> Any:
     """The same answer as a pyarrow.RecordBatchReader."""
     with _explained():
         _check(con, sql)
-        return con.sql(sql).to_arrow_reader()
+        reader = con.sql(sql).to_arrow_reader()
+    names = told_apart(reader.schema.names)
+    if names == tuple(reader.schema.names):
+        return reader
+    schema = pa.schema([field.with_name(name) for field, name in zip(reader.schema, names, strict=True)])
+    return pa.RecordBatchReader.from_batches(schema, (batch.rename_columns(names) for batch in reader))
 
 
 def _check(con: Connection, sql: str) -> None:

@@ -78,15 +78,18 @@ def refuse_duplicates(job: Job, models: tuple[Model, ...]) -> None:
 
 def _in_words(job: Job, model: Model, other: Model, what: str) -> str:
     """That two models have the same id or name, and where the job asks for the other one."""
-    same = f"model {model.name!r} has the same {what} as"
+    # nobody wrote a twin's name
+    kind = "model" if model.control_of is None else "untrained twin"
+    same = f"{kind} {model.name!r} has the same {what} as"
     if model.entry == other.entry:
         return f"its {same} another one of the entry" if model.name == other.name else f"its {same} {other.name!r}"
     return f"its {same} {other.name!r} of [{other.entry}], {place_of(job, other.entry)}"
 
 
+_NAME = "give each entry a name of its own, name = …, with which those of its models begin"
 _CURES = {
     ("id", True): "give their entries different names, seeds or settings",
     ("id", False): "they are the same weights; measure those on other data in a job of its own",
-    ("name", True): "give their entries different names, seeds or settings",
-    ("name", False): "give their entries different names",
+    ("name", True): f"{_NAME}, or other seeds",
+    ("name", False): _NAME,
 }

@@ -1,12 +1,13 @@
 """Everything that the tables say about one neuron, found by a name that a person types.
 
-Layer 5: reads the tables by SQL and nothing else; how it looks is `report/neuron.py`.
+Layer 5: reads the tables by SQL and nothing else; how it looks is `report/neuron.py`. What is shown together is of one
+run, model, data set and split, the untrained twin as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import nearest
@@ -21,7 +22,8 @@ TABLES = ("models", "sites", "neurons", "patterns", "exemplars", "classes", "mea
 class Neuron:
     """One unit on one split: its rows of every table, and the same row of its untrained twin where it has one.
 
-    `labels` is what the data calls its classes, where it does and the caller knows.
+    `namesakes` are the rows of other models that bear the model's name, the latest run's first. `labels` is what the
+    data calls its classes, where it does and the caller knows.
     """
 
     model: Row
@@ -33,6 +35,7 @@ class Neuron:
     classes: Sequence[Row]
     meanings: Sequence[Row]
     also_measured_on: Sequence[str]
+    namesakes: Sequence[Row] = ()
     labels: Sequence[str] = ()
 
 
@@ -43,109 +46,190 @@ class Listing:
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[Any, ...]]
+    also_measured_on: Sequence[str]
+    namesakes: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A model as one run measured it on one data set, as far as the address goes a site and unit of it, and a split."""
+
+    model: Row
+    sites: Mapping[str, Row]
+    site: Row | None = None
+    unit: int | None = None
+    split: str | None = None
+
+    @property
+    def unit_key(self) -> Row:
+        """What rows of it have in common, on whichever data."""
+        key = {"model": self.model["model"], "site": self.site and self.site["site"], "unit": self.unit}
+        return {name: value for name, value in key.items() if value is not None}
+
+    @property
+    def key(self) -> Row:
+        """What rows of it have in common."""
+        chosen = {} if self.split is None else {"split": self.split}
+        return {"run": self.model["run"], "data": self.model["data"], **chosen, **self.unit_key}
 
 
 def find(con: Connection, address: str, *, data: str | None = None, split: str | None = None) -> Neuron | Listing:
-    """Find "MODEL/SITE/UNIT"; a MODEL is a name or the beginning of an id. QueryError naming the nearest if unknown."""
-    model, rest = _model(con, address.strip("/"))
-    if model["status"] != "ok":
-        raise QueryError(f"model {model['name']} was not measured, it failed: {model['reason']}")
-    sites = _rows(con, "FROM sites WHERE model = $model AND interpreted ORDER BY position", {"model": model["model"]})
-    if not rest:
-        return _sites(model, sites)
-    by_name = {site["site"]: site for site in sites}
-    if rest in by_name:
-        return _units(con, model, by_name[rest], data, split)
-    name, _, unit = rest.rpartition("/")
-    if name not in by_name:
-        raise QueryError(f"model {model['name']} has no site {name or rest!r}: {nearest(name or rest, by_name)}")
-    return _neuron(con, model, by_name[name], _number(by_name[name], unit), data, split)
+    """Find "MODEL/SITE/UNIT"; a MODEL is a name or the beginning of an id. QueryError naming the nearest if unknown.
 
-
-def _model(con: Connection, address: str) -> tuple[Row, str]:
-    """The model that an address begins with, and what follows; of several of one name that of the latest run."""
+    Of several models of one name, and of several data sets of one model, it is the latest run's that has what is asked
+    for; of splits `test`, or else any other before `train`.
+    """
     models = _rows(con, "SELECT models.* FROM models JOIN runs USING (run) ORDER BY committed DESC, run", {})
+    meant, rest = _meant(models, address.strip("/"))
+    place = _place(con, _measured(meant, data), rest, data, split)
+    name, own = place.model["name"], place.model["model"]
+    namesakes = [model for model in models if model["name"] == name and model["model"] != own]
+    if place.site is None:
+        return _sites(con, place, namesakes)
+    return _units(con, place, namesakes) if place.unit is None else _neuron(con, place, place.site, namesakes)
+
+
+def _meant(models: Sequence[Row], address: str) -> tuple[Sequence[Row], str]:
+    """The rows of all models that an address may begin with, in the order given, and what follows.
+
+    Those that bear the name come first, then what the same models are called elsewhere.
+    """
     parts = address.split("/")
     # names may contain slashes
     for count in range(len(parts), 0, -1):
         typed, rest = "/".join(parts[:count]), "/".join(parts[count:])
-        if named := [model for model in models if typed == model["name"]]:
-            return named[0], rest
-        found = {model["model"]: model for model in models if typed and str(model["model"]).startswith(typed)}
-        if len(found) > 1:
-            listed = ", ".join(f"{model['model']} ({model['name']})" for model in found.values())
-            raise QueryError(f"the ids of {len(found)} models begin with {typed!r}: {listed}")
-        if found:
-            return next(iter(found.values())), rest
+        if named := {model["model"] for model in models if typed == model["name"]}:
+            meant = [model for model in models if model["model"] in named]
+            return sorted(meant, key=lambda model: model["name"] != typed), rest
+        begun = {model["model"]: model for model in models if typed and str(model["model"]).startswith(typed)}
+        if len(begun) > 1:
+            listed = ", ".join(f"{model['model']} ({model['name']})" for model in begun.values())
+            raise QueryError(f"the ids of {len(begun)} models begin with {typed!r}: {listed}")
+        if begun:
+            return [model for model in models if model["model"] in begun], rest
     known = sorted({str(model["name"]) for model in models})
     raise QueryError(f"there is no model {parts[0]!r}: {nearest(parts[0], known)}")
 
 
-def _number(site: Row, typed: str) -> int:
-    if not typed.isdecimal() or int(typed) >= site["units"]:
-        raise QueryError(
-            f"site {site['site']} has no unit {typed!r}: expected 0 to {site['units'] - 1}, as MODEL/SITE/UNIT"
-        )
-    return int(typed)
+def _measured(meant: Sequence[Row], data: str | None) -> Sequence[Row]:
+    """Those that were measured, on a data set if it is given. QueryError if none was, saying why if it failed."""
+    measured = [model for model in meant if model["status"] == "ok"]
+    if fitting := [model for model in measured if data in (None, model["data"])]:
+        return fitting
+    name = meant[0]["name"]
+    for failed in meant:
+        if failed["status"] != "ok" and (not measured or failed["data"] == data):
+            on = f" on data {data}" if failed["data"] == data else ""
+            raise QueryError(f"model {name} was not measured{on}, it failed: {failed['reason']}")
+    known = {str(model["data"]) for model in measured}
+    raise QueryError(f"model {name} was not measured on data {data!r}: {nearest(str(data), known)}")
 
 
-def _neuron(con: Connection, model: Row, site: Row, unit: int, data: str | None, split: str | None) -> Neuron:
-    key = {"model": model["model"], "site": site["site"], "unit": unit}
-    chosen, others = _measured_on(con, key, data, split)
-    of_model = dict(key)
-    key |= chosen
-    numbers = _rows(con, f"FROM neurons WHERE {_equal(key)}", key)[0]
-    twin = _rows(con, f"FROM neurons WHERE {_equal(key)}", {**key, "model": model["control"]})
-    pattern = _rows(con, f"FROM patterns WHERE {_equal(key)}", key)
+def _place(con: Connection, models: Sequence[Row], rest: str, data: str | None, split: str | None) -> _Place:
+    """The first place that has the site, unit and split asked for. QueryError if none has."""
+    known: list[str] = []
+    for model in models:
+        place = _at(_Place(model, _sites_of(con, model)), rest)
+        if place is None:
+            continue
+        if split is None and not rest:
+            return place
+        order = "split <> 'test', split = 'train', split"
+        sql = f"SELECT DISTINCT split FROM neurons WHERE {_equal(place.key)} ORDER BY {order}"
+        splits = [row["split"] for row in _rows(con, sql, place.key)]
+        if fitting := [one for one in splits if split in (None, one)]:
+            return replace(place, split=fitting[0])
+        known += [f"{model['data']}/{one}" for one in splits]
+    name = models[0]["name"]
+    if known:
+        listed = ", ".join(dict.fromkeys(known))
+        asked = f"data {data or 'any'}, split {split or 'any'}"
+        raise QueryError(f"model {name} was not measured on {asked}: known: {listed}")
+    raise QueryError(_why_not(name, _sites_of(con, models[0]), rest))
+
+
+def _at(place: _Place, rest: str) -> _Place | None:
+    """What follows a model in an address, found among its sites; None if it is not there."""
+    if not rest:
+        return place
+    if rest in place.sites:
+        return replace(place, site=place.sites[rest])
+    name, _, unit = rest.rpartition("/")
+    if name in place.sites and unit.isdecimal() and int(unit) < place.sites[name]["units"]:
+        return replace(place, site=place.sites[name], unit=int(unit))
+    return None
+
+
+def _why_not(model: str, sites: Mapping[str, Row], rest: str) -> str:
+    """What is wrong with what follows a model in an address."""
+    name, _, unit = rest.rpartition("/")
+    if rest in sites or not rest:
+        return f"{f'site {rest}' if rest else f'model {model}'} was not measured"
+    if name not in sites:
+        return f"model {model} has no site {name or rest!r}: {nearest(name or rest, sites)}"
+    units = sites[name]["units"]
+    if unit.isdecimal() and int(unit) < units:
+        return f"site {name} was not measured"
+    return f"site {name} has no unit {unit!r}: expected 0 to {units - 1}, as MODEL/SITE/UNIT"
+
+
+def _sites_of(con: Connection, model: Row) -> Mapping[str, Row]:
+    key = {name: model[name] for name in ("run", "model", "data")}
+    rows = _rows(con, f"FROM sites WHERE {_equal(key)} AND interpreted ORDER BY position", key)
+    return {site["site"]: site for site in rows}
+
+
+def _also_measured_on(con: Connection, place: _Place) -> Sequence[str]:
+    """The other data sets and splits on which there are rows of the same."""
+    where = _equal(place.unit_key)
+    sql = f"SELECT DISTINCT data, split FROM neurons WHERE {where} ORDER BY split <> 'test', data, split"
+    return [
+        f"{row['data']}/{row['split']}"
+        for row in _rows(con, sql, place.unit_key)
+        # a list of sites is that of every split
+        if row["data"] != place.model["data"] or place.split not in (None, row["split"])
+    ]
+
+
+def _neuron(con: Connection, place: _Place, site: Row, namesakes: Sequence[Row]) -> Neuron:
+    key, where = place.key, _equal(place.key)
+    of_model = {name: value for name, value in key.items() if name != "split"}
+    # the latest run of a twin that several models share may be another than this model's
+    twin = _rows(con, f"FROM neurons_all WHERE {where}", {**key, "model": place.model["control"]})
+    pattern = _rows(con, f"FROM patterns WHERE {where}", key)
     return Neuron(
-        model=model,
+        model=place.model,
         site=site,
-        numbers=numbers,
+        numbers=_rows(con, f"FROM neurons WHERE {where}", key)[0],
         twin=twin[0] if twin else None,
         pattern=pattern[0] if pattern else None,
-        exemplars=_rows(con, f"FROM exemplars WHERE {_equal(key)} ORDER BY kind, rank", key),
-        classes=_rows(con, f"FROM classes WHERE {_equal(key)} ORDER BY class", key),
+        exemplars=_rows(con, f"FROM exemplars WHERE {where} ORDER BY kind, rank", key),
+        classes=_rows(con, f"FROM classes WHERE {where} ORDER BY class", key),
         meanings=_rows(con, f"FROM meanings WHERE {_equal(of_model)} ORDER BY kind, rank", of_model),
-        also_measured_on=others,
+        also_measured_on=_also_measured_on(con, place),
+        namesakes=namesakes,
     )
 
 
-def _measured_on(
-    con: Connection, key: Row, data: str | None, split: str | None
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The data set and split to show, and the others that there are; `test` comes first."""
-    sql = f"SELECT DISTINCT data, split FROM neurons WHERE {_equal(key)} ORDER BY split <> 'test', data, split"
-    pairs = [(row["data"], row["split"]) for row in _rows(con, sql, key)]
-    if not pairs:
-        raise QueryError(f"site {key['site']} was not measured")
-    fitting = [pair for pair in pairs if data in (None, pair[0]) and split in (None, pair[1])]
-    if not fitting:
-        known = ", ".join(map("/".join, pairs))
-        raise QueryError(f"not measured on data {data or 'any'}, split {split or 'any'}: known: {known}")
-    others = tuple("/".join(pair) for pair in pairs if pair != fitting[0])
-    return {"data": fitting[0][0], "split": fitting[0][1]}, others
-
-
-def _sites(model: Row, sites: Sequence[Row]) -> Listing:
+def _sites(con: Connection, place: _Place, namesakes: Sequence[Row]) -> Listing:
     columns = ("site", "kind", "gate", "units", "fan_in", "input_kind")
-    rows = [tuple(site[column] for column in columns) for site in sites]
-    return Listing(f"{model['name']} ({model['model']}): its sites", columns, rows)
+    rows = [tuple(site[column] for column in columns) for site in place.sites.values()]
+    model = place.model
+    title = f"{model['name']} ({model['model']}) on {model['data']}: its sites"
+    return Listing(title, columns, rows, _also_measured_on(con, place), namesakes)
 
 
-def _units(con: Connection, model: Row, site: Row, data: str | None, split: str | None) -> Listing:
-    key = {"model": model["model"], "site": site["site"]}
-    chosen, _ = _measured_on(con, key, data, split)
+def _units(con: Connection, place: _Place, namesakes: Sequence[Row]) -> Listing:
     known = ask(con, "FROM neurons LIMIT 0").columns
     wanted = ("unit", "fire_rate", "z_mean", "z_std", "template_cos", "best_class", "best_class_iou", "dead")
     columns = tuple(column for column in wanted if column in known)
-    answer = ask(
-        con, f"SELECT {', '.join(columns)} FROM neurons WHERE {_equal(key | chosen)} ORDER BY unit", key | chosen
-    )
-    title = f"{model['name']}/{site['site']} on {chosen['data']}/{chosen['split']}: its units"
-    return Listing(title, columns, list(answer.rows))
+    sql = f"SELECT {', '.join(columns)} FROM neurons WHERE {_equal(place.key)} ORDER BY unit"
+    rows = list(ask(con, sql, place.key).rows)
+    title = f"{place.model['name']}/{place.key['site']} on {place.key['data']}/{place.split}: its units"
+    return Listing(title, columns, rows, _also_measured_on(con, place), namesakes)
 
 
-def _equal(key: Row) -> str:
+def _equal(key: Iterable[str]) -> str:
     return " AND ".join(f"{name} = ${name}" for name in key)
 
 

@@ -99,11 +99,12 @@ def sites(run: str, names: Sequence[str], data: str) -> list[dict[str, Any]]:
     ]
 
 
-def units(run: str, names: Sequence[str], data: str) -> list[dict[str, Any]]:
+def units(run: str, names: Sequence[str], data: str, splits: Sequence[str] = ("test",)) -> list[dict[str, Any]]:
     """The key columns of every unit."""
     return [
-        {"run": run, "model": model_id(name), "data": data, "split": "test", "site": site, "unit": unit, "name": name}
+        {"run": run, "model": model_id(name), "data": data, "split": split, "site": site, "unit": unit, "name": name}
         for name in sorted(names, key=model_id)
+        for split in sorted(splits)
         for site, (_, _, _, count) in sorted(SITES.items())
         for unit in range(count)
     ]
@@ -172,36 +173,45 @@ def classes(key: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**own, "class": number, "n": 30, "fired": 10 * number if fires else None} for number in range(CLASSES)]
 
 
+def meanings(key: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each unit looks for a word that is called as the data set is."""
+    own = {name: value for name, value in key.items() if name not in ("name", "split")}
+    return [{**own, "kind": "greatest", "rank": 0, "input": f"word of {key['data']}", "value": 1.5}]
+
+
 def write_run(
     store: Store,
     run: str,
     names: Sequence[str] = ("mlp-0", "mlp-0-init"),
     *,
     data: str = "digits",
+    splits: Sequence[str] = ("test",),
     tables: Sequence[str] = ("models", "sites", "neurons", "patterns", "exemplars", "classes", "receipts"),
     change: Mapping[str, Any] | None = None,
+    change_sites: Mapping[str, Any] | None = None,
     more: Sequence[Column] = (),
     coverage: Mapping[str, Coverage] | None = None,
     devices: Sequence[str] = ("cpu",),
     trained_anew: Mapping[str, bytes] = MappingProxyType({}),
     failed: Mapping[str, str] = MappingProxyType({}),
 ) -> Manifest:
-    """Commit a run of the given models; `change` overrides columns of every neuron, `more` adds columns.
+    """Commit a run; `change` overrides columns of every neuron, `change_sites` of every site, `more` adds columns.
 
     `trained_anew` gives other checkpoints of some of them, `failed` names further ones that failed, with the reason.
     """
-    keys = units(run, names, data)
+    keys = units(run, names, data, splits)
     lost = [
         {"run": run, "model": model_id(name), "name": name, "data": data, "status": "failed", "reason": reason}
         for name, reason in failed.items()
     ]
     rows: dict[str, list[dict[str, Any]]] = {
         "models": sorted([*models(run, names, data, trained_anew), *lost], key=lambda row: str(row["model"])),
-        "sites": sites(run, names, data),
+        "sites": [{**site, **(change_sites or {})} for site in sites(run, names, data)],
         "neurons": [{**neuron(key), **(change or {})} for key in keys],
         "patterns": [pattern(key) for key in keys],
         "exemplars": [row for key in keys for row in exemplars(key)],
         "classes": [row for key in keys for row in classes(key)],
+        "meanings": [row for key in keys if key["split"] == splits[0] for row in meanings(key)],
         "receipts": receipts(store, run, names, data, devices),
     }
     columns = table_columns([*MEASURED, *more])

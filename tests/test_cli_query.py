@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -30,6 +31,17 @@ def test_query_prints_a_table(store: str) -> None:
         "head          6",
         "layers.0      8",
     ]
+
+
+def test_a_small_number_is_printed_with_its_digits(store: str) -> None:
+    def printed(*numbers: str) -> list[str]:
+        sql = f"SELECT x::DOUBLE AS x FROM (VALUES {', '.join(f'({number})' for number in numbers)}) t(x)"
+        return [line.strip() for line in call("query", sql, store=store).stdout.splitlines()[2:]]
+
+    assert printed("0.00006", "0.5", "-0.00004") == ["6e-05", "0.5000", "-4e-05"]
+    assert printed("0.00083", "-0.0012", "0.7", "0") == ["0.00083", "-0.0012", "0.7000", "0.0000"]
+    assert printed("12.5", "0.25", "0.004") == ["12.50", "0.25", "0.004"]
+    assert printed("345.21", "0.25") == ["345.2", "0.25"]
 
 
 def test_query_reads_stdin_and_says_if_there_are_more_rows(store: str) -> None:
@@ -58,6 +70,31 @@ def test_query_writes_json(store: str) -> None:
     assert rows[0] == {"site": "head", "unit": 1, "fire_rate": None, "template_cos": 0.25}
     assert rows[-1] == {"site": "layers.0", "unit": 1, "fire_rate": 0.0, "template_cos": "NaN"}
     assert json.loads(call("query", "FROM neurons WHERE unit > 9", "--format", "json", store=store).stdout) == []
+
+
+def test_a_decimal_is_a_number_in_json(store: str) -> None:
+    sql = "SELECT 1.50 AS one, [0.25] AS some, {'a': -2.75} AS named, 1.50::VARCHAR AS text, sum(parameters) AS whole"
+    (row,) = json.loads(call("query", f"{sql} FROM models", "--format", "json", store=store).stdout)
+    assert row == {"one": 1.5, "some": [0.25], "named": {"a": -2.75}, "text": "1.50", "whole": 200}
+    written = call("query", "SELECT 1.50 AS one", "--format", "csv", store=store).stdout
+    assert written == "one\n1.50\n"
+
+
+def test_columns_of_one_name_are_numbered_alike_in_every_format(store: str, tmp_path: Path) -> None:
+    sql = (
+        "SELECT a.name, b.name, a.parameters, b.parameters + 1 AS parameters, 7 AS name_1 FROM models a "
+        "JOIN models b ON b.model = a.control"
+    )
+    names = ["name", "name_2", "parameters", "parameters_1", "name_1"]
+    row = ["mlp-0", "mlp-0-init", 100, 101, 7]
+    (written,) = json.loads(call("query", sql, "--format", "json", store=store).stdout)
+    assert list(written.items()) == list(zip(names, row, strict=True))
+    assert call("query", sql, "--format", "csv", store=store).stdout.splitlines()[0] == ",".join(names)
+    assert call("query", sql, store=store).stdout.splitlines()[0].split() == names
+    target = tmp_path / "out.parquet"
+    assert call("query", sql, "-o", str(target), store=store).exit_code == 0
+    for columns in (pq.read_table(target).to_pydict(), pl.read_parquet(target).to_dict(as_series=False)):
+        assert list(columns.items()) == [(name, [value]) for name, value in zip(names, row, strict=True)]
 
 
 def test_query_writes_a_file_whole_or_not_at_all(store: str, tmp_path: Path) -> None:

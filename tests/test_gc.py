@@ -20,6 +20,8 @@ from pipeline.run import run
 from pipeline.store import Store, open_store
 from pipeline.verify import verify_runs
 from tests.durability.schedules import tiny_job
+from tests.operating import call as operate
+from tests.operating import refused
 from tests.test_store_directory import unreadable
 
 LATER = datetime.now(UTC) + timedelta(days=30)
@@ -241,6 +243,16 @@ def test_the_command_lists_before_it_removes(committed: tuple[Store, str]) -> No
     assert store.keys(f"runs/{run_id}/reduced/") == reduced
     assert call("--age", "0s", "--delete").endswith("removed\n")
     assert store.keys(f"runs/{run_id}/reduced/") == []
+
+
+def test_a_store_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for url in (str(tmp_path / "typo"), str(tmp_path / "empty"), "memory://typo"):
+        refused(operate("gc", "--store", url), f"{url}: holds nothing; `neuron-census run JOB.toml")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    # all that a run left may have been removed
+    open_store(str(tmp_path / "empty")).put_once("data/vocabularies/x.json", b"{}")
+    assert operate("gc", "--store", str(tmp_path / "empty")).output == "0 objects, 0 B to remove\n"
 
 
 def test_an_age_has_a_unit(committed: tuple[Store, str]) -> None:

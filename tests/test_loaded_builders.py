@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.errors import CensusError
+from pipeline.errors import CensusError, JobError
 from pipeline.job import load_job
 from pipeline.models.base import decode_checkpoint
 from pipeline.registry import sources
@@ -99,6 +99,37 @@ def test_a_model_that_refuses_the_rows_is_recorded_and_costs_no_other(allowed: N
     assert "load.inputs can name what rows give it" in outcome.failed["a"]
     named = job_of(tmp_path, f"{builder('Normed')}, inputs = ['pixels']")
     assert take(named, open_store(str(tmp_path / "store"))).failed == {}
+
+
+class Wide(nn.Module):
+    """As wide as it is asked to be."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.layer, self.out = nn.Linear(64, width), nn.Linear(width, 10)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.layer(pixels.flatten(1))))
+
+
+def test_twins_of_one_builder_with_other_arguments_are_told_apart_by_the_entries_names(
+    allowed: None, tmp_path: Path
+) -> None:
+    load = "url = '{0}.safetensors', builder = 'tests.test_loaded_builders:Wide', arguments = {{ width = {0} }}"
+    for width in (4, 5):
+        put(tmp_path / f"{width}.safetensors", dict(Wide(width).state_dict()))
+    path = job_of(tmp_path, load.format(4))
+    second = f"[[models]]\ndata = 'digits'\nload = {{ {load.format(5)} }}\n[statistics.response]"
+    path.write_text(path.read_text().replace("[statistics.response]", second))
+    store = open_store(str(tmp_path / "store"))
+    said = (
+        r"job.toml:10: \[models\[1\]\] its untrained twin 'Wide-init' has the same name as 'Wide-init' of "
+        r"\[models\[0\]\], .*job.toml:6: give each entry a name of its own, name = …, with which"
+    )
+    with pytest.raises(JobError, match=said):
+        resolve(load_job(path), store)
+    path.write_text(path.read_text().replace("load = { url = '5", "name = 'five'\nload = { url = '5"))
+    assert [one.name for one in resolve(load_job(path), store).models] == ["4", "Wide-init", "five-5", "five-init"]
 
 
 class Narrow(Normed):

@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, roc_auc_score
 from torch.nn import functional
 
+from pipeline.base_columns import BASE
 from pipeline.batch import Batch
 from pipeline.scores import added, means, score
 
@@ -46,6 +47,17 @@ def test_they_are_the_libraries_over_all_parts(classes: int, scale: float):
         assert found["auc"] == pytest.approx(roc_auc_score(label_N, odds_N), abs=2e-3)
         exact = roc_auc_score(label_N, odds_N.to(torch.bfloat16).float())
         assert found["auc"] == pytest.approx(exact, abs=1e-12)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_one_row_without_finite_outputs_makes_the_loss_nan_as_the_dictionary_says(odd: float) -> None:
+    logits_NC = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 3.0, odd]])
+    found = parts(logits_NC, torch.tensor([0, 1, 1]), [2, 1])
+    assert math.isnan(found["log_loss"])
+    # what is not finite is the greatest output of its row
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    (value,) = [column for column in BASE["scores"] if column.name == "value"]
+    assert "NaN for log_loss and perplexity where any labelled row" in value.null
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

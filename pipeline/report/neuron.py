@@ -5,7 +5,7 @@ Layer 5: pure; lays out what `show.py` found. Every number stands beside what it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
@@ -25,6 +25,8 @@ from pipeline.show import Listing, Neuron, Row
 _EXEMPLARS = {"greatest": 5}
 _OTHER_EXEMPLARS = 3
 _CLASSES = 5
+# and so many other models of its name
+_NAMESAKES = 3
 
 
 class _Line(NamedTuple):
@@ -80,7 +82,8 @@ _GROUPS: dict[str, tuple[_Line, ...]] = {
 def page(found: Neuron | Listing, *, width: int, colour: bool) -> RenderableType:
     """Lay out a neuron, or what can be named next, in at most `width` characters."""
     if isinstance(found, Listing):
-        return Group(Text(found.title, style="bold"), Text(), fitted(found.columns, found.rows, width=width))
+        title = Text("\n").join([Text(found.title, style="bold"), *_elsewhere(found)])
+        return Group(title, Text(), fitted(found.columns, found.rows, width=width))
     parts: list[RenderableType] = [_heading(found), Text()]
     if found.pattern:
         parts += [pattern_picture(found.site, found.pattern, width=width, colour=colour), Text()]
@@ -97,7 +100,6 @@ def page(found: Neuron | Listing, *, width: int, colour: bool) -> RenderableType
 
 def _heading(neuron: Neuron) -> Text:
     model, site, numbers = neuron.model, neuron.site, neuron.numbers
-    text = Text(f"{model['name']} / {site['site']} / {numbers['unit']}\n", style="bold")
     shape = " × ".join(map(str, site["input_shape"] or ()))
     lines = [
         f"{site['kind']}, gate {site['gate']}, unit {numbers['unit']} of {site['units']}, {site['fan_in']} inputs: "
@@ -105,11 +107,29 @@ def _heading(neuron: Neuron) -> Text:
         f"{model['family'] or 'program'}, {_history(model)}; model {model['model']}",
         f"measured on {numbers['data']}/{numbers['split']} by run {numbers['run']}",
     ]
-    if neuron.also_measured_on:
-        lines.append(f"also measured on {', '.join(neuron.also_measured_on)} (--split, --data)")
-    if numbers.get("dead"):
-        lines.append("dead: it fired for none of these rows")
-    return text.append("\n".join(lines), style="not bold")
+    dead = [Text("dead: it fired for none of these rows")] if numbers.get("dead") else []
+    title = Text(f"{model['name']} / {site['site']} / {numbers['unit']}", style="bold")
+    return Text("\n").join([title, *map(Text, lines), *_elsewhere(neuron), *dead])
+
+
+def _elsewhere(found: Neuron | Listing) -> Iterator[Text]:
+    """What else there is of the same name, of the same model and of others."""
+    if found.also_measured_on:
+        yield Text(f"also measured on {', '.join(found.also_measured_on)} (--split, --data)")
+    if others := found.namesakes:
+        named = ", ".join(map(_namesake, others[:_NAMESAKES]))
+        more = f", … {len(others) - _NAMESAKES} more" if len(others) > _NAMESAKES else ""
+        many = "another model" if len({one["model"] for one in others}) == 1 else "other models"
+        yield Text(f"{many} of this name: {named}{more}", style="dim")
+
+
+def _namesake(model: Row) -> str:
+    failed = "" if model["status"] == "ok" else ", failed"
+    return f"{_short_id(model)} on {model['data']} (run {model['run']}{failed})"
+
+
+def _short_id(model: Row) -> str:
+    return str(model["model"])[:8]
 
 
 def _history(model: Row) -> str:
@@ -174,7 +194,8 @@ def _exemplars(rows: Sequence[Row], width: int) -> RenderableType:
 def _how_to_see(neuron: Neuron) -> Text:
     """The command that prints one of these rows."""
     numbers = neuron.numbers
-    address = f"{neuron.model['name']}/{neuron.site['site']}/{numbers['unit']}"
+    model = _short_id(neuron.model) if neuron.namesakes else neuron.model["name"]
+    address = f"{model}/{neuron.site['site']}/{numbers['unit']}"
     chosen = f" --data {numbers['data']} --split {numbers['split']}" if neuron.also_measured_on else ""
     return Text(f"a row: neuron-census show {address}{chosen} --row {neuron.exemplars[0]['uid']}", style="dim")
 

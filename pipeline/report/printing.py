@@ -46,8 +46,12 @@ def cell(value: Any) -> str:
 def column_cells(values: Sequence[Any]) -> list[str]:
     """Write the values of one column: floats with as many decimals as show four digits of the largest.
 
+    Those of which these would show fewer than two digits are written with two.
+
     >>> column_cells([0.5, -0.12345, None]), column_cells([12.5, 0.25]), column_cells([1e-9, 1.0])
     (['0.5000', '-0.1235', '–'], ['12.50', '0.25'], ['1e-09', '1'])
+    >>> column_cells([0.5, 0.00075123, -0.00004, 0.0]), column_cells([12.5, 0.004])
+    (['0.5000', '0.00075', '-4e-05', '0.0000'], ['12.50', '0.004'])
     """
     sizes = [abs(value) for value in values if isinstance(value, float) and math.isfinite(value) and value != 0]
     if not sizes:
@@ -55,9 +59,14 @@ def column_cells(values: Sequence[Any]) -> list[str]:
     decimals = 3 - max(-1, math.floor(math.log10(max(sizes))))
     if decimals < 0 or min(sizes) < 10 ** -(decimals + 1):
         return [cell(value) for value in values]
-    fixed = f".{decimals}f"
-    is_finite = [isinstance(value, float) and math.isfinite(value) for value in values]
-    return [format(value, fixed) if ok else cell(value) for value, ok in zip(values, is_finite, strict=True)]
+    return [_fixed(value, decimals) for value in values]
+
+
+def _fixed(value: Any, decimals: int) -> str:
+    if not isinstance(value, float) or not math.isfinite(value):
+        return cell(value)
+    is_small = 0 < abs(value) < 10 ** (1 - decimals)
+    return f"{value:.2g}" if is_small else f"{value:.{decimals}f}"
 
 
 def fitted(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int) -> RenderableType:
