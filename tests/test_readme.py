@@ -18,13 +18,16 @@ import torch
 
 import pipeline.sources
 from pipeline import registry
+from pipeline.columns import Column
 from pipeline.job import load_job
 from pipeline.measure import measure
 from pipeline.models.base import checkpoint_key, decode_checkpoint
 from pipeline.query import Connection, ask, ask_arrow, connect
 from pipeline.report import questions
 from pipeline.statistics.base import Statistic
+from pipeline.store import open_store
 from tests.census import digits_file, run_inline, write_job
+from tests.handmade import write_run
 from tests.laws.drawn import draw
 from tests.laws.laws import LAWS
 from tests.laws.test_laws import NAMED
@@ -188,6 +191,20 @@ def test_a_model_on_two_data_sets_is_counted_once_on_each(census: Connection, ap
     # which of equals come last is open
     every = re.sub(r" LIMIT \d+$", "", sql)
     assert counted(ask(census, every).rows) == counted(apart.sql(every).fetchall())
+
+
+@pytest.mark.parametrize("sql", [ASKED[0], QUESTIONS[0]])
+def test_a_model_is_compared_with_the_twin_that_its_own_run_measured(tmp_path: Path, sql: str) -> None:
+    store = open_store(str(tmp_path))
+    more = [Column(name, "float64", "of a test") for name in ("template_cos_se", "template_cos_other_p95")]
+    judged = {"template_cos_se": 0.01, "template_cos_other_p95": 0.1}
+    splits = ("test", "train")
+    write_run(store, "a", change=judged, more=more, splits=splits)
+    with closing(connect(store)) as con:
+        before = counted(ask(con, sql).rows)
+    write_run(store, "b", ("mlp-0-init",), change={**judged, "template_cos": 0.9}, more=more, splits=splits)
+    with closing(connect(store)) as con:
+        assert counted(ask(con, sql).rows) == before
 
 
 def counted(rows: Iterable[tuple[Any, ...]]) -> Counter[tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """The questions that every census answers, as SQL on its tables: printed after a run and by `query --question NAME`.
 
-Layer 5. Each compares trained models with their controls, because a number about patterns means nothing alone.
+Layer 5. Each compares trained models with their controls, because a number about patterns means nothing alone: with
+what the same run measured of them, since a later run may have measured a twin that several models share on other rows.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ SELECT trained.family, unit.site, count(*) AS units,
 FROM neurons AS unit
 JOIN measured USING (data, split)
 JOIN models AS trained USING (run, model, data)
-JOIN neurons AS twin ON twin.model = trained.control
- AND (twin.data, twin.split, twin.site, twin.unit) = (unit.data, unit.split, unit.site, unit.unit)
+JOIN neurons_all AS twin ON (twin.run, twin.model, twin.data) = (unit.run, trained.control, unit.data)
+ AND (twin.split, twin.site, twin.unit) = (unit.split, unit.site, unit.unit)
 JOIN sites ON (sites.run, sites.model, sites.data, sites.site) = (unit.run, unit.model, unit.data, unit.site)
 WHERE isfinite(unit.template_cos) AND isfinite(twin.template_cos)
 GROUP BY trained.family, unit.site, measured_on
@@ -171,8 +172,8 @@ paired AS (
     FROM neurons AS unit
     JOIN measured USING (data, split)
     JOIN models AS trained USING (run, model, data)
-    JOIN neurons AS twin ON twin.model = trained.control
-     AND (twin.data, twin.split, twin.site, twin.unit) = (unit.data, unit.split, unit.site, unit.unit)
+    JOIN neurons_all AS twin ON (twin.run, twin.model, twin.data) = (unit.run, trained.control, unit.data)
+     AND (twin.split, twin.site, twin.unit) = (unit.split, unit.site, unit.unit)
     WHERE isfinite(unit.template_cos) AND isfinite(twin.template_cos)
 )
 SELECT family, CASE WHEN fires THEN 'fire' ELSE 'linear' END AS units, count(*) AS count, avg(before) AS before,
