@@ -10,7 +10,7 @@ import pytest
 from pipeline.report.questions import QUESTIONS
 from pipeline.store import Store, open_store
 from tests.asked import opened
-from tests.handmade import write_run
+from tests.handmade import CLASSES, write_run
 
 Row = dict[str, Any]
 
@@ -35,3 +35,37 @@ def test_the_untrained_twin_is_that_of_the_same_run(store: Store, name: str, lat
     rows = answer(store, name)
     assert rows == answer(store, name, run="a")
     assert [(row["before"], row["after"], row["share_raised"]) for row in rows] == [(0.25, 0.75, 1.0)] * 2
+
+
+@pytest.mark.parametrize("name", ["patterns", "detectors"])
+@pytest.mark.parametrize(
+    ("splits", "chosen"), [(("train", "test"), "test"), (("train", "val"), "val"), (("train",), "train")]
+)
+def test_test_rows_are_preferred_and_training_rows_come_last(
+    store: Store, name: str, splits: tuple[str, ...], chosen: str
+) -> None:
+    write_run(store, "a", splits=splits)
+    assert {row["measured_on"] for row in answer(store, name)} == {f"digits/{chosen}"}
+
+
+def test_models_of_runs_that_measured_other_splits_are_all_there(store: Store) -> None:
+    write_run(store, "a", ("mlp-0", "mlp-0-init"), splits=("test",))
+    write_run(store, "b", ("cnn-0", "cnn-0-init"), splits=("train",))
+    write_run(store, "c", ("mlp-1", "mlp-1-init"), splits=("val",))
+    found = [(row["family"], row["site"], row["units"], row["measured_on"]) for row in answer(store, "patterns")]
+    assert found == [
+        ("cnn", "layers.0", 3, "digits/train"),
+        ("cnn", "head", 3, "digits/train"),
+        ("mlp", "layers.0", 3, "digits/test"),
+        ("mlp", "layers.0", 3, "digits/val"),
+        ("mlp", "head", 3, "digits/test"),
+        ("mlp", "head", 3, "digits/val"),
+    ]
+    # one winner of each class for each split, whose rows are others
+    detectors = {(row["class"], row["model"], row["measured_on"]) for row in answer(store, "detectors")}
+    models = {"digits/test": "mlp-0", "digits/train": "cnn-0", "digits/val": "mlp-1"}
+    assert detectors == {(number, model, split) for split, model in models.items() for number in range(CLASSES)}
+    families = [(row["family"], row["count"]) for row in answer(store, "families")]
+    assert families == [("cnn", 3), ("cnn", 3), ("mlp", 6), ("mlp", 6)]
+    # of the mlps' equal units, those of the first
+    assert {row["neuron"].partition("/")[0] for row in answer(store, "words")} == {"cnn-0", "mlp-0"}

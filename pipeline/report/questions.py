@@ -26,10 +26,12 @@ class Question:
     always: bool = True
 
 
-# one split of each data set: the test rows if there are any
+# one split of each model on each data set: the test rows if there are any, and the training rows only if no others are
 _ONE_SPLIT = """
 WITH measured AS (
-    SELECT data, coalesce(max(split) FILTER (split = 'test'), min(split)) AS split FROM neurons GROUP BY data
+    SELECT run, model, data,
+           coalesce(max(split) FILTER (split = 'test'), min(split) FILTER (split <> 'train'), min(split)) AS split
+    FROM neurons GROUP BY run, model, data
 )"""
 
 _PATTERNS = Question(
@@ -49,7 +51,7 @@ SELECT trained.family, unit.site, count(*) AS units,
        avg((unit.template_cos > twin.template_cos)::INT) AS share_raised,
        unit.data || '/' || unit.split AS measured_on
 FROM neurons AS unit
-JOIN measured USING (data, split)
+JOIN measured USING (run, model, data, split)
 JOIN models AS trained USING (run, model, data)
 JOIN neurons_all AS twin ON (twin.run, twin.model, twin.data) = (unit.run, trained.control, unit.data)
  AND (twin.split, twin.site, twin.unit) = (unit.split, unit.site, unit.unit)
@@ -99,7 +101,7 @@ _DETECTORS = Question(
     sql=f"""{_ONE_SPLIT},
 hits AS (
     SELECT *, sum(fired) OVER (PARTITION BY run, model, data, split, site, unit) AS fires
-    FROM classes JOIN measured USING (data, split) WHERE fired IS NOT NULL AND n > 0
+    FROM classes JOIN measured USING (run, model, data, split) WHERE fired IS NOT NULL AND n > 0
 )
 SELECT hits.class, trained.name AS model, site, unit,
        hits.fired / (hits.n + hits.fires - hits.fired) AS iou,
@@ -109,7 +111,7 @@ FROM hits
 JOIN neurons USING (run, model, data, split, site, unit)
 JOIN models AS trained USING (run, model, data)
 WHERE trained.control_of IS NULL
-QUALIFY row_number() OVER (PARTITION BY data, hits.class ORDER BY iou DESC, trained.name, site, unit) = 1
+QUALIFY row_number() OVER (PARTITION BY data, split, hits.class ORDER BY iou DESC, trained.name, site, unit) = 1
 ORDER BY measured_on, hits.class
 """,
 )
@@ -170,7 +172,7 @@ paired AS (
     SELECT trained.family, unit.fire_rate IS NOT NULL AS fires, unit.template_cos AS after, twin.template_cos AS before,
            unit.template_cos_other_mean AS other, unit.template_cos_permuted_mean AS permuted
     FROM neurons AS unit
-    JOIN measured USING (data, split)
+    JOIN measured USING (run, model, data, split)
     JOIN models AS trained USING (run, model, data)
     JOIN neurons_all AS twin ON (twin.run, twin.model, twin.data) = (unit.run, trained.control, unit.data)
      AND (twin.split, twin.site, twin.unit) = (unit.split, unit.site, unit.unit)
@@ -206,7 +208,7 @@ first AS (
 chosen AS (
     SELECT trained.family, trained.name, unit.*, first.* EXCLUDE (run, model, data, site)
     FROM neurons AS unit
-    JOIN measured USING (data, split)
+    JOIN measured USING (run, model, data, split)
     JOIN first USING (run, model, data, site)
     JOIN models AS trained USING (run, model, data)
     WHERE trained.control_of IS NULL AND isfinite(template_cos)
