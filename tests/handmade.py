@@ -227,7 +227,7 @@ def write_run(
         run=run,
         name="handmade",
         job={"name": "handmade", "data": {data: {}}},
-        models=tuple(sorted(map(model_id, [*names, *failed]))),
+        models=tuple(sorted(row["model"] for row in rows["models"])),
         failed=tuple(Failed(model_id(name), name, reason) for name, reason in sorted(failed.items())),
         coverage=coverage or {f"{data}/test": Coverage(total=100, read=90, unreadable=3, excluded=7)},
         versions={"neuron-census": "0.1.0"},

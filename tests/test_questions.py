@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.hashing import digest
 from pipeline.report.questions import QUESTIONS
 from pipeline.store import Store, open_store
 from tests.asked import opened
@@ -69,3 +70,30 @@ def test_models_of_runs_that_measured_other_splits_are_all_there(store: Store) -
     assert families == [("cnn", 3), ("cnn", 3), ("mlp", 6), ("mlp", 6)]
     # of the mlps' equal units, those of the first
     assert {row["neuron"].partition("/")[0] for row in answer(store, "words")} == {"cnn-0", "mlp-0"}
+
+
+def test_models_of_one_name_are_told_apart_by_their_runs(store: Store) -> None:
+    write_run(store, "first-of-two")
+    # a training under another recipe has another id and the same name
+    anew = dict.fromkeys(("models", "sites", "neurons", "patterns", "classes"), other_model)
+    write_run(store, "second-of-two", ("mlp-0", "mlp-0-init", "cnn-0", "cnn-0-init"), edit=anew, tables=tuple(anew))
+    idle = [(row["model"], row["site"], row["units"], row["dead"], row["dead_units"]) for row in answer(store, "idle")]
+    assert idle == [
+        ("cnn-0", "layers.0", 4, 1, "1"),
+        ("mlp-0 (run first-of)", "layers.0", 4, 1, "1"),
+        ("mlp-0 (run second-o)", "layers.0", 4, 1, "1"),
+    ]
+    assert {row["model"] for row in answer(store, "detectors")} == {"cnn-0"}
+    neurons = {row["neuron"] for row in answer(store, "words")}
+    assert neurons == {
+        *(f"cnn-0/layers.0/{unit}" for unit in (0, 2, 3)),
+        *(f"mlp-0/layers.0/{unit} (run first-of)" for unit in (0, 2, 3)),
+    }
+    # of one run there is nothing to tell apart
+    for name in ("idle", "detectors"):
+        assert {row["model"] for row in answer(store, name, run="first")} == {"mlp-0"}
+
+
+def other_model(row: Row) -> list[Row]:
+    ids = {key: row[key] and digest([row[key], "other"]) for key in ("model", "control") if key in row}
+    return [{**row, **ids}]

@@ -25,7 +25,7 @@ from pipeline.models.base import checkpoint_key, decode_checkpoint
 from pipeline.query import Connection, ask, ask_arrow, connect
 from pipeline.report import questions
 from pipeline.statistics.base import Statistic
-from pipeline.store import open_store
+from pipeline.store import Store, open_store
 from tests.census import digits_file, run_inline, write_job
 from tests.handmade import write_run
 from tests.laws.drawn import draw
@@ -138,7 +138,7 @@ DATA = {
 
 
 @pytest.fixture(scope="module")
-def census(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Store:
     directory = tmp_path_factory.mktemp("census")
     path = write_job(directory / "job.toml")
     # naming no statistic asks for all of them; as wide as the units that the questions name
@@ -153,7 +153,12 @@ def census(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     for name, data in DATA.items():
         path.write_text(LOADED.format(name=name, data=data))
         run_inline(load_job(path), str(directory / "store"))
-    with closing(connect(store)) as con:
+    return store
+
+
+@pytest.fixture(scope="module")
+def census(filled: Store) -> Iterator[Connection]:
+    with closing(connect(filled)) as con:
         yield con
 
 
@@ -164,6 +169,16 @@ def test_there_are_ten_questions() -> None:
 @pytest.mark.parametrize("sql", QUESTIONS)
 def test_a_question_can_be_asked(census: Connection, sql: str) -> None:
     assert list(ask(census, sql).rows)
+
+
+@pytest.mark.parametrize("sql", [sql for sql in QUESTIONS if "'mlp-0'" in sql])
+def test_a_question_about_one_neuron_has_the_rows_of_one(filled: Store, census: Connection, sql: str) -> None:
+    ((run, others),) = ask(
+        census, "SELECT min(run) FILTER (loaded_from IS NULL), count(*) - 1 FROM models WHERE name = 'mlp-0'"
+    ).rows
+    assert others == len(DATA)
+    with closing(connect(filled, run=run)) as con:
+        assert counted(ask(census, sql).rows) == counted(ask(con, sql).rows)
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,18 @@ class Question:
 
 # one split of each model on each data set: the test rows if there are any, and the training rows only if no others are
 _ONE_SPLIT = """
-WITH measured AS (
+measured AS (
     SELECT run, model, data,
            coalesce(max(split) FILTER (split = 'test'), min(split) FILTER (split <> 'train'), min(split)) AS split
     FROM neurons GROUP BY run, model, data
+)"""
+
+# a name is one model's within a run: where several runs have it, of_run says which, as --run takes it
+_TRAINED = """
+trained AS (
+    SELECT *, CASE WHEN min(run) OVER same = max(run) OVER same THEN '' ELSE ' (run ' || left(run, 8) || ')' END
+           AS of_run
+    FROM models WHERE control_of IS NULL AND status = 'ok' WINDOW same AS (PARTITION BY name)
 )"""
 
 _PATTERNS = Question(
@@ -42,7 +50,7 @@ _PATTERNS = Question(
         "trained site, the null. share_raised: units whose cosine is higher than their untrained twin's."
     ),
     needs=("template_cos", "template_cos_other_mean"),
-    sql=f"""{_ONE_SPLIT}
+    sql=f"""WITH {_ONE_SPLIT}
 SELECT trained.family, unit.site, count(*) AS units,
        avg(twin.template_cos) AS before,
        avg(unit.template_cos) AS after,
@@ -70,23 +78,22 @@ _IDLE = Question(
         "patterns have a cosine above 0.95; closest: the greatest cosine of any two."
     ),
     needs=("dead", "neighbour_unit", "neighbour_cos"),
-    sql="""
-WITH units AS (
+    sql=f"""WITH {_TRAINED},
+units AS (
     SELECT run, model, data, site, unit, bool_and(dead) AS dead,
            any_value(neighbour_unit) AS neighbour, any_value(neighbour_cos) AS cosine
     FROM neurons GROUP BY ALL
 )
-SELECT trained.name AS model, site, data, count(*) AS units,
+SELECT name || of_run AS model, site, data, count(*) AS units,
        count(*) FILTER (dead) AS dead,
        coalesce(string_agg(unit, ' ' ORDER BY unit) FILTER (dead), '') AS dead_units,
        max(cosine) FILTER (isfinite(cosine)) AS closest,
        coalesce(string_agg(DISTINCT least(unit, neighbour) || '~' || greatest(unit, neighbour), ' ')
            FILTER (cosine > 0.95), '') AS near_twins
-FROM units JOIN models AS trained USING (run, model, data)
-WHERE trained.control_of IS NULL
-GROUP BY trained.name, site, data
+FROM units JOIN trained USING (run, model, data)
+GROUP BY run, trained.model, name, of_run, site, data
 HAVING count(*) FILTER (dead) > 0 OR max(cosine) FILTER (isfinite(cosine)) > 0.95
-ORDER BY dead DESC, trained.name, site, data
+ORDER BY dead DESC, name, run, site, data
 """,
 )
 
@@ -98,20 +105,19 @@ _DETECTORS = Question(
         "same for the class it detects best when labels are drawn at random."
     ),
     needs=("best_class_iou_null",),
-    sql=f"""{_ONE_SPLIT},
+    sql=f"""WITH {_ONE_SPLIT},{_TRAINED},
 hits AS (
     SELECT *, sum(fired) OVER (PARTITION BY run, model, data, split, site, unit) AS fires
     FROM classes JOIN measured USING (run, model, data, split) WHERE fired IS NOT NULL AND n > 0
 )
-SELECT hits.class, trained.name AS model, site, unit,
+SELECT hits.class, name || of_run AS model, site, unit,
        hits.fired / (hits.n + hits.fires - hits.fired) AS iou,
        hits.fired / hits.fires AS precision, hits.fired / hits.n AS recall,
        neurons.best_class_iou_null AS null_iou, data || '/' || split AS measured_on
 FROM hits
 JOIN neurons USING (run, model, data, split, site, unit)
-JOIN models AS trained USING (run, model, data)
-WHERE trained.control_of IS NULL
-QUALIFY row_number() OVER (PARTITION BY data, split, hits.class ORDER BY iou DESC, trained.name, site, unit) = 1
+JOIN trained USING (run, model, data)
+QUALIFY row_number() OVER (PARTITION BY data, split, hits.class ORDER BY iou DESC, name, run, site, unit) = 1
 ORDER BY measured_on, hits.class
 """,
 )
@@ -167,7 +173,7 @@ _FAMILIES = Question(
     ),
     needs=("template_cos", "template_cos_other_mean", "template_cos_permuted_mean", "fire_rate"),
     always=False,
-    sql=f"""{_ONE_SPLIT},
+    sql=f"""WITH {_ONE_SPLIT},
 paired AS (
     SELECT trained.family, unit.fire_rate IS NOT NULL AS fires, unit.template_cos AS after, twin.template_cos AS before,
            unit.template_cos_other_mean AS other, unit.template_cos_permuted_mean AS permuted
@@ -199,20 +205,20 @@ _WORDS = Question(
     ),
     needs=("template_cos",),
     always=False,
-    sql=f"""{_ONE_SPLIT},
+    sql=f"""WITH {_ONE_SPLIT},{_TRAINED},
 first AS (
     SELECT run, model, data, site, input_kind, input_shape, input_names
     FROM sites WHERE interpreted AND gate NOT IN ('identity', 'null', 'fm_square')
     QUALIFY row_number() OVER (PARTITION BY run, model, data ORDER BY position) = 1
 ),
 chosen AS (
-    SELECT trained.family, trained.name, unit.*, first.* EXCLUDE (run, model, data, site)
+    SELECT family, name, of_run, unit.*, first.* EXCLUDE (run, model, data, site)
     FROM neurons AS unit
     JOIN measured USING (run, model, data, split)
     JOIN first USING (run, model, data, site)
-    JOIN models AS trained USING (run, model, data)
-    WHERE trained.control_of IS NULL AND isfinite(template_cos)
-    QUALIFY row_number() OVER (PARTITION BY trained.family ORDER BY template_cos DESC, trained.name, unit) <= {_UNITS}
+    JOIN trained USING (run, model, data)
+    WHERE isfinite(template_cos)
+    QUALIFY row_number() OVER (PARTITION BY family ORDER BY template_cos DESC, name, run, unit) <= {_UNITS}
 ),
 numbered AS (
     SELECT chosen.*, unnest(weight) AS value, generate_subscripts(weight, 1) - 1 AS i
@@ -237,7 +243,7 @@ said AS (
            list(input ORDER BY value DESC)[:{_TERMS}] AS looks_for, list(input ORDER BY value)[:{_TERMS}] AS not_for
     FROM terms GROUP BY ALL
 )
-SELECT name || '/' || site || '/' || unit AS neuron, array_to_string(looks_for, '; ') AS looks_for,
+SELECT name || '/' || site || '/' || unit || of_run AS neuron, array_to_string(looks_for, '; ') AS looks_for,
        array_to_string(not_for, '; ') AS not_for, template_cos AS cos
 FROM chosen JOIN said USING (run, model, data, site, unit)
 ORDER BY family, template_cos DESC, neuron
