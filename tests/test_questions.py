@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.hashing import digest
 from pipeline.report.questions import QUESTIONS
+from pipeline.report.words import input_name
 from pipeline.store import Store, open_store
 from tests.asked import opened
-from tests.handmade import CLASSES, write_run
+from tests.handmade import CLASSES, model_id, write_run
 
 Row = dict[str, Any]
+SITE = "layers.0"  # the one that fires
 
 
 def answer(store: Store, name: str, **options: Any) -> list[Row]:
@@ -97,3 +100,102 @@ def test_models_of_one_name_are_told_apart_by_their_runs(store: Store) -> None:
 def other_model(row: Row) -> list[Row]:
     ids = {key: row[key] and digest([row[key], "other"]) for key in ("model", "control") if key in row}
     return [{**row, **ids}]
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        {"input_kind": "pixels", "input_shape": [1, 3, 4]},
+        {"input_kind": "pixels", "input_shape": [3, 2, 2]},
+        {"input_kind": "pixels", "input_shape": [2, 2, 3, 1]},
+        {"input_kind": "pixels", "input_shape": [4, 3]},
+        {"input_kind": "pixels", "input_shape": [12]},
+        {"input_kind": "lags", "input_shape": [4, 3]},
+        {"input_kind": "lags", "input_shape": [1, 12]},
+        {"input_kind": "features", "input_shape": [12]},
+        {"input_kind": "residual", "input_shape": [12]},
+        {"input_kind": "embeddings", "input_shape": [3, 4]},
+        {"input_kind": None, "input_shape": [12]},
+        {"input_kind": "features", "input_shape": [12], "input_names": [f"column {i}" for i in range(12)]},
+    ],
+)
+def test_inputs_are_called_as_show_calls_them(store: Store, site: Row) -> None:
+    weight = np.random.default_rng(0).permutation(np.linspace(-1, 1, 12))
+    edit = {
+        "sites": lambda row: [{**row, "input_names": None, **site, "fan_in": 12} if row["site"] == SITE else row],
+        "patterns": lambda row: [{**row, "weight": list(weight)} if row["site"] == SITE else row],
+    }
+    write_run(store, "a", edit=edit)
+    first = answer(store, "words")[0]
+    order = np.argsort(weight)
+    assert first["looks_for"] == "; ".join(input_name(site, index) for index in order[::-1][:3])
+    assert first["not_for"] == "; ".join(input_name(site, index) for index in order[:3])
+
+
+@pytest.mark.parametrize(
+    ("weight", "looks_for", "not_for"),
+    [
+        ([0.5, -0.25, 0.0], "feature 0", "feature 1"),
+        ([0.5, 0.25, 1.0], "feature 2; feature 0; feature 1", ""),
+        ([-0.5, -0.25, -1.0], "", "feature 2; feature 0; feature 1"),
+    ],
+)
+def test_looks_for_is_positive_and_not_for_negative(
+    store: Store, weight: list[float], looks_for: str, not_for: str
+) -> None:
+    space = {"input_kind": "features", "input_shape": [3], "fan_in": 3}
+    edit = {
+        "sites": lambda row: [{**row, **space} if row["site"] == SITE else row],
+        "patterns": lambda row: [{**row, "weight": weight} if row["site"] == SITE else row],
+    }
+    write_run(store, "a", edit=edit)
+    assert {(row["looks_for"], row["not_for"]) for row in answer(store, "words")} == {(looks_for, not_for)}
+
+
+def test_a_thing_that_stands_out_at_both_ends_is_said_once(store: Store) -> None:
+    # of three things, all are among the greatest and among the smallest
+    values = {"red": 2.0, "blue": 1.0, "green": -1.0}
+
+    def things(row: Row) -> list[Row]:
+        ends = (("greatest", list(values)), ("smallest", list(values)[::-1]))
+        key = {name: row[name] for name in ("run", "model", "data", "site", "unit")}
+        return [
+            {**key, "kind": kind, "rank": rank, "input": thing, "value": values[thing]}
+            for kind, names in ends
+            for rank, thing in enumerate(names)
+            if row["site"] == SITE
+        ]
+
+    tables = ("models", "sites", "neurons", "patterns", "meanings")
+    write_run(store, "a", tables=tables, edit={"meanings": things})
+    assert {(row["looks_for"], row["not_for"]) for row in answer(store, "words")} == {("red; blue", "green")}
+
+
+def test_of_a_training_only_the_last_checkpoint_is_shown(store: Store) -> None:
+    def with_checkpoints(row: Row) -> list[Row]:
+        if row.get("name", "mlp-0") != "mlp-0" or row["model"] != model_id("mlp-0"):
+            return [row]
+        return [row, *({**row, **{key: value for key, value in made.items() if key in row}} for made in earlier)]
+
+    earlier = [
+        {"model": digest(name), "name": name, "step": step, "sha256": digest([name]), "template_cos": 0.9}
+        for name, step in (("mlp-0@10", 10), ("mlp-0@50", 50))
+    ]
+    tables = ("models", "sites", "neurons", "patterns")
+    write_run(store, "a", ("mlp-0", "mlp-0-init", "mlp-1"), edit=dict.fromkeys(tables, with_checkpoints), tables=tables)
+    with opened(store) as con:
+        assert con.sql("SELECT count(*) FROM models WHERE control_of IS NULL").fetchall() == [(4,)]
+    assert {row["neuron"] for row in answer(store, "words")} == {f"mlp-0/{SITE}/{unit}" for unit in (0, 2, 3)}
+
+
+def test_a_unit_of_a_model_on_two_data_sets_is_shown_once(store: Store) -> None:
+    def better(row: Row) -> list[Row]:
+        return [{**row, "template_cos": row["template_cos"] + 0.125 * (row["unit"] == 0)}]
+
+    write_run(store, "a", data="digits")
+    write_run(store, "b", data="letters", edit={"neurons": better})
+    assert [(row["neuron"], row["cos"]) for row in answer(store, "words")] == [
+        (f"mlp-0/{SITE}/0 (run b)", 0.875),
+        (f"mlp-0/{SITE}/2 (run a)", 0.75),
+        (f"mlp-0/{SITE}/3 (run a)", 0.75),
+    ]

@@ -42,6 +42,9 @@ trained AS (
     FROM models WHERE control_of IS NULL AND status = 'ok' WINDOW same AS (PARTITION BY name)
 )"""
 
+# as Site.fires has it
+_FIRES = "gate NOT IN ('identity', 'null', 'fm_square')"
+
 _PATTERNS = Question(
     name="patterns",
     title="How much did training raise cos(Cov(a, x), w)?",
@@ -199,25 +202,37 @@ _WORDS = Question(
     name="words",
     title="What do three neurons of each family look for?",
     reading=(
-        "Of the first site that fires, the trained units whose pattern is most like what drives them: cos. looks_for, "
-        "not_for: the inputs of the greatest and smallest weights; where a site sees things embedded (tokens, values "
-        "of fields), those of greatest and smallest w·x."
+        "Of the first site that fires, the trained units whose pattern is most like what drives them: cos; of each "
+        "training its last checkpoint. looks_for, not_for: the inputs of the greatest positive and the most negative "
+        "weights; where a site sees things embedded (tokens, values of fields), those of such w·x."
     ),
     needs=("template_cos",),
     always=False,
     sql=f"""WITH {_ONE_SPLIT},{_TRAINED},
 first AS (
-    SELECT run, model, data, site, input_kind, input_shape, input_names
-    FROM sites WHERE interpreted AND gate NOT IN ('identity', 'null', 'fm_square')
+    SELECT run, model, data, site, input_kind, input_shape, input_names, fan_in
+    FROM sites WHERE interpreted AND {_FIRES}
     QUALIFY row_number() OVER (PARTITION BY run, model, data ORDER BY position) = 1
 ),
-chosen AS (
-    SELECT family, name, of_run, unit.*, first.* EXCLUDE (run, model, data, site)
+final AS (
+    SELECT * FROM trained
+    QUALIFY step IS NOT DISTINCT FROM max(step) OVER (PARTITION BY coalesce(lineage, sha256))
+),
+best AS (
+    SELECT family, name, of_run, sha256, unit.*, first.* EXCLUDE (run, model, data, site)
     FROM neurons AS unit
     JOIN measured USING (run, model, data, split)
     JOIN first USING (run, model, data, site)
-    JOIN trained USING (run, model, data)
+    JOIN final USING (run, model, data)
     WHERE isfinite(template_cos)
+    QUALIFY row_number() OVER (PARTITION BY run, model, data ORDER BY template_cos DESC, unit) <= {_UNITS}
+),
+each_once AS (
+    SELECT * FROM best
+    QUALIFY row_number() OVER (PARTITION BY sha256, site, unit ORDER BY template_cos DESC, data, name, run) = 1
+),
+chosen AS (
+    SELECT * FROM each_once
     QUALIFY row_number() OVER (PARTITION BY family ORDER BY template_cos DESC, name, run, unit) <= {_UNITS}
 ),
 numbered AS (
@@ -227,24 +242,31 @@ numbered AS (
 weights AS (
     SELECT run, model, data, site, unit, value,
            CASE WHEN input_names IS NOT NULL THEN input_names[i + 1]
-                WHEN input_kind = 'pixels' THEN 'row ' || (i // input_shape[-1]) % input_shape[-2]
-                     || ', column ' || i % input_shape[-1]
-                ELSE input_kind || ' ' || i END AS input
+                WHEN input_kind IN ('pixels', 'lags') AND len(input_shape) > 1 THEN concat_ws(', ',
+                     CASE WHEN input_shape[1] > 1 THEN 'channel ' || i // (fan_in // input_shape[1]) END,
+                     CASE WHEN len(input_shape) > 3
+                          THEN 'slice ' || i // input_shape[-1] // input_shape[-2] % input_shape[-3] END,
+                     CASE WHEN len(input_shape) > 2 THEN 'row ' || i // input_shape[-1] % input_shape[-2] END,
+                     CASE input_kind WHEN 'pixels' THEN 'column ' ELSE 'tap ' END || i % input_shape[-1])
+                ELSE regexp_replace(coalesce(input_kind, 'inputs'), 's$', '') || ' ' || i END AS input
     FROM numbered
 ),
 terms AS (
-    SELECT run, model, data, site, unit, input, value FROM meanings JOIN chosen USING (run, model, data, site, unit)
+    SELECT DISTINCT run, model, data, site, unit, input, value
+    FROM meanings JOIN chosen USING (run, model, data, site, unit)
     UNION ALL
     SELECT run, model, data, site, unit, input, value
     FROM weights ANTI JOIN meanings USING (run, model, data, site, unit)
 ),
 said AS (
     SELECT run, model, data, site, unit,
-           list(input ORDER BY value DESC)[:{_TERMS}] AS looks_for, list(input ORDER BY value)[:{_TERMS}] AS not_for
+           list(input ORDER BY value DESC, input) FILTER (value > 0) AS looks_for,
+           list(input ORDER BY value, input) FILTER (value < 0) AS not_for
     FROM terms GROUP BY ALL
 )
-SELECT name || '/' || site || '/' || unit || of_run AS neuron, array_to_string(looks_for, '; ') AS looks_for,
-       array_to_string(not_for, '; ') AS not_for, template_cos AS cos
+SELECT name || '/' || site || '/' || unit || of_run AS neuron,
+       coalesce(array_to_string(looks_for[:{_TERMS}], '; '), '') AS looks_for,
+       coalesce(array_to_string(not_for[:{_TERMS}], '; '), '') AS not_for, template_cos AS cos
 FROM chosen JOIN said USING (run, model, data, site, unit)
 ORDER BY family, template_cos DESC, neuron
 """,
