@@ -11,6 +11,7 @@ import pytest
 from pipeline.hashing import digest
 from pipeline.report.questions import QUESTIONS
 from pipeline.report.words import input_name
+from pipeline.sites import NOT_FIRING
 from pipeline.store import Store, open_store
 from tests.asked import opened
 from tests.handmade import CLASSES, model_id, write_run
@@ -199,3 +200,14 @@ def test_a_unit_of_a_model_on_two_data_sets_is_shown_once(store: Store) -> None:
         (f"mlp-0/{SITE}/2 (run a)", 0.75),
         (f"mlp-0/{SITE}/3 (run a)", 0.75),
     ]
+
+
+@pytest.mark.parametrize("gate", ["relu", "softmax", *sorted(NOT_FIRING)])
+def test_units_fire_where_their_site_says_so_whatever_was_measured(store: Store, gate: str) -> None:
+    edit = {"sites": lambda row: [{**row, "gate": gate} if row["site"] == SITE else row]}
+    write_run(store, "a", edit=edit)
+    found = {row["units"]: row["count"] for row in answer(store, "families")}
+    assert found == ({"linear": 6} if gate in NOT_FIRING else {"fire": 3, "linear": 3})
+    # where another run measured response, the column is there and null
+    write_run(store, "b", edit=edit, change={"fire_rate": None})
+    assert {row["units"]: row["count"] for row in answer(store, "families", run="b")} == found

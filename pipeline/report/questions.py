@@ -174,17 +174,18 @@ _FAMILIES = Question(
         "other_units and permuted: |cos| with other units' patterns, and with permuted ones. share_raised: units whose "
         "cosine is higher than their twin's. errors: the rise in standard errors of the mean of paired differences."
     ),
-    needs=("template_cos", "template_cos_other_mean", "template_cos_permuted_mean", "fire_rate"),
+    needs=("template_cos", "template_cos_other_mean", "template_cos_permuted_mean"),
     always=False,
     sql=f"""WITH {_ONE_SPLIT},
 paired AS (
-    SELECT trained.family, unit.fire_rate IS NOT NULL AS fires, unit.template_cos AS after, twin.template_cos AS before,
+    SELECT trained.family, {_FIRES} AS fires, unit.template_cos AS after, twin.template_cos AS before,
            unit.template_cos_other_mean AS other, unit.template_cos_permuted_mean AS permuted
     FROM neurons AS unit
     JOIN measured USING (run, model, data, split)
     JOIN models AS trained USING (run, model, data)
     JOIN neurons_all AS twin ON (twin.run, twin.model, twin.data) = (unit.run, trained.control, unit.data)
      AND (twin.split, twin.site, twin.unit) = (unit.split, unit.site, unit.unit)
+    JOIN sites ON (sites.run, sites.model, sites.data, sites.site) = (unit.run, unit.model, unit.data, unit.site)
     WHERE isfinite(unit.template_cos) AND isfinite(twin.template_cos)
 )
 SELECT family, CASE WHEN fires THEN 'fire' ELSE 'linear' END AS units, count(*) AS count, avg(before) AS before,
@@ -195,7 +196,8 @@ FROM paired GROUP BY ALL ORDER BY family, units
 """,
 )
 
-# terms of either sign, and units of each family
+# terms of either sign, and units of each family: of a training those of its last checkpoint, and of weights that were
+# shown several data sets, each unit where it is best
 _TERMS, _UNITS = 3, 3
 
 _WORDS = Question(
