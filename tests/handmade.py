@@ -37,7 +37,7 @@ MEASURED = [
     *_columns("patterns", weight="list<float32>", bias="float64", cov="list<float32>", sta="list<float32>"),
     *_columns("patterns", mean_x="list<float32>"),
     *_columns("exemplars", uid="int64", position="int64", z="float64", a="float64", label="int32"),
-    *_columns("classes", n="int64", fired="int64"),
+    *_columns("classes", n="int64", fired="int64", a_mean="float64"),
 ]
 SITES = {"layers.0": ("relu", "pixels", (1, 4, 4), 4), "head": ("identity", "units", (4,), CLASSES)}
 

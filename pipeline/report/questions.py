@@ -6,44 +6,9 @@ what the same run measured of them, since a later run may have measured a twin t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pipeline.errors import JobError, nearest
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question, the SQL that answers it, how the answer is read, and the columns of `neurons` that it needs.
-
-    `always`: asked after every run; the others are asked by name.
-    """
-
-    sql: str
-    name: str = ""
-    title: str = ""
-    reading: str = ""
-    needs: tuple[str, ...] = ()
-    always: bool = True
-
-
-# one split of each model on each data set: the test rows if there are any, and the training rows only if no others are
-_ONE_SPLIT = """
-measured AS (
-    SELECT run, model, data,
-           coalesce(max(split) FILTER (split = 'test'), min(split) FILTER (split <> 'train'), min(split)) AS split
-    FROM neurons GROUP BY run, model, data
-)"""
-
-# a name is one model's within a run: where several runs have it, of_run says which, as --run takes it
-_TRAINED = """
-trained AS (
-    SELECT *, CASE WHEN min(run) OVER same = max(run) OVER same THEN '' ELSE ' (run ' || left(run, 8) || ')' END
-           AS of_run
-    FROM models WHERE control_of IS NULL AND status = 'ok' WINDOW same AS (PARTITION BY name)
-)"""
-
-# as Site.fires has it
-_FIRES = "gate NOT IN ('identity', 'null', 'fm_square')"
+from pipeline.report.collapse import COLLAPSE
+from pipeline.report.question import FIRES, ONE_SPLIT, TRAINED, Question
 
 _PATTERNS = Question(
     name="patterns",
@@ -53,7 +18,7 @@ _PATTERNS = Question(
         "trained site, the null. share_raised: units whose cosine is higher than their untrained twin's."
     ),
     needs=("template_cos", "template_cos_other_mean"),
-    sql=f"""WITH {_ONE_SPLIT}
+    sql=f"""WITH {ONE_SPLIT}
 SELECT trained.family, unit.site, count(*) AS units,
        avg(twin.template_cos) AS before,
        avg(unit.template_cos) AS after,
@@ -81,7 +46,7 @@ _IDLE = Question(
         "patterns have a cosine above 0.95; closest: the greatest cosine of any two."
     ),
     needs=("dead", "neighbour_unit", "neighbour_cos"),
-    sql=f"""WITH {_TRAINED},
+    sql=f"""WITH {TRAINED},
 units AS (
     SELECT run, model, data, site, unit, bool_and(dead) AS dead,
            any_value(neighbour_unit) AS neighbour, any_value(neighbour_cos) AS cosine
@@ -108,7 +73,7 @@ _DETECTORS = Question(
         "same for the class it detects best when labels are drawn at random."
     ),
     needs=("best_class_iou_null",),
-    sql=f"""WITH {_ONE_SPLIT},{_TRAINED},
+    sql=f"""WITH {ONE_SPLIT},{TRAINED},
 hits AS (
     SELECT *, sum(fired) OVER (PARTITION BY run, model, data, split, site, unit) AS fires
     FROM classes JOIN measured USING (run, model, data, split) WHERE fired IS NOT NULL AND n > 0
@@ -125,47 +90,6 @@ ORDER BY measured_on, hits.class
 """,
 )
 
-_COLLAPSE = Question(
-    name="collapse",
-    title="Has the last layer collapsed to its class means?",
-    reading=(
-        "Of the classifier's inputs, trained and before. nc1: variance within classes over that between them. nc2: "
-        "spread of the cosines between centred class means (0: equal angles). nc3: cosine of a class's row of weights "
-        "with its centred mean. Papyan, Han & Donoho 2020."
-    ),
-    always=False,
-    sql="""
-WITH placed AS (
-    SELECT run, model, data, site, row_number() OVER (PARTITION BY run, model, data ORDER BY position DESC) AS behind
-    FROM sites WHERE interpreted
-),
-centred AS (
-    SELECT classes.*, a_mean - avg(a_mean) OVER (PARTITION BY run, model, data, split, unit) AS m
-    FROM classes JOIN placed USING (run, model, data, site) WHERE behind = 2 AND n > 0
-),
-means AS (SELECT model, data, split, class, list(m ORDER BY unit) AS m FROM centred GROUP BY ALL),
-head AS (
-    SELECT model, data, split, unit AS class, weight::DOUBLE[] AS w
-    FROM patterns JOIN placed USING (run, model, data, site) WHERE behind = 1
-),
-within AS (SELECT model, data, split, sum(n * a_std ** 2) / sum(n * m ** 2) AS nc1 FROM centred GROUP BY ALL),
-angles AS (
-    SELECT model, data, split, stddev_pop(list_cosine_similarity(one.m, other.m)) AS nc2
-    FROM means AS one JOIN means AS other USING (model, data, split) WHERE one.class < other.class GROUP BY ALL
-),
-rows_ AS (
-    SELECT model, data, split, avg(list_cosine_similarity(w, m)) AS nc3
-    FROM head JOIN means USING (model, data, split, class) WHERE len(w) = len(m) GROUP BY ALL
-),
-measures AS (SELECT * FROM within JOIN angles USING (model, data, split) JOIN rows_ USING (model, data, split))
-SELECT trained.name AS model, after.split, after.nc1, before.nc1 AS nc1_before, after.nc2, before.nc2 AS nc2_before,
-       after.nc3, before.nc3 AS nc3_before
-FROM measures AS after JOIN models AS trained USING (model, data)
-JOIN measures AS before ON (before.model, before.data, before.split) = (trained.control, after.data, after.split)
-ORDER BY ALL
-""",
-)
-
 _FAMILIES = Question(
     name="families",
     title="Does training raise cos(Cov(a, x), w) in every family?",
@@ -176,9 +100,9 @@ _FAMILIES = Question(
     ),
     needs=("template_cos", "template_cos_other_mean", "template_cos_permuted_mean"),
     always=False,
-    sql=f"""WITH {_ONE_SPLIT},
+    sql=f"""WITH {ONE_SPLIT},
 paired AS (
-    SELECT trained.family, {_FIRES} AS fires, unit.template_cos AS after, twin.template_cos AS before,
+    SELECT trained.family, {FIRES} AS fires, unit.template_cos AS after, twin.template_cos AS before,
            unit.template_cos_other_mean AS other, unit.template_cos_permuted_mean AS permuted
     FROM neurons AS unit
     JOIN measured USING (run, model, data, split)
@@ -210,10 +134,10 @@ _WORDS = Question(
     ),
     needs=("template_cos",),
     always=False,
-    sql=f"""WITH {_ONE_SPLIT},{_TRAINED},
+    sql=f"""WITH {ONE_SPLIT},{TRAINED},
 first AS (
     SELECT run, model, data, site, input_kind, input_shape, input_names, fan_in
-    FROM sites WHERE interpreted AND {_FIRES}
+    FROM sites WHERE interpreted AND {FIRES}
     QUALIFY row_number() OVER (PARTITION BY run, model, data ORDER BY position) = 1
 ),
 final AS (
@@ -274,7 +198,7 @@ ORDER BY family, template_cos DESC, neuron
 """,
 )
 
-QUESTIONS = {question.name: question for question in (_PATTERNS, _IDLE, _DETECTORS, _COLLAPSE, _FAMILIES, _WORDS)}
+QUESTIONS = {question.name: question for question in (_PATTERNS, _IDLE, _DETECTORS, COLLAPSE, _FAMILIES, _WORDS)}
 
 
 def choose(sql: str | None, name: str | None) -> Question:
