@@ -211,3 +211,15 @@ def test_units_fire_where_their_site_says_so_whatever_was_measured(store: Store,
     # where another run measured response, the column is there and null
     write_run(store, "b", edit=edit, change={"fire_rate": None})
     assert {row["units"]: row["count"] for row in answer(store, "families", run="b")} == found
+
+
+def test_near_twins_are_each_unit_with_its_nearest_in_order(store: Store) -> None:
+    # unit 2 is the nearest of 0, 1 and 3, and of 1 the cosine is undefined
+    cosine = {0: 0.96, 1: float("nan"), 2: 0.97, 3: 0.97}
+
+    def nearest(row: Row) -> list[Row]:
+        return [{**row, "neighbour_unit": 3 if row["unit"] == 2 else 2, "neighbour_cos": cosine[row["unit"]]}]
+
+    write_run(store, "a", edit={"neurons": nearest})
+    (row,) = [row for row in answer(store, "idle") if row["site"] == SITE]
+    assert (row["near_twins"], row["closest"]) == ("0~2 2~3", 0.97)

@@ -42,8 +42,8 @@ _IDLE = Question(
     name="idle",
     title="Which units are dead, or have a near-twin?",
     reading=(
-        "Trained models. dead: fired for none of the rows measured, of any split. near_twins: units of one site whose "
-        "patterns have a cosine above 0.95; closest: the greatest cosine of any two."
+        "Trained models. dead: fired for none of the rows measured, of any split. near_twins: a unit and its nearest "
+        "of the site, where the cosine of their patterns is above 0.95; closest: the greatest cosine of any two."
     ),
     needs=("dead", "neighbour_unit", "neighbour_cos"),
     sql=f"""WITH {TRAINED},
@@ -56,8 +56,9 @@ SELECT name || of_run AS model, site, data, count(*) AS units,
        count(*) FILTER (dead) AS dead,
        coalesce(string_agg(unit, ' ' ORDER BY unit) FILTER (dead), '') AS dead_units,
        max(cosine) FILTER (isfinite(cosine)) AS closest,
-       coalesce(string_agg(DISTINCT least(unit, neighbour) || '~' || greatest(unit, neighbour), ' ')
-           FILTER (cosine > 0.95), '') AS near_twins
+       coalesce(array_to_string([pair[1] || '~' || pair[2] FOR pair IN list_sort(
+           list(DISTINCT [least(unit, neighbour), greatest(unit, neighbour)])
+           FILTER (cosine > 0.95 AND isfinite(cosine)))], ' '), '') AS near_twins
 FROM units JOIN trained USING (run, model, data)
 GROUP BY run, trained.model, name, of_run, site, data
 HAVING count(*) FILTER (dead) > 0 OR max(cosine) FILTER (isfinite(cosine)) > 0.95
