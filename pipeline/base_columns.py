@@ -63,7 +63,12 @@ _MODELS = _of(
         "null where it did not",
     ),
     ("lineage", "string", "what all checkpoints of one training share", "null for a loaded model"),
-    ("control", "string", "id of its untrained twin", "null where it has none"),
+    (
+        "control",
+        "string",
+        "id of its untrained twin: rows of the same run and data set are to be compared, other models may share it",
+        "null where it has none",
+    ),
     (
         "control_of",
         "string",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +20,8 @@ from pipeline.tables import arrow_table, table_columns
 
 CLASSES = 3
 
+Edit = Callable[[dict[str, Any]], list[dict[str, Any]]]
+
 
 def _columns(table: str, **kinds: DType) -> list[Column]:
     return [Column(name, kind, f"{name} of a test", table=table) for name, kind in kinds.items()]
@@ -28,13 +30,14 @@ def _columns(table: str, **kinds: DType) -> list[Column]:
 MEASURED = [
     *_columns("neurons", n="int64", z_mean="float64", z_std="float64", fire_rate="float64", dead="bool"),
     *_columns("neurons", template_cos="float64", template_cos_other_mean="float64", weight_norm="float64"),
+    *_columns("neurons", template_cos_permuted_mean="float64"),
     *_columns("neurons", bias="float64", neighbour_unit="int32", neighbour_cos="float64", best_class="int32"),
     *_columns("neurons", best_class_iou="float64", best_class_precision="float64", best_class_recall="float64"),
     *_columns("neurons", best_class_iou_null="float64"),
     *_columns("patterns", weight="list<float32>", bias="float64", cov="list<float32>", sta="list<float32>"),
     *_columns("patterns", mean_x="list<float32>"),
     *_columns("exemplars", uid="int64", position="int64", z="float64", a="float64", label="int32"),
-    *_columns("classes", n="int64", fired="int64"),
+    *_columns("classes", n="int64", fired="int64", a_mean="float64"),
 ]
 SITES = {"layers.0": ("relu", "pixels", (1, 4, 4), 4), "head": ("identity", "units", (4,), CLASSES)}
 
@@ -124,6 +127,7 @@ def neuron(key: Mapping[str, Any]) -> dict[str, Any]:
         "bias": 0.125,
         "template_cos": cosine,
         "template_cos_other_mean": 0.0625,
+        "template_cos_permuted_mean": 0.03125,
         "neighbour_unit": (key["unit"] ^ 1) % 4,
         "neighbour_cos": 0.97 if key["unit"] >= 2 and hidden else 0.1,
     }
@@ -194,10 +198,12 @@ def write_run(
     devices: Sequence[str] = ("cpu",),
     trained_anew: Mapping[str, bytes] = MappingProxyType({}),
     failed: Mapping[str, str] = MappingProxyType({}),
+    edit: Mapping[str, Edit] = MappingProxyType({}),
 ) -> Manifest:
     """Commit a run; `change` overrides columns of every neuron, `change_sites` of every site, `more` adds columns.
 
     `trained_anew` gives other checkpoints of some of them, `failed` names further ones that failed, with the reason.
+    `edit` says by table what becomes of each row.
     """
     keys = units(run, names, data, splits)
     lost = [
@@ -214,13 +220,14 @@ def write_run(
         "meanings": [row for key in keys if key["split"] == splits[0] for row in meanings(key)],
         "receipts": receipts(store, run, names, data, devices),
     }
+    rows |= {table: [made for row in rows[table] for made in edited(row)] for table, edited in edit.items()}
     columns = table_columns([*MEASURED, *more])
     files = tuple(_write(store, run, table, columns[table], rows[table]) for table in sorted(tables))
     manifest = Manifest(
         run=run,
         name="handmade",
         job={"name": "handmade", "data": {data: {}}},
-        models=tuple(sorted(map(model_id, [*names, *failed]))),
+        models=tuple(sorted(row["model"] for row in rows["models"])),
         failed=tuple(Failed(model_id(name), name, reason) for name, reason in sorted(failed.items())),
         coverage=coverage or {f"{data}/test": Coverage(total=100, read=90, unreadable=3, excluded=7)},
         versions={"neuron-census": "0.1.0"},

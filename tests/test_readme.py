@@ -18,13 +18,16 @@ import torch
 
 import pipeline.sources
 from pipeline import registry
+from pipeline.columns import Column
 from pipeline.job import load_job
 from pipeline.measure import measure
 from pipeline.models.base import checkpoint_key, decode_checkpoint
 from pipeline.query import Connection, ask, ask_arrow, connect
 from pipeline.report import questions
 from pipeline.statistics.base import Statistic
+from pipeline.store import Store, open_store
 from tests.census import digits_file, run_inline, write_job
+from tests.handmade import write_run
 from tests.laws.drawn import draw
 from tests.laws.laws import LAWS
 from tests.laws.test_laws import NAMED
@@ -135,7 +138,7 @@ DATA = {
 
 
 @pytest.fixture(scope="module")
-def census(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Store:
     directory = tmp_path_factory.mktemp("census")
     path = write_job(directory / "job.toml")
     # naming no statistic asks for all of them; as wide as the units that the questions name
@@ -150,7 +153,12 @@ def census(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     for name, data in DATA.items():
         path.write_text(LOADED.format(name=name, data=data))
         run_inline(load_job(path), str(directory / "store"))
-    with closing(connect(store)) as con:
+    return store
+
+
+@pytest.fixture(scope="module")
+def census(filled: Store) -> Iterator[Connection]:
+    with closing(connect(filled)) as con:
         yield con
 
 
@@ -161,6 +169,16 @@ def test_there_are_ten_questions() -> None:
 @pytest.mark.parametrize("sql", QUESTIONS)
 def test_a_question_can_be_asked(census: Connection, sql: str) -> None:
     assert list(ask(census, sql).rows)
+
+
+@pytest.mark.parametrize("sql", [sql for sql in QUESTIONS if "'mlp-0'" in sql])
+def test_a_question_about_one_neuron_has_the_rows_of_one(filled: Store, census: Connection, sql: str) -> None:
+    ((run, others),) = ask(
+        census, "SELECT min(run) FILTER (loaded_from IS NULL), count(*) - 1 FROM models WHERE name = 'mlp-0'"
+    ).rows
+    assert others == len(DATA)
+    with closing(connect(filled, run=run)) as con:
+        assert counted(ask(census, sql).rows) == counted(ask(con, sql).rows)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +206,20 @@ def test_a_model_on_two_data_sets_is_counted_once_on_each(census: Connection, ap
     # which of equals come last is open
     every = re.sub(r" LIMIT \d+$", "", sql)
     assert counted(ask(census, every).rows) == counted(apart.sql(every).fetchall())
+
+
+@pytest.mark.parametrize("sql", [ASKED[0], QUESTIONS[0]])
+def test_a_model_is_compared_with_the_twin_that_its_own_run_measured(tmp_path: Path, sql: str) -> None:
+    store = open_store(str(tmp_path))
+    more = [Column(name, "float64", "of a test") for name in ("template_cos_se", "template_cos_other_p95")]
+    judged = {"template_cos_se": 0.01, "template_cos_other_p95": 0.1}
+    splits = ("test", "train")
+    write_run(store, "a", change=judged, more=more, splits=splits)
+    with closing(connect(store)) as con:
+        before = counted(ask(con, sql).rows)
+    write_run(store, "b", ("mlp-0-init",), change={**judged, "template_cos": 0.9}, more=more, splits=splits)
+    with closing(connect(store)) as con:
+        assert counted(ask(con, sql).rows) == before
 
 
 def counted(rows: Iterable[tuple[Any, ...]]) -> Counter[tuple[str, ...]]:

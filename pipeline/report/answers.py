@@ -17,7 +17,7 @@ from rich.text import Text
 from pipeline.query import Answer, Connection, QueryError, ask, ask_arrow
 from pipeline.report.formats import WRITERS, whole_file, write_parquet
 from pipeline.report.printing import fitted
-from pipeline.report.questions import Question
+from pipeline.report.question import Question
 
 # a table's columns are as wide as their widest value, and rich takes a millisecond a row
 MOST_ROWS = 10_000
@@ -60,8 +60,16 @@ def print_question(con: Connection, question: Question, console: Console, *, lim
 
 
 def _not_measured(con: Connection, question: Question) -> list[str]:
-    known = set(ask(con, "FROM neurons LIMIT 0").columns) if question.needs else set()
-    return [column for column in question.needs if column not in known]
+    needs = {need: need.rpartition(".") for need in question.needs}
+    known = {table: _columns(con, table or "neurons") for table, _, _ in needs.values()}
+    return [need for need, (table, _, column) in needs.items() if column not in known[table]]
+
+
+def _columns(con: Connection, table: str) -> set[str]:
+    """The columns of a table, none of one without rows: it may be one that no run has."""
+    if not any(True for _ in ask(con, f"SELECT 1 FROM {table} LIMIT 1").rows):
+        return set()
+    return set(ask(con, f"FROM {table} LIMIT 0").columns)
 
 
 def print_answer(answer: Answer, console: Console, *, limit: int) -> None:

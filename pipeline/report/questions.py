@@ -1,35 +1,14 @@
 """The questions that every census answers, as SQL on its tables: printed after a run and by `query --question NAME`.
 
-Layer 5. Each compares trained models with their controls, because a number about patterns means nothing alone.
+Layer 5. Each compares trained models with their controls, because a number about patterns means nothing alone: with
+what the same run measured of them, since a later run may have measured a twin that several models share on other rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pipeline.errors import JobError, nearest
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question, the SQL that answers it, how the answer is read, and the columns of `neurons` that it needs.
-
-    `always`: asked after every run; the others are asked by name.
-    """
-
-    sql: str
-    name: str = ""
-    title: str = ""
-    reading: str = ""
-    needs: tuple[str, ...] = ()
-    always: bool = True
-
-
-# one split of each data set: the test rows if there are any
-_ONE_SPLIT = """
-WITH measured AS (
-    SELECT data, coalesce(max(split) FILTER (split = 'test'), min(split)) AS split FROM neurons GROUP BY data
-)"""
+from pipeline.report.collapse import COLLAPSE
+from pipeline.report.question import FIRES, ONE_SPLIT, TRAINED, Question
 
 _PATTERNS = Question(
     name="patterns",
@@ -39,7 +18,7 @@ _PATTERNS = Question(
         "trained site, the null. share_raised: units whose cosine is higher than their untrained twin's."
     ),
     needs=("template_cos", "template_cos_other_mean"),
-    sql=f"""{_ONE_SPLIT}
+    sql=f"""WITH {ONE_SPLIT}
 SELECT trained.family, unit.site, count(*) AS units,
        avg(twin.template_cos) AS before,
        avg(unit.template_cos) AS after,
@@ -48,10 +27,10 @@ SELECT trained.family, unit.site, count(*) AS units,
        avg((unit.template_cos > twin.template_cos)::INT) AS share_raised,
        unit.data || '/' || unit.split AS measured_on
 FROM neurons AS unit
-JOIN measured USING (data, split)
+JOIN measured USING (run, model, data, split)
 JOIN models AS trained USING (run, model, data)
-JOIN neurons AS twin ON twin.model = trained.control
- AND (twin.data, twin.split, twin.site, twin.unit) = (unit.data, unit.split, unit.site, unit.unit)
+JOIN neurons_all AS twin ON (twin.run, twin.model, twin.data) = (unit.run, trained.control, unit.data)
+ AND (twin.split, twin.site, twin.unit) = (unit.split, unit.site, unit.unit)
 JOIN sites ON (sites.run, sites.model, sites.data, sites.site) = (unit.run, unit.model, unit.data, unit.site)
 WHERE isfinite(unit.template_cos) AND isfinite(twin.template_cos)
 GROUP BY trained.family, unit.site, measured_on
@@ -63,27 +42,27 @@ _IDLE = Question(
     name="idle",
     title="Which units are dead, or have a near-twin?",
     reading=(
-        "Trained models. dead: fired for none of the rows measured, of any split. near_twins: units of one site whose "
-        "patterns have a cosine above 0.95; closest: the greatest cosine of any two."
+        "Trained models. dead: fired for none of the rows measured, of any split. near_twins: a unit and its nearest "
+        "of the site, where the cosine of their patterns is above 0.95; closest: the greatest cosine of any two."
     ),
     needs=("dead", "neighbour_unit", "neighbour_cos"),
-    sql="""
-WITH units AS (
+    sql=f"""WITH {TRAINED},
+units AS (
     SELECT run, model, data, site, unit, bool_and(dead) AS dead,
            any_value(neighbour_unit) AS neighbour, any_value(neighbour_cos) AS cosine
     FROM neurons GROUP BY ALL
 )
-SELECT trained.name AS model, site, data, count(*) AS units,
+SELECT name || of_run AS model, site, data, count(*) AS units,
        count(*) FILTER (dead) AS dead,
        coalesce(string_agg(unit, ' ' ORDER BY unit) FILTER (dead), '') AS dead_units,
        max(cosine) FILTER (isfinite(cosine)) AS closest,
-       coalesce(string_agg(DISTINCT least(unit, neighbour) || '~' || greatest(unit, neighbour), ' ')
-           FILTER (cosine > 0.95), '') AS near_twins
-FROM units JOIN models AS trained USING (run, model, data)
-WHERE trained.control_of IS NULL
-GROUP BY trained.name, site, data
+       coalesce(array_to_string([pair[1] || '~' || pair[2] FOR pair IN list_sort(
+           list(DISTINCT [least(unit, neighbour), greatest(unit, neighbour)])
+           FILTER (cosine > 0.95 AND isfinite(cosine)))], ' '), '') AS near_twins
+FROM units JOIN trained USING (run, model, data)
+GROUP BY run, trained.model, name, of_run, site, data
 HAVING count(*) FILTER (dead) > 0 OR max(cosine) FILTER (isfinite(cosine)) > 0.95
-ORDER BY dead DESC, trained.name, site, data
+ORDER BY dead DESC, name, run, site, data
 """,
 )
 
@@ -95,62 +74,20 @@ _DETECTORS = Question(
         "same for the class it detects best when labels are drawn at random."
     ),
     needs=("best_class_iou_null",),
-    sql=f"""{_ONE_SPLIT},
+    sql=f"""WITH {ONE_SPLIT},{TRAINED},
 hits AS (
     SELECT *, sum(fired) OVER (PARTITION BY run, model, data, split, site, unit) AS fires
-    FROM classes JOIN measured USING (data, split) WHERE fired IS NOT NULL AND n > 0
+    FROM classes JOIN measured USING (run, model, data, split) WHERE fired IS NOT NULL AND n > 0
 )
-SELECT hits.class, trained.name AS model, site, unit,
+SELECT hits.class, name || of_run AS model, site, unit,
        hits.fired / (hits.n + hits.fires - hits.fired) AS iou,
        hits.fired / hits.fires AS precision, hits.fired / hits.n AS recall,
        neurons.best_class_iou_null AS null_iou, data || '/' || split AS measured_on
 FROM hits
 JOIN neurons USING (run, model, data, split, site, unit)
-JOIN models AS trained USING (run, model, data)
-WHERE trained.control_of IS NULL
-QUALIFY row_number() OVER (PARTITION BY data, hits.class ORDER BY iou DESC, trained.name, site, unit) = 1
+JOIN trained USING (run, model, data)
+QUALIFY row_number() OVER (PARTITION BY data, split, hits.class ORDER BY iou DESC, name, run, site, unit) = 1
 ORDER BY measured_on, hits.class
-""",
-)
-
-_COLLAPSE = Question(
-    name="collapse",
-    title="Has the last layer collapsed to its class means?",
-    reading=(
-        "Of the classifier's inputs, trained and before. nc1: variance within classes over that between them. nc2: "
-        "spread of the cosines between centred class means (0: equal angles). nc3: cosine of a class's row of weights "
-        "with its centred mean. Papyan, Han & Donoho 2020."
-    ),
-    always=False,
-    sql="""
-WITH placed AS (
-    SELECT run, model, data, site, row_number() OVER (PARTITION BY run, model, data ORDER BY position DESC) AS behind
-    FROM sites WHERE interpreted
-),
-centred AS (
-    SELECT classes.*, a_mean - avg(a_mean) OVER (PARTITION BY run, model, data, split, unit) AS m
-    FROM classes JOIN placed USING (run, model, data, site) WHERE behind = 2 AND n > 0
-),
-means AS (SELECT model, data, split, class, list(m ORDER BY unit) AS m FROM centred GROUP BY ALL),
-head AS (
-    SELECT model, data, split, unit AS class, weight::DOUBLE[] AS w
-    FROM patterns JOIN placed USING (run, model, data, site) WHERE behind = 1
-),
-within AS (SELECT model, data, split, sum(n * a_std ** 2) / sum(n * m ** 2) AS nc1 FROM centred GROUP BY ALL),
-angles AS (
-    SELECT model, data, split, stddev_pop(list_cosine_similarity(one.m, other.m)) AS nc2
-    FROM means AS one JOIN means AS other USING (model, data, split) WHERE one.class < other.class GROUP BY ALL
-),
-rows_ AS (
-    SELECT model, data, split, avg(list_cosine_similarity(w, m)) AS nc3
-    FROM head JOIN means USING (model, data, split, class) WHERE len(w) = len(m) GROUP BY ALL
-),
-measures AS (SELECT * FROM within JOIN angles USING (model, data, split) JOIN rows_ USING (model, data, split))
-SELECT trained.name AS model, after.split, after.nc1, before.nc1 AS nc1_before, after.nc2, before.nc2 AS nc2_before,
-       after.nc3, before.nc3 AS nc3_before
-FROM measures AS after JOIN models AS trained USING (model, data)
-JOIN measures AS before ON (before.model, before.data, before.split) = (trained.control, after.data, after.split)
-ORDER BY ALL
 """,
 )
 
@@ -162,17 +99,18 @@ _FAMILIES = Question(
         "other_units and permuted: |cos| with other units' patterns, and with permuted ones. share_raised: units whose "
         "cosine is higher than their twin's. errors: the rise in standard errors of the mean of paired differences."
     ),
-    needs=("template_cos", "template_cos_other_mean", "template_cos_permuted_mean", "fire_rate"),
+    needs=("template_cos", "template_cos_other_mean", "template_cos_permuted_mean"),
     always=False,
-    sql=f"""{_ONE_SPLIT},
+    sql=f"""WITH {ONE_SPLIT},
 paired AS (
-    SELECT trained.family, unit.fire_rate IS NOT NULL AS fires, unit.template_cos AS after, twin.template_cos AS before,
+    SELECT trained.family, {FIRES} AS fires, unit.template_cos AS after, twin.template_cos AS before,
            unit.template_cos_other_mean AS other, unit.template_cos_permuted_mean AS permuted
     FROM neurons AS unit
-    JOIN measured USING (data, split)
+    JOIN measured USING (run, model, data, split)
     JOIN models AS trained USING (run, model, data)
-    JOIN neurons AS twin ON twin.model = trained.control
-     AND (twin.data, twin.split, twin.site, twin.unit) = (unit.data, unit.split, unit.site, unit.unit)
+    JOIN neurons_all AS twin ON (twin.run, twin.model, twin.data) = (unit.run, trained.control, unit.data)
+     AND (twin.split, twin.site, twin.unit) = (unit.split, unit.site, unit.unit)
+    JOIN sites ON (sites.run, sites.model, sites.data, sites.site) = (unit.run, unit.model, unit.data, unit.site)
     WHERE isfinite(unit.template_cos) AND isfinite(twin.template_cos)
 )
 SELECT family, CASE WHEN fires THEN 'fire' ELSE 'linear' END AS units, count(*) AS count, avg(before) AS before,
@@ -183,33 +121,46 @@ FROM paired GROUP BY ALL ORDER BY family, units
 """,
 )
 
-# terms of either sign, and units of each family
+# terms of either sign, and units of each family: of a training those of its last checkpoint, and of weights that were
+# shown several data sets, each unit where it is best
 _TERMS, _UNITS = 3, 3
 
 _WORDS = Question(
     name="words",
     title="What do three neurons of each family look for?",
     reading=(
-        "Of the first site that fires, the trained units whose pattern is most like what drives them: cos. looks_for, "
-        "not_for: the inputs of the greatest and smallest weights; where a site sees things embedded (tokens, values "
-        "of fields), those of greatest and smallest w·x."
+        "Of the first site that fires, the trained units whose pattern is most like what drives them: cos; of each "
+        "training its last checkpoint. looks_for, not_for: the inputs of the greatest positive and the most negative "
+        "weights; where a site sees things embedded (tokens, values of fields), those of such w·x."
     ),
     needs=("template_cos",),
     always=False,
-    sql=f"""{_ONE_SPLIT},
+    sql=f"""WITH {ONE_SPLIT},{TRAINED},
 first AS (
-    SELECT run, model, data, site, input_kind, input_shape, input_names
-    FROM sites WHERE interpreted AND gate NOT IN ('identity', 'null', 'fm_square')
+    SELECT run, model, data, site, input_kind, input_shape, input_names, fan_in
+    FROM sites WHERE interpreted AND {FIRES}
     QUALIFY row_number() OVER (PARTITION BY run, model, data ORDER BY position) = 1
 ),
-chosen AS (
-    SELECT trained.family, trained.name, unit.*, first.* EXCLUDE (run, model, data, site)
+final AS (
+    SELECT * FROM trained
+    QUALIFY step IS NOT DISTINCT FROM max(step) OVER (PARTITION BY coalesce(lineage, sha256))
+),
+best AS (
+    SELECT family, name, of_run, sha256, unit.*, first.* EXCLUDE (run, model, data, site)
     FROM neurons AS unit
-    JOIN measured USING (data, split)
+    JOIN measured USING (run, model, data, split)
     JOIN first USING (run, model, data, site)
-    JOIN models AS trained USING (run, model, data)
-    WHERE trained.control_of IS NULL AND isfinite(template_cos)
-    QUALIFY row_number() OVER (PARTITION BY trained.family ORDER BY template_cos DESC, trained.name, unit) <= {_UNITS}
+    JOIN final USING (run, model, data)
+    WHERE isfinite(template_cos)
+    QUALIFY row_number() OVER (PARTITION BY run, model, data ORDER BY template_cos DESC, unit) <= {_UNITS}
+),
+each_once AS (
+    SELECT * FROM best
+    QUALIFY row_number() OVER (PARTITION BY sha256, site, unit ORDER BY template_cos DESC, data, name, run) = 1
+),
+chosen AS (
+    SELECT * FROM each_once
+    QUALIFY row_number() OVER (PARTITION BY family ORDER BY template_cos DESC, name, run, unit) <= {_UNITS}
 ),
 numbered AS (
     SELECT chosen.*, unnest(weight) AS value, generate_subscripts(weight, 1) - 1 AS i
@@ -218,30 +169,37 @@ numbered AS (
 weights AS (
     SELECT run, model, data, site, unit, value,
            CASE WHEN input_names IS NOT NULL THEN input_names[i + 1]
-                WHEN input_kind = 'pixels' THEN 'row ' || (i // input_shape[-1]) % input_shape[-2]
-                     || ', column ' || i % input_shape[-1]
-                ELSE input_kind || ' ' || i END AS input
+                WHEN input_kind IN ('pixels', 'lags') AND len(input_shape) > 1 THEN concat_ws(', ',
+                     CASE WHEN input_shape[1] > 1 THEN 'channel ' || i // (fan_in // input_shape[1]) END,
+                     CASE WHEN len(input_shape) > 3
+                          THEN 'slice ' || i // input_shape[-1] // input_shape[-2] % input_shape[-3] END,
+                     CASE WHEN len(input_shape) > 2 THEN 'row ' || i // input_shape[-1] % input_shape[-2] END,
+                     CASE input_kind WHEN 'pixels' THEN 'column ' ELSE 'tap ' END || i % input_shape[-1])
+                ELSE regexp_replace(coalesce(input_kind, 'inputs'), 's$', '') || ' ' || i END AS input
     FROM numbered
 ),
 terms AS (
-    SELECT run, model, data, site, unit, input, value FROM meanings JOIN chosen USING (run, model, data, site, unit)
+    SELECT DISTINCT run, model, data, site, unit, input, value
+    FROM meanings JOIN chosen USING (run, model, data, site, unit)
     UNION ALL
     SELECT run, model, data, site, unit, input, value
     FROM weights ANTI JOIN meanings USING (run, model, data, site, unit)
 ),
 said AS (
     SELECT run, model, data, site, unit,
-           list(input ORDER BY value DESC)[:{_TERMS}] AS looks_for, list(input ORDER BY value)[:{_TERMS}] AS not_for
+           list(input ORDER BY value DESC, input) FILTER (value > 0) AS looks_for,
+           list(input ORDER BY value, input) FILTER (value < 0) AS not_for
     FROM terms GROUP BY ALL
 )
-SELECT name || '/' || site || '/' || unit AS neuron, array_to_string(looks_for, '; ') AS looks_for,
-       array_to_string(not_for, '; ') AS not_for, template_cos AS cos
+SELECT name || '/' || site || '/' || unit || of_run AS neuron,
+       coalesce(array_to_string(looks_for[:{_TERMS}], '; '), '') AS looks_for,
+       coalesce(array_to_string(not_for[:{_TERMS}], '; '), '') AS not_for, template_cos AS cos
 FROM chosen JOIN said USING (run, model, data, site, unit)
 ORDER BY family, template_cos DESC, neuron
 """,
 )
 
-QUESTIONS = {question.name: question for question in (_PATTERNS, _IDLE, _DETECTORS, _COLLAPSE, _FAMILIES, _WORDS)}
+QUESTIONS = {question.name: question for question in (_PATTERNS, _IDLE, _DETECTORS, COLLAPSE, _FAMILIES, _WORDS)}
 
 
 def choose(sql: str | None, name: str | None) -> Question:
