@@ -127,25 +127,25 @@ def _measured(meant: Sequence[Row], data: str | None) -> Sequence[Row]:
 
 def _place(con: Connection, models: Sequence[Row], rest: str, data: str | None, split: str | None) -> _Place:
     """The first place that has the site, unit and split asked for. QueryError if none has."""
-    known: list[str] = []
-    for model in models:
-        place = _at(_Place(model, _sites_of(con, model)), rest)
-        if place is None:
-            continue
-        if split is None and not rest:
-            return place
-        order = "split <> 'test', split = 'train', split"
-        sql = f"SELECT DISTINCT split FROM neurons WHERE {_equal(place.key)} ORDER BY {order}"
-        splits = [row["split"] for row in _rows(con, sql, place.key)]
-        if fitting := [one for one in splits if split in (None, one)]:
+    sites = _sites_of(con, models)
+    found = [_at(_Place(model, sites[_of(model)]), rest) for model in models]
+    places = [place for place in found if place is not None]
+    if split is None and not rest and places:
+        return places[0]
+    splits = _splits_of(con, places)
+    for place in places:
+        if fitting := [one for one in splits[_of(place.model)] if split in (None, one)]:
             return replace(place, split=fitting[0])
-        known += [f"{model['data']}/{one}" for one in splits]
     name = models[0]["name"]
-    if known:
+    if known := [f"{place.model['data']}/{one}" for place in places for one in splits[_of(place.model)]]:
         listed = ", ".join(dict.fromkeys(known))
         asked = f"data {data or 'any'}, split {split or 'any'}"
         raise QueryError(f"model {name} was not measured on {asked}: known: {listed}")
-    raise QueryError(_why_not(name, _sites_of(con, models[0]), rest))
+    raise QueryError(_why_not(name, sites[_of(models[0])], rest))
+
+
+def _of(row: Row) -> tuple[str, str, str]:
+    return row["run"], row["model"], row["data"]
 
 
 def _at(place: _Place, rest: str) -> _Place | None:
@@ -173,16 +173,34 @@ def _why_not(model: str, sites: Mapping[str, Row], rest: str) -> str:
     return f"site {name} has no unit {unit!r}: expected 0 to {units - 1}, as MODEL/SITE/UNIT"
 
 
-def _sites_of(con: Connection, model: Row) -> Mapping[str, Row]:
-    key = {name: model[name] for name in ("run", "model", "data")}
-    rows = _rows(con, f"FROM sites WHERE {_equal(key)} AND interpreted ORDER BY position", key)
-    return {site["site"]: site for site in rows}
+def _sites_of(con: Connection, models: Sequence[Row]) -> dict[tuple[str, str, str], dict[str, Row]]:
+    """The sites of models, at once: of a name there may be as many as there are runs."""
+    ids = {"models": [model["model"] for model in models]}
+    rows = _rows(con, "FROM sites WHERE list_contains($models, model) AND interpreted ORDER BY position", ids)
+    found: dict[tuple[str, str, str], dict[str, Row]] = {_of(model): {} for model in models}
+    for site in rows:
+        found.setdefault(_of(site), {})[site["site"]] = site
+    return found
+
+
+def _splits_of(con: Connection, places: Sequence[_Place]) -> dict[tuple[str, str, str], list[str]]:
+    """The splits on which there are rows of each place, the one to show first."""
+    found: dict[tuple[str, str, str], list[str]] = {_of(place.model): [] for place in places}
+    if places:
+        key = {name: value for name, value in places[0].unit_key.items() if name != "model"}
+        where = " AND ".join(filter(None, ["list_contains($models, model)", _equal(key)]))
+        order = "split <> 'test', split = 'train', split"
+        sql = f"SELECT DISTINCT run, model, data, split FROM neurons WHERE {where} ORDER BY {order}"
+        for row in _rows(con, sql, {"models": [place.model["model"] for place in places], **key}):
+            found.setdefault(_of(row), []).append(row["split"])
+    return found
 
 
 def _also_measured_on(con: Connection, place: _Place) -> Sequence[str]:
     """The other data sets and splits on which there are rows of the same."""
     where = _equal(place.unit_key)
-    sql = f"SELECT DISTINCT data, split FROM neurons WHERE {where} ORDER BY split <> 'test', data, split"
+    order = "split <> 'test', data, split = 'train', split"
+    sql = f"SELECT DISTINCT data, split FROM neurons WHERE {where} ORDER BY {order}"
     return [
         f"{row['data']}/{row['split']}"
         for row in _rows(con, sql, place.unit_key)

@@ -38,9 +38,10 @@ def test_a_small_number_is_printed_with_its_digits(store: str) -> None:
         sql = f"SELECT x::DOUBLE AS x FROM (VALUES {', '.join(f'({number})' for number in numbers)}) t(x)"
         return [line.strip() for line in call("query", sql, store=store).stdout.splitlines()[2:]]
 
-    assert printed("0.00006", "0.5", "-0.00004") == ["6e-05", "0.5000", "-4e-05"]
+    assert printed("0.00006", "0.5", "-0.00004") == ["6.0e-05", "0.5000", "-4.0e-05"]
+    assert printed("0.5", "0.00099999", "'-0.0'") == ["0.5000", "0.0010", "0.0000"]
     assert printed("0.00083", "-0.0012", "0.7", "0") == ["0.00083", "-0.0012", "0.7000", "0.0000"]
-    assert printed("12.5", "0.25", "0.004") == ["12.50", "0.25", "0.004"]
+    assert printed("12.5", "0.25", "0.004") == ["12.50", "0.25", "0.0040"]
     assert printed("345.21", "0.25") == ["345.2", "0.25"]
 
 
@@ -76,6 +77,11 @@ def test_a_decimal_is_a_number_in_json(store: str) -> None:
     sql = "SELECT 1.50 AS one, [0.25] AS some, {'a': -2.75} AS named, 1.50::VARCHAR AS text, sum(parameters) AS whole"
     (row,) = json.loads(call("query", f"{sql} FROM models", "--format", "json", store=store).stdout)
     assert row == {"one": 1.5, "some": [0.25], "named": {"a": -2.75}, "text": "1.50", "whole": 200}
+    # of more digits than readers keep, all of them
+    sql = "SELECT 12345678901234567890.123::DECIMAL(38, 3) AS long"
+    assert json.loads(call("query", sql, "--format", "json", store=store).stdout) == [
+        {"long": "12345678901234567890.123"}
+    ]
     written = call("query", "SELECT 1.50 AS one", "--format", "csv", store=store).stdout
     assert written == "one\n1.50\n"
 

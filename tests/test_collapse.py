@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 # what a classifier of digits may see of twelve units
 CONVOLVED = ("greatest", "mean", "flat")
-DENSE = ("nothing", "layernorm", "batchnorm", "doubled", "tanh", "flipped", "sum", "nine")
+DENSE = ("nothing", "zero", "layernorm", "batchnorm", "doubled", "tanh", "small", "flipped", "sum", "nine")
 
 
 class Headed(nn.Module):
@@ -41,6 +41,9 @@ class Headed(nn.Module):
         self.layer = nn.Conv2d(1, 12, 5) if between in CONVOLVED else nn.Linear(64, 12)
         self.norm = nn.BatchNorm1d(12) if between == "batchnorm" else nn.LayerNorm(12)
         self.out = nn.Linear(12 * 16 if between == "flat" else 12, 9 if between == "nine" else 10)
+        if between == "zero":
+            for parameter in self.out.parameters():
+                nn.init.zeros_(parameter)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the classifier sees."""
@@ -55,6 +58,8 @@ class Headed(nn.Module):
                 return 2 * h
             case "tanh":
                 return torch.tanh(h)
+            case "small":
+                return torch.tanh(h / 8)
             case "flipped":
                 return h.flip(1)
             case "sum":
@@ -107,7 +112,8 @@ def collapse(x_ND: Array, label_N: Array, weight_CD: Array) -> tuple[float, floa
 
 
 def cosines(one_CD: Array, other_CD: Array) -> Array:
-    return one_CD @ other_CD.T / np.linalg.norm(one_CD, axis=1)[:, None] / np.linalg.norm(other_CD, axis=1)
+    with np.errstate(invalid="ignore"):
+        return one_CD @ other_CD.T / np.linalg.norm(one_CD, axis=1)[:, None] / np.linalg.norm(other_CD, axis=1)
 
 
 def test_only_classifiers_that_see_a_rows_greatest_outputs_are_shown(
@@ -117,18 +123,21 @@ def test_only_classifiers_that_see_a_rows_greatest_outputs_are_shown(
     text = JOB
     for between in (*CONVOLVED, *DENSE):
         torch.manual_seed(1)
-        put(tmp_path / f"{between}.safetensors", dict(Headed(between).state_dict()))
+        made = Headed(between)
+        if between == "zero":
+            made.out.reset_parameters()
+        put(tmp_path / f"{between}.safetensors", dict(made.state_dict()))
         text += ENTRY.format(between)
     (tmp_path / "job.toml").write_text(text)
     store = open_store(str(tmp_path / "store"))
     outcome = take(tmp_path / "job.toml", store)
     assert outcome.failed == {}
     found = {row["model"]: row for row in answer(store)}
-    assert sorted(found) == ["greatest-greatest", "nothing-nothing"]
+    assert sorted(found) == ["greatest-greatest", "nothing-nothing", "zero-zero"]
     with opened(store) as con:
         ids = dict(con.sql("SELECT name, model FROM models").fetchall())
     x, label_N = measured_rows
-    for between in ("greatest", "nothing"):
+    for between in ("greatest", "nothing", "zero"):
         row = found[f"{between}-{between}"]
         assert (row["data"], row["split"]) == ("digits", "test")
         for name, suffix in ((f"{between}-{between}", ""), (f"{between}-init", "_before")):
@@ -137,7 +146,10 @@ def test_only_classifiers_that_see_a_rows_greatest_outputs_are_shown(
             with torch.no_grad():
                 x_ND = model.double().features(x.double()).numpy()
             expected = collapse(x_ND, label_N, model.out.weight.detach().numpy())
-            assert [row[f"nc{k}{suffix}"] for k in (1, 2, 3)] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+            # a classifier of zeros has no direction
+            assert [row[f"nc{k}{suffix}"] for k in (1, 2, 3)] == pytest.approx(
+                expected, rel=1e-4, abs=1e-6, nan_ok=(between, suffix) == ("zero", "_before")
+            )
 
 
 LABELS = "[statistics.labels]\n"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from pipeline.hashing import digest
+from pipeline.report.answers import print_question
 from pipeline.report.questions import QUESTIONS
 from pipeline.report.words import input_name
 from pipeline.sites import NOT_FIRING
@@ -40,6 +44,30 @@ def test_the_untrained_twin_is_that_of_the_same_run(store: Store, name: str, lat
     rows = answer(store, name)
     assert rows == answer(store, name, run="a")
     assert [(row["before"], row["after"], row["share_raised"]) for row in rows] == [(0.25, 0.75, 1.0)] * 2
+
+
+@pytest.mark.parametrize("name", ["patterns", "families"])
+def test_units_are_compared_with_their_twins_alone(store: Store, name: str) -> None:
+    """With those of every model it would take minutes, of a thousand models."""
+    write_run(store, "a", tuple(f"mlp-{number}{kind}" for number in range(150) for kind in ("", "-init")))
+    with opened(store) as con:
+        (rows,) = con.sql("SELECT count(*) FROM neurons").fetchall()[0]
+        analysed = con.sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {QUESTIONS[name].sql}").fetchall()[0][1]
+
+    def made(operator: Row) -> list[int]:
+        return [operator["intermediate_rows"], *(rows for one in operator.get("children", ()) for rows in made(one))]
+
+    assert rows == 300 * 7
+    (root,) = json.loads(analysed)["operator"]
+    assert 150 * 6 <= max(made(root)) <= rows
+
+
+def test_a_model_that_was_measured_on_two_data_sets_counts_once_on_each(store: Store) -> None:
+    write_run(store, "a", data="digits")
+    write_run(store, "b", data="letters")
+    units = [(row["site"], row["units"], row["measured_on"]) for row in answer(store, "patterns")]
+    assert units == [(site, 3, f"{data}/test") for site in (SITE, "head") for data in ("digits", "letters")]
+    assert [(row["units"], row["count"]) for row in answer(store, "families")] == [("fire", 6), ("linear", 6)]
 
 
 @pytest.mark.parametrize("name", ["patterns", "detectors"])
@@ -189,6 +217,27 @@ def test_of_a_training_only_the_last_checkpoint_is_shown(store: Store) -> None:
     assert {row["neuron"] for row in answer(store, "words")} == {f"mlp-0/{SITE}/{unit}" for unit in (0, 2, 3)}
 
 
+def test_checkpoints_of_one_training_may_be_of_several_runs(store: Store) -> None:
+    def earlier(row: Row) -> list[Row]:
+        made = {"model": digest("early"), "name": "mlp-0@10", "step": 10, "sha256": digest(["early"])}
+        return [{**row, **{key: value for key, value in made.items() if key in row}}]
+
+    tables = ("models", "sites", "neurons", "patterns")
+    write_run(store, "a", ("mlp-0",), edit=dict.fromkeys(tables, earlier), tables=tables)
+    write_run(store, "b", ("mlp-0",), tables=tables)
+    assert {row["neuron"] for row in answer(store, "words")} == {f"mlp-0/{SITE}/{unit}" for unit in (0, 2, 3)}
+
+
+def test_loaded_models_are_each_their_own(store: Store) -> None:
+    loaded = {"models": lambda row: [{**row, "lineage": None, "step": None}]}
+    change = {"neurons": lambda row: [{**row, "template_cos": 0.5 + 0.25 * (row["model"] == model_id("mlp-1"))}]}
+    write_run(store, "a", ("mlp-0", "mlp-1"), edit={**loaded, **change})
+    found = [row["neuron"].partition("/")[0] for row in answer(store, "words")]
+    assert found == ["mlp-1"] * 3
+    write_run(store, "b", ("cnn-0", "cnn-1"), edit={**loaded, "neurons": lambda row: [row] * (row["unit"] == 0)})
+    assert {row["neuron"] for row in answer(store, "words", run="b")} == {f"cnn-{n}/{SITE}/0" for n in (0, 1)}
+
+
 def test_a_unit_of_a_model_on_two_data_sets_is_shown_once(store: Store) -> None:
     def better(row: Row) -> list[Row]:
         return [{**row, "template_cos": row["template_cos"] + 0.125 * (row["unit"] == 0)}]
@@ -223,3 +272,13 @@ def test_near_twins_are_each_unit_with_its_nearest_in_order(store: Store) -> Non
     write_run(store, "a", edit={"neurons": nearest})
     (row,) = [row for row in answer(store, "idle") if row["site"] == SITE]
     assert (row["near_twins"], row["closest"]) == ("0~2 2~3", 0.97)
+
+
+def test_where_every_model_failed_no_statistic_is_missed(store: Store) -> None:
+    write_run(store, "a", (), failed={"mlp-0": "no forward"})
+    console = Console(file=io.StringIO(), width=100)
+    with opened(store) as con:
+        print_question(con, QUESTIONS["words"], console, limit=0)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "no rows: no model was measured" in said
+    assert "needs the columns" not in said

@@ -132,6 +132,16 @@ def test_other_models_of_the_name_are_named(namesakes: Store) -> None:
         assert neuron(con, f"{old}/layers.0/2").model["run"] == "old"
 
 
+def test_what_bears_the_name_comes_before_what_is_called_otherwise_elsewhere(store: Store) -> None:
+    write_run(store, "old", data="digits")
+    write_run(store, "young", data="images", edit={"models": lambda row: [{**row, "name": f"renamed {row['name']}"}]})
+    with opened(store) as con:
+        assert neuron(con).model["run"] == "old"
+        assert neuron(con, "renamed mlp-0/layers.0/2").model["run"] == "young"
+        # the same weights
+        assert neuron(con, data="images").model["run"] == "young"
+
+
 def test_many_models_of_a_name_are_counted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(6):
         monkeypatch.setattr("tests.handmade.model_id", lambda name, number=number: model_id(f"{number} {name}"))

@@ -51,6 +51,9 @@ def print_question(con: Connection, question: Question, console: Console, *, lim
     """Print a question's title, its answer, and how it is read."""
     if question.title:
         console.print(Text(f"\n{question.title}", style="bold"))
+    if any("." not in need for need in question.needs) and not _has_rows(con, "neurons"):
+        console.print(Text("no rows: no model was measured", style="dim"))
+        return
     if missing := _not_measured(con, question):
         console.print(Text(f"not measured: the question needs the columns {', '.join(missing)}", style="dim"))
         return
@@ -67,9 +70,13 @@ def _not_measured(con: Connection, question: Question) -> list[str]:
 
 def _columns(con: Connection, table: str) -> set[str]:
     """The columns of a table, none of one without rows: it may be one that no run has."""
-    if not any(True for _ in ask(con, f"SELECT 1 FROM {table} LIMIT 1").rows):
+    if not _has_rows(con, table):
         return set()
     return set(ask(con, f"FROM {table} LIMIT 0").columns)
+
+
+def _has_rows(con: Connection, table: str) -> bool:
+    return any(True for _ in ask(con, f"SELECT 1 FROM {table} LIMIT 1").rows)
 
 
 def print_answer(answer: Answer, console: Console, *, limit: int) -> None:

@@ -59,8 +59,8 @@ exact AS (
     SELECT run, model, data, split
     FROM means JOIN outputs USING (run, model, data, split, class) JOIN weights USING (run, model, data, split, class)
     GROUP BY ALL
-    HAVING max(abs(output - list_dot_product(w, mean) - bias)
-               / (sqrt(list_dot_product(w, w) * list_dot_product(mean, mean)) + abs(bias))) < {_EXACT}
+    HAVING bool_and(abs(output - list_dot_product(w, mean) - bias)
+                    <= {_EXACT} * (sqrt(list_dot_product(w, w) * list_dot_product(mean, mean)) + abs(bias)))
 ),
 within AS (
     SELECT run, model, data, split, sum(n * a_std ** 2) / sum(n * m ** 2) AS nc1 FROM centred GROUP BY ALL

@@ -1,8 +1,8 @@
 """Rows of a query for other programs: CSV, JSON and Parquet.
 
 Layer 5. Null, NaN and 0 stay three things: CSV writes nothing, `nan` and `0`; JSON, which knows no NaN, writes `null`,
-`"NaN"` (as Protocol Buffers' JSON does) and `0`; Parquet holds all three. A DECIMAL is a number in JSON, in double
-precision as readers of JSON take it. Rows are written as they come.
+`"NaN"` (as Protocol Buffers' JSON does) and `0`; Parquet holds all three. A DECIMAL is a number in JSON,
+or a string where it has more digits than readers of JSON keep. Rows are written as they come.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Decimal):
-        return float(value)
+        # what is written is the shortest that double precision tells apart
+        return float(value) if Decimal(repr(float(value))) == value else value
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     if isinstance(value, dict):

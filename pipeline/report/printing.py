@@ -51,7 +51,7 @@ def column_cells(values: Sequence[Any]) -> list[str]:
     >>> column_cells([0.5, -0.12345, None]), column_cells([12.5, 0.25]), column_cells([1e-9, 1.0])
     (['0.5000', '-0.1235', '–'], ['12.50', '0.25'], ['1e-09', '1'])
     >>> column_cells([0.5, 0.00075123, -0.00004, 0.0]), column_cells([12.5, 0.004])
-    (['0.5000', '0.00075', '-4e-05', '0.0000'], ['12.50', '0.004'])
+    (['0.5000', '0.00075', '-4.0e-05', '0.0000'], ['12.50', '0.0040'])
     """
     sizes = [abs(value) for value in values if isinstance(value, float) and math.isfinite(value) and value != 0]
     if not sizes:
@@ -66,7 +66,8 @@ def _fixed(value: Any, decimals: int) -> str:
     if not isinstance(value, float) or not math.isfinite(value):
         return cell(value)
     is_small = 0 < abs(value) < 10 ** (1 - decimals)
-    return f"{value:.2g}" if is_small else f"{value:.{decimals}f}"
+    # −0 is 0
+    return f"{value:#.2g}" if is_small else f"{value + 0.0:.{decimals}f}"
 
 
 def fitted(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int) -> RenderableType:

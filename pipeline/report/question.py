@@ -42,3 +42,7 @@ trained AS (
 
 # as Site.fires has it
 FIRES = "gate NOT IN ('identity', 'null', 'fm_square')"
+
+# the same unit of the untrained twin. Not as a tuple: DuckDB compares one that is of two tables row by row
+TWIN = """JOIN neurons_all AS twin ON twin.run = unit.run AND twin.model = trained.control AND twin.data = unit.data
+     AND twin.split = unit.split AND twin.site = unit.site AND twin.unit = unit.unit"""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from pipeline.errors import JobError, nearest
 from pipeline.report.collapse import COLLAPSE
-from pipeline.report.question import FIRES, ONE_SPLIT, TRAINED, Question
+from pipeline.report.question import FIRES, ONE_SPLIT, TRAINED, TWIN, Question
 
 _PATTERNS = Question(
     name="patterns",
     title="How much did training raise cos(Cov(a, x), w)?",
     reading=(
-        "Means over units. before: the untrained twin. other_units: |cos| with the other units' patterns of the "
-        "trained site, the null. share_raised: units whose cosine is higher than their untrained twin's."
+        "Means over units whose untrained twin was measured by the same run. before: the twin. other_units: |cos| with "
+        "the other units' patterns of the trained site, the null. share_raised: units whose cosine is higher than "
+        "their twin's."
     ),
     needs=("template_cos", "template_cos_other_mean"),
     sql=f"""WITH {ONE_SPLIT}
@@ -29,8 +30,7 @@ SELECT trained.family, unit.site, count(*) AS units,
 FROM neurons AS unit
 JOIN measured USING (run, model, data, split)
 JOIN models AS trained USING (run, model, data)
-JOIN neurons_all AS twin ON (twin.run, twin.model, twin.data) = (unit.run, trained.control, unit.data)
- AND (twin.split, twin.site, twin.unit) = (unit.split, unit.site, unit.unit)
+{TWIN}
 JOIN sites ON (sites.run, sites.model, sites.data, sites.site) = (unit.run, unit.model, unit.data, unit.site)
 WHERE isfinite(unit.template_cos) AND isfinite(twin.template_cos)
 GROUP BY trained.family, unit.site, measured_on
@@ -95,7 +95,8 @@ _FAMILIES = Question(
     name="families",
     title="Does training raise cos(Cov(a, x), w) in every family?",
     reading=(
-        "Means over units; units that fire are those in front of a nonlinearity. before: the untrained twin. "
+        "Means over units whose untrained twin was measured by the same run; units that fire are those in front of a "
+        "nonlinearity. before: the twin. "
         "other_units and permuted: |cos| with other units' patterns, and with permuted ones. share_raised: units whose "
         "cosine is higher than their twin's. errors: the rise in standard errors of the mean of paired differences."
     ),
@@ -108,8 +109,7 @@ paired AS (
     FROM neurons AS unit
     JOIN measured USING (run, model, data, split)
     JOIN models AS trained USING (run, model, data)
-    JOIN neurons_all AS twin ON (twin.run, twin.model, twin.data) = (unit.run, trained.control, unit.data)
-     AND (twin.split, twin.site, twin.unit) = (unit.split, unit.site, unit.unit)
+    {TWIN}
     JOIN sites ON (sites.run, sites.model, sites.data, sites.site) = (unit.run, unit.model, unit.data, unit.site)
     WHERE isfinite(unit.template_cos) AND isfinite(twin.template_cos)
 )
