@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from pipeline.claims import NAME as CLAIMS
 from pipeline.claims import Claims, claims_key, log_prefix, read_claims
@@ -22,6 +23,8 @@ from pipeline.manifest import manifest_key, read_manifest
 from pipeline.store import Store, Stored
 
 DEFAULT_AGE = timedelta(days=7)
+# two clocks that differ by more are worth a word
+CLOCKS_AGREE = timedelta(hours=1)
 # what a census stores, for as long as somebody needs it; digests of the lengths that `digest` is asked for
 _OWN = re.compile(
     r"""
@@ -82,12 +85,40 @@ class _Needed:
         return model in self.checkpoints and (kind == "models" or "/".join(rest) in self.cells)
 
 
+class Clock(NamedTuple):
+    """What time it is, and what a person should know of how that is known."""
+
+    now: datetime
+    remark: str | None = None
+
+
+def clock(store: Store, *, removes: bool) -> Clock:
+    """The time by the store's own clock, which ages are judged by: that of an object written for it.
+
+    A store that can only be read shows no clock, so there it is this machine's, and nothing can be removed by it:
+    StoreError for one who `removes`. StoreError also if there is no store.
+    """
+    _refuse_nothing(store)
+    try:
+        now = store.now()
+    except StoreError:
+        if removes:
+            raise
+        return Clock(datetime.now(UTC), "the store cannot be written: ages are by the clock of this machine")
+    ahead = datetime.now(UTC) - now
+    if abs(ahead) <= CLOCKS_AGREE:
+        return Clock(now)
+    differ = f"{abs(ahead).total_seconds() / 3600:.1f} hours {'ahead of' if ahead > timedelta() else 'behind'}"
+    return Clock(now, f"the clock of this machine is {differ} the store's, by which ages are judged")
+
+
 def find_garbage(store: Store, *, age: timedelta = DEFAULT_AGE, now: datetime | None = None) -> list[Garbage]:
     """Everything older than `age` that no run needs, in order of its keys; nothing is removed.
 
-    StoreError if there is no store: its name is mistyped.
+    `now` is the time by the store's clock. StoreError if there is no store: its name is mistyped.
     """
-    before = (now or datetime.now(UTC)) - age
+    _refuse_nothing(store)
+    before = (now or store.now()) - age
     runs: dict[str, dict[str, Stored]] = {}
     for key, stored in _own(store, "runs/").items():
         runs.setdefault(key.split("/")[1], {})[key] = stored
@@ -97,13 +128,16 @@ def find_garbage(store: Store, *, age: timedelta = DEFAULT_AGE, now: datetime | 
     found = [one for _, garbage in judged for one in garbage]
     found += _unneeded(parts, needed, before)
     trainings, checks, drafts = _own(store, "training/"), _own(store, "probe-"), store.drafts()
-    if not any((runs, parts, trainings, checks, drafts)) and not store.folders(""):
-        raise StoreError(f"{store.url}: holds nothing; `neuron-census run JOB.toml --store …` makes a store")
     found += _left_trainings(trainings, before)
     found += [Garbage(key, stored, "left by a check of the store that was killed") for key, stored in checks.items()]
     killed = "left by a write that was killed"
     found += [Garbage(name, stored, killed, is_draft=True) for name, stored in drafts.items()]
     return sorted((one for one in found if one.stored.when < before), key=lambda one: one.key)
+
+
+def _refuse_nothing(store: Store) -> None:
+    if not (store.folders("") or _own(store, "probe-") or store.drafts()):
+        raise StoreError(f"{store.url}: holds nothing; `neuron-census run JOB.toml --store …` makes a store")
 
 
 def _own(store: Store, prefix: str) -> Objects:
