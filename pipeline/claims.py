@@ -1,7 +1,7 @@
 """What an open run needs of the store, so that nothing of it is taken for garbage while it is at work.
 
-Layer 1. Written before the first task, a function of the run alone; after the commit it still says which states and
-checkpoints the run was made from.
+Layer 1. Written before anything is planned on what exists, a function of the run alone; after the commit it still says
+which states and checkpoints the run was made from.
 """
 
 from __future__ import annotations

@@ -182,12 +182,15 @@ def gc(url: str, age: timedelta, delete: bool) -> None:
       neuron-census gc --store s3://bucket/census
       neuron-census gc --store s3://bucket/census --age 30d --delete
     """
-    from pipeline.gc import find_garbage, remove_garbage
+    from pipeline.gc import clock, find_garbage, remove_garbage
     from pipeline.report.printing import size
     from pipeline.store import open_store
 
     store = open_store(url)
-    found = find_garbage(store, age=age)
+    told = clock(store, removes=delete)
+    if told.remark:
+        click.echo(told.remark, err=True)
+    found = find_garbage(store, age=age, now=told.now)
     count = total = 0
     for one in remove_garbage(store, found) if delete else found:
         click.echo(f"{one.stored.when:%Y-%m-%d %H:%M}  {size(one.stored.bytes):>9}  {one.key}: {one.reason}")

@@ -80,7 +80,7 @@ def make_plan(
     `memory_bytes` says what one worker has on the device where it measures; asked only where models are large.
     """
     refuse_unfit(resolved)
-    checkpoints = set(store.keys("models/"))
+    checkpoints, stored = _there(resolved, store)
     trainings = {recipe.lineage: (model.data, recipe) for model, recipe in trained(resolved)}
     missing = [
         (data, recipe)
@@ -88,9 +88,6 @@ def make_plan(
         if not {checkpoint_key(recipe.model_id(step)) for step in recipe.checkpoints} <= checkpoints
     ]
     loads = [model for model in resolved.models if not isinstance(model.origin, Recipe)]
-    with ThreadPoolExecutor(LISTINGS) as pool:
-        listings = pool.map(store.keys, [f"states/{model.id}/" for model in resolved.models])
-        stored = {key for listing in listings for key in listing}
     is_large = GROUP_MODELS * max((size.held for size in resolved.sizes.values()), default=0) > SMALL_GROUP_BYTES
     memory = memory_bytes() if is_large else None
     return Plan(
@@ -103,6 +100,37 @@ def make_plan(
         cells=resolved.cells,
         state_bytes=resolved.state_bytes,
     )
+
+
+def _there(resolved: Resolved, store: Store) -> tuple[set[str], set[str]]:
+    """The keys of all checkpoints, and of the cells of the run's models."""
+    checkpoints = set(store.keys("models/"))
+    with ThreadPoolExecutor(LISTINGS) as pool:
+        listings = pool.map(store.keys, [f"states/{model.id}/" for model in resolved.models])
+        return checkpoints, {key for listing in listings for key in listing}
+
+
+def gone(resolved: Resolved, store: Store, models: Collection[str]) -> list[Model]:
+    """Those of the `models`, which have all been measured, whose checkpoint or a cell is not there any more."""
+    checkpoints, stored = _there(resolved, store)
+    names = {
+        (split.data, split.name): [resolved.state_name(one) for one in resolved.statistics_of(split)]
+        for split in resolved.splits
+    }
+    return [
+        model
+        for model in resolved.models
+        if model.id in models
+        and not (
+            checkpoint_key(model.id) in checkpoints
+            and all(
+                cell_key(model.id, name, chunk.id) in stored
+                for split in resolved.splits_of(model)
+                for name in names[split.data, split.name]
+                for chunk in split.chunks
+            )
+        )
+    ]
 
 
 def trained(resolved: Resolved) -> Iterator[tuple[Model, Recipe]]:

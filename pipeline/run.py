@@ -22,15 +22,16 @@ from pipeline.job import Job, job_identity
 from pipeline.kernels import choose
 from pipeline.loading import forget
 from pipeline.manifest import Coverage, Failed, Manifest, encode, manifest_key, read_manifest, versions
+from pipeline.marks import await_looks
 from pipeline.measuring.task import MeasureTask
 from pipeline.pack import pack_tasks
-from pipeline.plan import Plan, make_plan, reduce_tasks, refuse_unfit, trained
+from pipeline.plan import Plan, gone, make_plan, reduce_tasks, refuse_unfit, trained
 from pipeline.progress import Progress, Silent
-from pipeline.reduce import DONE, reduced_key
+from pipeline.reduce import DONE, reduced_key, rows_key
 from pipeline.resolve import Resolved, resolve
 from pipeline.runlog import RunLog
 from pipeline.stage import Stage, run_stage
-from pipeline.store import Store
+from pipeline.store import MissingObject, Store
 from pipeline.task import Task, run_task
 
 # records of models are a few hundred bytes each, and a bucket takes 10 to 100 ms to give one
@@ -99,6 +100,7 @@ def carry_out(resolved: Resolved, store: Store, executor: Executor, progress: Pr
     log.write(store)
     _refuse_open(resolved, done)
     manifest = _manifest(resolved, records, done)
+    _refuse_gone(resolved, store, manifest, show)
     store.put_once(manifest_key(resolved.run), encode(manifest))
     return _outcome(manifest, plan, done)
 
@@ -172,11 +174,48 @@ def _refuse_open(resolved: Resolved, done: Stage) -> None:
     raise (DataError if done.unread else StoreError if done.spoilt else Unfinished)("\n".join(lines + more))
 
 
+def _refuse_gone(resolved: Resolved, store: Store, manifest: Manifest, progress: Progress) -> None:
+    """Raise Unfinished where something that the commit would name was removed while the run was at work.
+
+    What a gc judged before the claims were written it may remove until it looks at them: see `marks.py` why nothing
+    is removed behind the listing here.
+    """
+    await_looks(store, progress.note)
+    sound = set(manifest.models) - {one.model for one in manifest.failed}
+    tables = set(store.keys(f"runs/{resolved.run}/tables/"))
+    lost = [f"file {file.key}" for file in manifest.files if file.key not in tables]
+    lost += [f"cells or the checkpoint of {model.name}" for model in gone(resolved, store, sound)]
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise Unfinished(
+            f"run {resolved.run} is not finished: {', '.join(lost[:3])}{more}: removed while it was at work; "
+            "the same command makes them again"
+        )
+
+
 def _records(resolved: Resolved, store: Store) -> dict[str, dict[str, Any]]:
-    keys = [reduced_key(resolved.run, model.id, DONE) for model in resolved.models]
-    with ThreadPoolExecutor(READERS) as pool:
-        records = [json.loads(content) for content in pool.map(store.get, keys)]
-    return {model.id: record for model, record in zip(resolved.models, records, strict=True)}
+    """What was reduced of each model, as its record says; Unfinished where that, or rows that it names, are gone."""
+    keys = {model.id: reduced_key(resolved.run, model.id, DONE) for model in resolved.models}
+    again = "the same command makes it again"
+    try:
+        with ThreadPoolExecutor(READERS) as pool:
+            records = [json.loads(content) for content in pool.map(store.get, keys.values())]
+    except MissingObject as error:
+        raise Unfinished(f"run {resolved.run} is not finished: {error}; {again}") from error
+    found = dict(zip(keys, records, strict=True))
+    there = set(store.keys(f"runs/{resolved.run}/reduced/"))
+    bare = {
+        model: key
+        for model, record in found.items()
+        for table in record["files"]
+        if (key := rows_key(resolved.run, model, table)) not in there
+    }
+    if bare:
+        # a gc had it in hand when the run was taken up; the record would say for ever that the rows are there
+        for model in bare:
+            store.remove(keys[model])
+        raise Unfinished(f"run {resolved.run} is not finished: {min(bare.values())} was removed; {again}")
+    return found
 
 
 def _manifest(resolved: Resolved, records: dict[str, dict[str, Any]], done: Stage) -> Manifest:

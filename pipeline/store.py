@@ -128,6 +128,16 @@ class Store(ABC):
                 "could destroy each other's results; enable conditional writes there, or choose another store"
             )
 
+    def now(self) -> datetime:
+        """The time by the store's own clock, in UTC: that of an object written for it; StoreError if none can be."""
+        key = f"probe-{uuid.uuid4().hex}"
+        self.put_once(key, b"now")
+        try:
+            return self.modified(key)[key]
+        finally:
+            with suppress(StoreError):
+                self.remove(key)
+
     def _persist(self, action: str, key: str, attempt: Callable[[], T]) -> T:
         attempts = PATIENT_ATTEMPTS if self.url in _answered else ATTEMPTS
         for number in range(attempts):

@@ -60,6 +60,7 @@ LAYERS: dict[str, int] = {
             "job_sections",
             "legible",
             "manifest",
+            "marks",
             "misfits",
             "numerics",
             "registry",
@@ -117,7 +118,7 @@ LAYERS: dict[str, int] = {
         3,
     ),
     **dict.fromkeys(["stage", "run", "runlog"], 4),
-    **dict.fromkeys(["cluster", "gc", "query", "row", "show", "submission", "verify", "report"], 5),
+    **dict.fromkeys(["cluster", "gc", "needed", "query", "row", "show", "submission", "verify", "report"], 5),
     **dict.fromkeys(["cli", "operations", "options", "flows"], 6),
 }
 # a sibling of these imports only its `base` among them
