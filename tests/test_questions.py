@@ -275,7 +275,7 @@ def test_near_twins_are_each_unit_with_its_nearest_in_order(store: Store) -> Non
 
 
 def test_where_every_model_failed_no_statistic_is_missed(store: Store) -> None:
-    write_run(store, "a", (), failed={"mlp-0": "no forward"})
+    write_run(store, "a", (), failed={"mlp-0": "no forward"}, tables=("models",))
     console = Console(file=io.StringIO(), width=100)
     with opened(store) as con:
         print_question(con, QUESTIONS["words"], console, limit=0)
