@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pipeline.answers import is_taken, is_transient, reason, server_answer
+from pipeline.credentials import holds_credentials
 from pipeline.errors import StoreError, nearest
 from pipeline.filesystems import filesystem
 from pipeline.hashing import sha256
@@ -308,6 +309,12 @@ def open_store(url: str) -> Store:
         raise StoreError("the store's URL is empty; expected a directory, or file://…, s3://bucket/… or memory://…")
     scheme, separator, rest = url.partition("://")
     mistyped = re.match(r"(\w+):(?!//)/*", url)
+    # first, as every other message repeats the URL; a path has no scheme, and may have any name
+    if (separator or mistyped) and (holds_credentials(url) or (scheme != "file" and "@" in rest)):
+        named = scheme if separator else url.partition(":")[0]
+        raise StoreError(
+            f"a {named}:// store URL must not hold credentials; put them in the environment (AWS_PROFILE …)"
+        )
     if mistyped and mistyped[1].lower() in (*SCHEMES, "s3a"):
         # a folder called "s3:" would be made
         meant = mistyped[1].lower().removesuffix("a")
@@ -317,10 +324,6 @@ def open_store(url: str) -> Store:
         raise StoreError(f"store {url}: expected a path from the root, file:///…, or a directory without file://")
     if not separator or scheme == "file":
         return DirectoryStore(str(_expanded(url, rest if separator else url).absolute()))
-    if "@" in rest:
-        raise StoreError(
-            f"a {scheme}:// store URL must not hold credentials; put them in the environment (AWS_PROFILE …)"
-        )
     if scheme not in SCHEMES:
         raise StoreError(f"store {url}: unknown scheme {scheme!r}; {nearest(scheme, SCHEMES)}")
     if not rest.strip("/"):

@@ -14,6 +14,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(
         [
             "allocator",
+            "credentials",
             "counted",
             "errors",
             "grid",
