@@ -20,7 +20,8 @@ import fsspec
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import DataError
+from pipeline.aws_settings import check_settings
+from pipeline.errors import DataError, StoreError
 
 # of a body that is being sent something has to go within this time; aiohttp's limit is on the answer once all is sent
 SENDING_S = 20.0
@@ -80,8 +81,10 @@ def _lies_in(link: str, directory: str) -> bool:
 def _s3(process: int, environment: frozenset[tuple[str, str]]) -> Any:
     # the arguments are the cache's key: s3fs is not safe to use after a fork, and reads the environment only once
     import s3fs  # 0.8 s, and only S3 needs it
+    from botocore.exceptions import BotoCoreError
 
     known = dict(environment)
+    check_settings(known)
     region = known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION")
     style = known.get("AWS_S3_ADDRESSING_STYLE")
     config: dict[str, Any] = {"s3": {"addressing_style": style}} if style else {}
@@ -89,15 +92,29 @@ def _s3(process: int, environment: frozenset[tuple[str, str]]) -> Any:
     if "AWS_MAX_ATTEMPTS" not in known:
         # `_persist` repeats as well: botocore's own five, with long pauses, would take a minute to report a wrong URL
         config["retries"] = {"mode": "standard", "total_max_attempts": 3}
-    fs = s3fs.S3FileSystem(
+
+    class S3(s3fs.S3FileSystem):  # type: ignore[misc]
+        retries = TRIES
+
+        async def set_session(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return await super().set_session(*args, **kwargs)
+            except ValueError as error:
+                if isinstance(error, BotoCoreError):
+                    raise
+                # botocore's own words repeat the value
+                raise StoreError(
+                    "the AWS settings cannot be used: one of the AWS_ variables, or of the entries of the AWS config "
+                    "file (endpoint_url, max_attempts …), is no URL or no number where botocore expects one"
+                ) from None
+
+    return S3(
         client_kwargs={"region_name": region} if region else {},
         config_kwargs=config,
         max_concurrency=1,  # a whole object is one GET, without a HEAD before it
         use_listings_cache=False,
         skip_instance_cache=True,
     )
-    fs.retries = TRIES
-    return fs
 
 
 @cache

@@ -41,6 +41,7 @@ LAYERS: dict[str, int] = {
             "cells",
             "claims",
             "answers",
+            "aws_settings",
             "arrow_bytes",
             "compiler",
             "contracts",
