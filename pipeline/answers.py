@@ -18,6 +18,18 @@ _ADVICE: dict[int, str] = {
     errno.EOPNOTSUPP: ": the file system must support hard links; choose another directory",
 }
 
+_OF_BOTOCORE = ": check the AWS_ variables and the AWS config file"
+# what botocore makes of settings and names that are not valid, by its class; its words repeat their values
+_SETTINGS = {
+    "ProfileNotFound": "AWS_PROFILE names no profile of the AWS config files: correct it, or unset it",
+    "ParamValidationError": "the name of the bucket or object is not valid: a bucket has letters, digits, '.', '-' and "
+    "'_' only",
+    "EndpointProviderError": "no address of a server comes of AWS_ENDPOINT_URL, AWS_REGION and the bucket's name: "
+    "correct them",
+    "InvalidRegionError": "AWS_REGION, or AWS_DEFAULT_REGION, is no region's name: expected one as us-east-1",
+    "ConfigParseError": "the AWS config file is not valid: correct it (~/.aws/config, or AWS_CONFIG_FILE)",
+}
+
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
@@ -85,6 +97,8 @@ def reason(error: BaseException, *, access: str = "reading, writing, listing and
         return f"the credentials are not valid, or no longer {answer}: renew them (and check this machine's clock)"
     if any(isinstance(cause, NoCredentialsError | PartialCredentialsError) for cause in _causes(error)):
         return "no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
+    if setting := next((_SETTINGS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _SETTINGS), None):
+        return setting
     if _is_unanswered(error):
         *_, root = _causes(error)
         where = "the URL" if isinstance(error, FileNotFoundError | ClientConnectionError) else "AWS_ENDPOINT_URL"
@@ -97,5 +111,6 @@ def reason(error: BaseException, *, access: str = "reading, writing, listing and
         return f"the server refuses {answer}"
     if isinstance(error, OSError | BotoCoreError):
         number = (error.errno or 0) if isinstance(error, OSError) else 0
-        return f"{os.strerror(number) if number else type(error).__name__}{_ADVICE.get(number, '')}"
+        advice = _ADVICE.get(number, "") if number or isinstance(error, OSError) else _OF_BOTOCORE
+        return f"{os.strerror(number) if number else type(error).__name__}{advice}"
     return None

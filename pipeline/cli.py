@@ -6,8 +6,10 @@ Prefect take seconds. A CensusError is one message on stderr and exit code 2; a 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Collection
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
@@ -29,8 +31,11 @@ if TYPE_CHECKING:
     from pipeline.store import Store
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
-# whether SIGTERM came, as a container's end sends it: what was started is ended in order, as by Ctrl-C
-_told_to_end: list[bool] = []
+# Ray's workers end in a few seconds. A thread that waits for a server which is silent would be waited for for minutes,
+# and whatever is stored is whole whenever its writer ends
+ENDING_S = 10.0
+# the exit code of the signal that came: Ctrl-C's, or SIGTERM as a container's end sends it
+_told_to_end: list[int] = []
 
 
 class Commands(click.Group):
@@ -50,7 +55,7 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             resumed = "; run the same command again to go on" if context.invoked_subcommand == "run" else ""
             click.echo(f"interrupted{resumed}", err=True)
-            context.exit(TERMINATED if _told_to_end else INTERRUPTED)
+            context.exit(_told_to_end[0] if _told_to_end else INTERRUPTED)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -361,14 +366,23 @@ for command in COMMANDS:
     cli.add_command(command)
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
-    _told_to_end.append(True)
+def _end(number: int, frame: Any) -> NoReturn:
+    """End in order, but at once where this was asked for before, and after `ENDING_S` whatever is waited for."""
+    if _told_to_end:
+        os._exit(_told_to_end[0])
+    _told_to_end.append(128 + number)
+    last = threading.Timer(ENDING_S, os._exit, _told_to_end)
+    last.daemon = True
+    last.start()
     raise KeyboardInterrupt
 
 
 def main() -> NoReturn:
     """Run the command line: the console script."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _end)
+    # a shell lets what it runs in the background ignore it
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _end)
     cli(prog_name="neuron-census")
     raise AssertionError("unreachable")
 

@@ -6,7 +6,6 @@ Layer 1. Sections are frozen, and refuse keys that they do not know.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,23 +21,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from pipeline.credentials import holds_credentials
 from pipeline.selecting import refuse_patterns
 
 # beyond what any machine has, and any plan holds
 MOST_THREADS = 4096
 MOST_SEEDS = 1_000_000
-
-
-# what signs a URL, in its query, as S3, GCS, Azure and services with keys or tokens have it
-_SIGNS = re.compile(
-    r"[?&](x-(amz|goog)-(signature|credential|security-token)|awsaccesskeyid|sig|signature|(access_?|auth_?)?token"
-    r"|api_?key|password)=",
-    re.IGNORECASE,
-)
-
-
-# whose URLs have a container where others have a name and a password
-_NAMES_BEFORE_AT = ("abfs", "wasb")
 
 
 class Section(BaseModel):
@@ -96,10 +84,7 @@ def _refuse_credentials(key: str, value: Any) -> None:
     if isinstance(value, str):
         if "\0" in value:
             raise ValueError(f"{key} holds the character 0, which no name has")
-        # the part of a URL that may hold a name and a password
-        scheme, _, rest = value.partition("://")
-        signed = "@" in re.split(r"[/?#]", rest, maxsplit=1)[0] and not scheme.startswith(_NAMES_BEFORE_AT)
-        if signed or _SIGNS.search(value):
+        if holds_credentials(value):
             raise ValueError(f"{key} must not hold credentials; put them in the environment (AWS_PROFILE …)")
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     for name, part in parts:

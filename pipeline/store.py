@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pipeline.answers import is_taken, is_transient, reason, server_answer
+from pipeline.credentials import holds_credentials
 from pipeline.errors import StoreError, nearest
 from pipeline.filesystems import filesystem
 from pipeline.hashing import sha256
@@ -29,9 +30,11 @@ from pipeline.whole_files import DRAFT, make_directories, sync, write_whole
 T = TypeVar("T")
 
 SCHEMES = ("file", "s3", "memory")
-ATTEMPTS = 6
-# of a store that has answered before in this process, half a minute to a minute: a server may be started again
-PATIENT_ATTEMPTS = 10
+# a server may be started again: one that has answered before in this process and now refuses connections is waited for
+# for about a minute. One that takes them and is silent is given up after 65 (a write) to 142 s (a read), and after 126
+# to 143 s if it has answered; no attempt begins after the longest time
+ATTEMPTS, LONGEST_S = 6, 60.0
+PATIENT_ATTEMPTS, PATIENT_LONGEST_S = 10, 120.0
 FIRST_PAUSE_S = 0.1  # before the second attempt; doubled for each further one, times a random ½ to 1
 _answered: set[str] = set()
 # fsspec splits a larger object into parts: one whole-object PUT is the unit of the commit protocol (S3 allows 5 GiB)
@@ -139,14 +142,17 @@ class Store(ABC):
                 self.remove(key)
 
     def _persist(self, action: str, key: str, attempt: Callable[[], T]) -> T:
-        attempts = PATIENT_ATTEMPTS if self.url in _answered else ATTEMPTS
+        has_answered = self.url in _answered
+        attempts = PATIENT_ATTEMPTS if has_answered else ATTEMPTS
+        end_s = time.monotonic() + (PATIENT_LONGEST_S if has_answered else LONGEST_S)
         for number in range(attempts):
             try:
                 result = attempt()
                 _answered.add(self.url)
                 return result
             except Exception as error:  # drivers share no base class; what is not theirs is re-raised
-                if not is_transient(error) or number == attempts - 1:
+                is_last = number == attempts - 1 or time.monotonic() > end_s
+                if is_last or not is_transient(error):
                     if refusal := _refusal(error, f"{self.url}: cannot {action} {key or 'its objects'}"):
                         raise refusal from error
                     raise
@@ -313,6 +319,12 @@ def open_store(url: str) -> Store:
         raise StoreError("the store's URL is empty; expected a directory, or file://…, s3://bucket/… or memory://…")
     scheme, separator, rest = url.partition("://")
     mistyped = re.match(r"(\w+):(?!//)/*", url)
+    # first, as every other message repeats the URL; a path has no scheme, and may have any name
+    if (separator or mistyped) and (holds_credentials(url) or (scheme != "file" and "@" in rest)):
+        named = scheme if separator else url.partition(":")[0]
+        raise StoreError(
+            f"a {named}:// store URL must not hold credentials; put them in the environment (AWS_PROFILE …)"
+        )
     if mistyped and mistyped[1].lower() in (*SCHEMES, "s3a"):
         # a folder called "s3:" would be made
         meant = mistyped[1].lower().removesuffix("a")
@@ -322,10 +334,6 @@ def open_store(url: str) -> Store:
         raise StoreError(f"store {url}: expected a path from the root, file:///…, or a directory without file://")
     if not separator or scheme == "file":
         return DirectoryStore(str(_expanded(url, rest if separator else url).absolute()))
-    if "@" in rest:
-        raise StoreError(
-            f"a {scheme}:// store URL must not hold credentials; put them in the environment (AWS_PROFILE …)"
-        )
     if scheme not in SCHEMES:
         raise StoreError(f"store {url}: unknown scheme {scheme!r}; {nearest(scheme, SCHEMES)}")
     if not rest.strip("/"):

@@ -7,6 +7,8 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 
 from pipeline import schedule
 from pipeline.cluster import pool
+from pipeline.cluster.connection import connect
 from pipeline.cluster.executor import RayExecutor, ray_executor
 from pipeline.cluster.reason import last_line
 from pipeline.cluster.workers import room_of
@@ -303,3 +306,49 @@ def test_the_cluster_changes_no_byte(ray_cluster: str, tmp_path: Path) -> None:
     with ray_executor(ray_cluster, Resources(workers=2)) as executor:
         assert run(job, other, executor).run == outcome.run
     assert published(other, outcome.run) == published(store, outcome.run)
+
+
+EMBEDDED = """
+import os
+import shutil
+from pathlib import Path
+from pipeline.cluster.executor import ray_executor
+from pipeline.job_sections import Resources
+
+kept = Path(f"/tmp/neuron-census-{os.getuid()}")
+def session():
+    (own,) = (kept / "ray").glob(f"session_*_{os.getpid()}")
+    return own
+
+with ray_executor("local", Resources(workers=1)) as executor:
+    assert [receipt for _, receipt in executor.map(abs, [-1, -2])] in ([1, 2], [2, 1])
+    mode, ended = kept.stat().st_mode & 0o777, session()
+assert mode == 0o700, oct(mode)
+assert not ended.exists()
+try:
+    with ray_executor("local", Resources(workers=1)):
+        raise LookupError
+except LookupError:
+    assert (session() / "logs").is_dir()
+    shutil.rmtree(session())
+"""
+
+
+def test_what_ray_leaves_of_a_run_is_nobody_elses_and_goes_with_it() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_TMPDIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", EMBEDDED], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_directory_of_somebody_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    theirs = Path("/tmp/neuron-census-4000000000")
+    theirs.mkdir()
+    try:
+        with pytest.raises(StoreError, match="expected a directory of your own; set RAY_TMPDIR"):
+            connect("local", Resources(workers=1))
+    finally:
+        theirs.rmdir()

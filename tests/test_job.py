@@ -161,7 +161,12 @@ WRONG = [
     ("rows/*.parquet", "https://me:hunter2@host/x", "6: [data.mnist] url must not hold credentials"),
     *(
         ("rows/*.parquet", f"https://host/x?a=1&{sign}=hunter2", "6: [data.mnist] url must not hold credentials")
-        for sign in ("X-Amz-Signature", "sig", "token", "access_token", "AWSAccessKeyId", "X-Goog-Credential")
+        for sign in (
+            *("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "AWSAccessKeyId", "Signature", "sig"),
+            *("X-Goog-Credential", "GoogleAccessId", "sas", "token", "access_token", "private_token", "job-token"),
+            *("id_token", "jwt", "key", "apikey", "api_key", "api-key", "access_key", "secret_key", "client_secret"),
+            *("secret", "password", "passwd", "pwd", "user_password", "auth", "authorization", "credential"),
+        )
     ),
     ("rows/*.parquet", "abfss://box@account/x?sig=a", "6: [data.mnist] url must not hold credentials"),
     (

@@ -14,6 +14,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(
         [
             "allocator",
+            "credentials",
             "counted",
             "errors",
             "grid",
@@ -40,6 +41,7 @@ LAYERS: dict[str, int] = {
             "cells",
             "claims",
             "answers",
+            "aws_settings",
             "arrow_bytes",
             "compiler",
             "contracts",

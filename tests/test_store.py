@@ -198,9 +198,22 @@ def test_a_store_that_cannot_be(url: str, message: str):
         open_store(url)
 
 
-def test_credentials_in_a_url_are_refused_and_not_repeated():
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://AKIA123:hunter2@bucket/prefix",
+        "s3:/AKIA123:hunter2@bucket",
+        "S3:AKIA123:hunter2@bucket",
+        "s3a:/AKIA123:hunter2@bucket",
+        "s4://AKIA123:hunter2@bucket",
+        "file://bob:hunter2@/x",
+        "file:/bob:hunter2@host/x",
+        "https://host/x?private_token=hunter2",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str):
     with pytest.raises(StoreError) as caught:
-        open_store("s3://AKIA123:hunter2@bucket/prefix")
+        open_store(url)
     assert "hunter2" not in str(caught.value)
     assert "environment" in str(caught.value)
 

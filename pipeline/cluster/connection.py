@@ -9,9 +9,11 @@ import logging
 import os
 import secrets
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -63,6 +65,23 @@ def _is_elsewhere(error: BaseException | None) -> bool:
     return error is not None
 
 
+def own_session(address: str) -> Path | None:
+    """The directory of the Ray that was started here in ours, None of any other; `ray.shutdown` leaves it."""
+    if address != LOCAL or "RAY_TMPDIR" in os.environ:
+        return None
+    return Path(_temporary(), ray.get_runtime_context().get_session_name())
+
+
 def _temporary() -> str:
+    """Where Ray keeps sockets and logs; StoreError where that is somebody else's."""
     # a socket's path has at most 107 characters, of which Ray needs 70: TMPDIR may be too long
-    return os.environ.get("RAY_TMPDIR") or f"/tmp/neuron-census-{os.getuid()}"
+    if given := os.environ.get("RAY_TMPDIR"):
+        return given
+    private = Path(f"/tmp/neuron-census-{os.getuid()}")
+    private.mkdir(mode=0o700, exist_ok=True)
+    seen = private.lstat()
+    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid():
+        raise StoreError(f"{private}: expected a directory of your own; set RAY_TMPDIR to one with a short path")
+    private.chmod(0o700)
+    # Ray lets everybody write into its own
+    return str(private / "ray")

@@ -5,6 +5,7 @@ Layer 5.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import ray
 
 from pipeline.address import LOCAL, NONE
-from pipeline.cluster.connection import connect, own_signals
+from pipeline.cluster.connection import connect, own_session, own_signals
 from pipeline.cluster.pool import Pool
 from pipeline.cluster.reason import last_line
 from pipeline.cluster.workers import start_worker, workers_asked_for
@@ -129,6 +130,7 @@ def ray_executor(address: str, resources: Resources) -> Iterator[RayExecutor]:
     with own_signals():
         connect(address, resources)
     try:
+        session = own_session(address)
         pool = Pool(lambda: start_worker(resources), size=workers_asked_for(resources), retries=resources.retries)
         pool.fill()
         try:
@@ -138,3 +140,6 @@ def ray_executor(address: str, resources: Resources) -> Iterator[RayExecutor]:
     finally:
         with own_signals():
             ray.shutdown()
+    # only now: where something was raised its logs may say more
+    if session is not None:
+        shutil.rmtree(session, ignore_errors=True)

@@ -30,8 +30,9 @@ class Storing:
     def __enter__(self) -> Storing:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # who is told to end does not wait for a server
+        self._thread.shutdown(wait=kind is None or issubclass(kind, Exception), cancel_futures=True)
 
     def begin(self, measured: Sequence[tuple[Missing, Mapping[str, CellState]]]) -> None:
         """Store the cells of a chunk, once those of the one before are stored. StoreError where one cannot be."""

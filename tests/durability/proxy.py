@@ -27,6 +27,7 @@ class FaultyProxy(ThreadingHTTPServer):
         self.seed = 0
         self.likelihood = 0.0
         self.history: list[str] = []
+        self.closing = threading.Event()
         self._asked: Counter[str] = Counter()
         self._lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -59,6 +60,7 @@ class FaultyProxy(ThreadingHTTPServer):
         """A client that hung up is none of our business."""
 
     def close(self) -> None:
+        self.closing.set()
         self.shutdown()
         self.server_close()
 
@@ -73,6 +75,9 @@ class _Request(BaseHTTPRequestHandler):
         if fault in CODES:
             self._refuse(int(fault), CODES[fault])
         elif fault == "dropped":
+            self._hang_up()
+        elif fault == "silent":
+            self.server.closing.wait()
             self._hang_up()
         else:
             status, headers, content = self._forward(body)
