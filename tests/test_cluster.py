@@ -7,7 +7,11 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +20,8 @@ import ray
 import torch
 
 from pipeline import schedule
-from pipeline.cluster import pool
+from pipeline.cluster import connection, pool
+from pipeline.cluster.connection import own_signals
 from pipeline.cluster.executor import RayExecutor, ray_executor
 from pipeline.cluster.reason import last_line
 from pipeline.cluster.workers import room_of
@@ -28,7 +33,7 @@ from pipeline.store import open_store
 from pipeline.task import run_task
 from tests import ray_tasks
 from tests.census import published, run_inline, small_job
-from tests.servers import wait_until
+from tests.servers import children, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -211,6 +216,59 @@ def test_the_handler_of_sigterm_stays(ray_cluster: str) -> None:
         with ray_executor(ray_cluster, Resources(workers=1)):
             assert signal.getsignal(signal.SIGTERM) is handler
         assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("started", [1, 3])
+def test_sigterm_while_ray_starts_ends_the_run_in_order(tmp_path: Path, started: int) -> None:
+    small_job(tmp_path)
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(tmp_path / "job.toml"), "--ray", "local"]
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as temporary:
+        process = subprocess.Popen(
+            [*command, "--store", str(tmp_path / "store")],
+            env={**os.environ, "RAY_TMPDIR": temporary},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            # the first process of Ray's; and more of them, while the driver still waits for the node
+            wait_until(lambda: len(children(process.pid)) >= started, timeout_s=120)
+            family = children(process.pid)
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=120)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        wait_until(lambda: not any(is_alive(pid) for pid in family), timeout_s=30)
+    assert (process.returncode, said) == (143, "interrupted; run the same command again to go on\n")
+    assert not (tmp_path / "store" / "runs").exists()
+
+
+def test_a_signal_that_comes_while_ray_starts_waits_for_its_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: served.append("ours"))
+    try:
+        with own_signals():
+            signal.signal(signal.SIGTERM, lambda *_: served.append("theirs"))
+            signal.raise_signal(signal.SIGTERM)
+            assert served == []
+        assert served == ["ours"]
+        with own_signals():
+            signal.raise_signal(signal.SIGTERM)
+            assert served == ["ours"]
+            # who sends it again does not wait
+            signal.raise_signal(signal.SIGTERM)
+            assert served == ["ours", "ours"]
+        assert served == ["ours", "ours"]
+        monkeypatch.setattr(connection, "PATIENCE_S", 0.1)
+        with own_signals():
+            signal.raise_signal(signal.SIGTERM)
+            wait_until(lambda: len(served) == 3, timeout_s=10)
+        assert served == ["ours", "ours", "ours"]
+        signal.raise_signal(signal.SIGTERM)
+        assert served == ["ours", "ours", "ours", "ours"]
     finally:
         signal.signal(signal.SIGTERM, before)
 

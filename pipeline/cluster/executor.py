@@ -126,9 +126,9 @@ def ray_executor(address: str, resources: Resources) -> Iterator[RayExecutor]:
 
     StoreError (the operator must act) if the address does not answer. Leaving it stops all work at once.
     """
-    with own_signals():
-        connect(address, resources)
     try:
+        with own_signals():
+            connect(address, resources)
         pool = Pool(lambda: start_worker(resources), size=workers_asked_for(resources), retries=resources.retries)
         pool.fill()
         try:
