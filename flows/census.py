@@ -164,7 +164,7 @@ def answers(api: str) -> bool:
 
 def _census(job: str, store: str, ray: str, progress: Progress, resolved: Resolved | None) -> Outcome:
     asked, opened = load_job(job), open_store(store)
-    with executor_at(ray, asked.allotted) as executor:
+    with executor_at(ray, asked.allotted, progress.note) as executor:
         return carry_out(resolved or resolve(asked, opened), opened, executor, progress)
 
 
