@@ -27,6 +27,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.settings import PREFECT_API_URL
 
+from pipeline.address import shown
 from pipeline.cluster.executor import executor_at
 from pipeline.errors import CensusError
 from pipeline.job import load_job
@@ -135,7 +136,7 @@ def take_census(job: str, *, store: str, ray: str, progress: Progress, resolved:
     """
     api = PREFECT_API_URL.value()
     if api and not answers(api):
-        progress.note(f"Prefect at {api} does not answer: the run goes on without it")
+        progress.note(f"Prefect at {shown(api)} does not answer: the run goes on without it")
         return _census(job, store, ray, progress, resolved)
     caller = Caller(resolved, progress)
     token = _CALLER.set(caller)

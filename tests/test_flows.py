@@ -96,10 +96,13 @@ def asked(prefect: Prefect, what: str, **body: Any) -> list[dict[str, Any]]:
 
 def test_without_its_server_a_run_goes_on_and_says_so_once(tmp_path: Path) -> None:
     tiny_job(tmp_path)
-    process = flow(tmp_path / "job.toml", tmp_path / "store", "none", api=f"http://127.0.0.1:{free_port()}/api")
+    port = free_port()
+    process = flow(tmp_path / "job.toml", tmp_path / "store", "none", api=f"http://bob:s3cret@127.0.0.1:{port}/api")
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
-    assert len([line for line in output.splitlines() if line.startswith("note Prefect at http://127.0.0.1")]) == 1
+    (note,) = [line for line in output.splitlines() if line.startswith("note ")]
+    assert note == f"note Prefect at http://127.0.0.1:{port}/api does not answer: the run goes on without it"
+    assert "s3cret" not in output
     assert len(committed_runs(open_store(str(tmp_path / "store")))) == 1
 
 

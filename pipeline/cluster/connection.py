@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from pipeline.address import LOCAL, knock, unanswered
+from pipeline.address import LOCAL, knock, shown, unanswered
 from pipeline.cluster.reason import last_line
 from pipeline.errors import StoreError
 from pipeline.job_sections import Resources
@@ -82,9 +82,10 @@ def connect(address: str, resources: Resources) -> None:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         if _is_elsewhere(error):
+            known = shown(address)
             raise StoreError(
-                f"this machine is no node of the Ray cluster at {address!r}: run this on one of its nodes (`ray start "
-                f"--address={address} --num-cpus=0` makes it one), or use `neuron-census submit`"
+                f"this machine is no node of the Ray cluster at {known!r}: run this on one of its nodes (`ray start "
+                f"--address={known} --num-cpus=0` makes it one), or use `neuron-census submit`"
             ) from error
         raise unanswered(address, last_line(error)) from error
 
