@@ -21,49 +21,28 @@ from pipeline.cluster.reason import last_line
 from pipeline.errors import StoreError
 from pipeline.job_sections import Resources
 
-# Ray starts in 5 s, on a machine that is busy in twice as much; who ends a process often waits 30 s and then kills it
-PATIENCE_S = 15.0
-
 
 @contextmanager
 def own_signals() -> Iterator[None]:
-    """Keep the handler of SIGTERM, in whose place Ray puts its own, and serve a signal that comes meanwhile at the end.
+    """Keep the handler of SIGTERM, and let Ray put none in its place: its own ends the process with 15 and no word.
 
-    Ray's handler ends the process with exit code 15 and no word; one that raises within Ray may leave it half begun.
-    Where Ray takes too long, because its processes were ended with this one, or at a second signal it raises there.
+    So a signal does what it does at any other time, and at once: one that was kept until Ray has started would wait for
+    a minute where Ray's processes are ended with this one.
     """
-    before = signal.getsignal(signal.SIGTERM)
-    if before is None or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    late = threading.Timer(PATIENCE_S, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM))
-    late.daemon = True
     install = signal.signal
 
     def installed(signalnum: int, handler: Any) -> Any:
-        return before if signalnum == signal.SIGTERM else install(signalnum, handler)
+        return signal.getsignal(signalnum) if signalnum == signal.SIGTERM else install(signalnum, handler)
 
-    def note(number: int, _: Any) -> None:
-        if came:
-            came.clear()
-            install(signal.SIGTERM, before)
-            signal.raise_signal(signal.SIGTERM)
-        else:
-            came.append(number)
-            late.start()
-
-    install(signal.SIGTERM, note)
-    # blocked instead, it would stay blocked in the processes that Ray starts, which are ended by it
+    # blocked instead, the signal would stay blocked in the processes that Ray starts, which are ended by it
     signal.signal = installed  # type: ignore[assignment]
     try:
         yield
     finally:
-        late.cancel()
         signal.signal = install
-        install(signal.SIGTERM, before)
-        if came:
-            signal.raise_signal(signal.SIGTERM)
 
 
 def connect(address: str, resources: Resources) -> None:
