@@ -27,6 +27,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.settings import PREFECT_API_URL
 
+from pipeline.address import shown
 from pipeline.cluster.executor import executor_at
 from pipeline.errors import CensusError
 from pipeline.job import load_job
@@ -40,6 +41,8 @@ ARTIFACT_INTERVAL_S = 1.0
 HEALTH_TIMEOUT_S = 5.0
 # what the client raises when the server is gone
 UNANSWERED = (httpx.HTTPError, OSError, RuntimeError)
+NOT_LET_IN = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
+REFUSED = "refuses the credentials, or that there are none (PREFECT_API_AUTH_STRING, or PREFECT_API_KEY)"
 
 
 class ArtifactProgress:
@@ -86,7 +89,8 @@ class ArtifactProgress:
             return update()
         except UNANSWERED as error:
             self._is_heard = False
-            self.note(f"Prefect does not answer any more ({type(error).__name__}): the run goes on without it")
+            why = REFUSED if is_refused(error) else f"does not answer any more ({type(error).__name__})"
+            self.note(f"Prefect {why}: the run goes on without it")
             return None
 
     def _finish(self) -> None:
@@ -135,7 +139,7 @@ def take_census(job: str, *, store: str, ray: str, progress: Progress, resolved:
     """
     api = PREFECT_API_URL.value()
     if api and not answers(api):
-        progress.note(f"Prefect at {api} does not answer: the run goes on without it")
+        progress.note(f"Prefect at {shown(api)} does not answer: the run goes on without it")
         return _census(job, store, ray, progress, resolved)
     caller = Caller(resolved, progress)
     token = _CALLER.set(caller)
@@ -143,28 +147,39 @@ def take_census(job: str, *, store: str, ray: str, progress: Progress, resolved:
         census(job=job, store=store, ray=ray)
     except CensusError:
         raise
-    except UNANSWERED:
+    except UNANSWERED as error:
         # the server went away: what it could not be told is done all the same
         if not caller.outcomes:
             # before the run began, or it failed by itself and will again: what is done is not done twice
-            progress.note("Prefect does not answer any more: the run goes on without it")
+            why = REFUSED if is_refused(error) else "does not answer any more"
+            progress.note(f"Prefect {why}: the run goes on without it")
             return _census(job, store, ray, progress, resolved)
     finally:
         _CALLER.reset(token)
     return caller.outcomes[0]
 
 
+def is_refused(error: BaseException | None) -> bool:
+    """Whether an error, or what it came of, is a server that does not take the credentials it was given, or none."""
+    while error is not None:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in NOT_LET_IN:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def answers(api: str) -> bool:
-    """Whether a Prefect server answers at an API address."""
+    """Whether a Prefect server answers at an API address, if only to whom it knows: this asks without credentials."""
     try:
-        return httpx.get(f"{api.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_S).is_success
+        answer = httpx.get(f"{api.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_S)
     except httpx.HTTPError:
         return False
+    return answer.is_success or answer.status_code in NOT_LET_IN
 
 
 def _census(job: str, store: str, ray: str, progress: Progress, resolved: Resolved | None) -> Outcome:
     asked, opened = load_job(job), open_store(store)
-    with executor_at(ray, asked.allotted) as executor:
+    with executor_at(ray, asked.allotted, progress.note) as executor:
         return carry_out(resolved or resolve(asked, opened), opened, executor, progress)
 
 

@@ -120,7 +120,7 @@ def _run(job: str, url: str, ray: str, progress: Progress) -> Outcome:
         knock(ray)
     from pipeline.cluster.executor import executor_at  # imports ray, which only this needs
 
-    with executor_at(ray, asked.allotted) as executor:
+    with executor_at(ray, asked.allotted, progress.note) as executor:
         return carry_out(resolved or resolve(asked, store), store, executor, progress)
 
 
@@ -138,12 +138,14 @@ def _run_in_flow(job: str, url: str, ray: str, progress: Progress) -> Outcome:
 def _checked(job: Job, store: Store, ray: str) -> Resolved:
     """The job resolved, with mistakes in what was asked for found before the seconds that Ray and Prefect take."""
     from pipeline.address import LOCAL, NONE, knock
-    from pipeline.devices import expect_gpus
+    from pipeline.devices import expect_gpus, expect_room
     from pipeline.resolve import resolve
     from pipeline.run import expect_fit, is_committed
 
     if ray in (NONE, LOCAL):
         expect_gpus(job.allotted)
+        if ray == LOCAL:
+            expect_room(job.allotted)
     else:
         knock(ray)
     resolved = resolve(job, store)

@@ -14,6 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pipeline.batch import Batch
+from pipeline.counted import counted
 from pipeline.errors import JobError
 from pipeline.job_sections import Resources
 
@@ -46,6 +47,18 @@ def expect_gpus(resources: Resources) -> None:
             f"resources.gpus_per_worker = {resources.gpus_per_worker:g}: {socket.gethostname()} has "
             f"{torch.cuda.device_count()} GPUs"
         )
+
+
+def expect_room(resources: Resources) -> None:
+    """JobError unless a Ray of this machine could hold one worker; for a number of workers it is given the CPUs."""
+    host, cpus, memory_gib = socket.gethostname(), os.cpu_count() or 1, machine_bytes() / 2**30
+    if not resources.workers and resources.cpus_per_worker > cpus:
+        raise JobError(
+            f"resources.cpus_per_worker = {resources.cpus_per_worker}, or numerics.threads if that is more: {host} has "
+            f"{counted(cpus, 'CPU')}; ask for less, or for resources.workers = 1, which has to do with what there is"
+        )
+    if resources.memory_gib and resources.memory_gib > memory_gib:
+        raise JobError(f"resources.memory_gib = {resources.memory_gib:.10g}: {host} has {memory_gib:.1f} GiB")
 
 
 def limit_gpu(share: float) -> None:

@@ -277,7 +277,12 @@ class Resources(Section):
     workers: int = Field(default=0, ge=0, description="processes; 0: as many as the CPUs allow")
     cpus_per_worker: int = Field(default=1, ge=1, description="at least numerics.threads are given")
     gpus_per_worker: float = Field(default=0.0, ge=0, description="0.25: four workers share a GPU and its memory")
-    memory_gib: float | None = Field(default=None, gt=0, description="memory of a worker; None: not limited")
+    memory_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="of a node's memory, what Ray counts for each worker, and what decides how many large models are "
+        "measured together; no worker is held to it. None: Ray counts none, and a worker has its CPUs' share",
+    )
     max_state_gib: float = Field(default=64.0, gt=0, description="refuse a plan whose states take more")
     retries: int = Field(default=3, ge=0, description="how often a task is repeated whose worker died")
 

@@ -49,6 +49,7 @@ def submit(job: str, url: str, address: str, follow: bool) -> None:
     \b
       neuron-census submit job.toml --store s3://bucket --ray http://HOST:8265
     """
+    from pipeline.address import shown
     from pipeline.submission import submit as give
 
     given = give(job, url, address)
@@ -61,7 +62,7 @@ def submit(job: str, url: str, address: str, follow: bool) -> None:
         click.echo(given.remark, err=True)
     if follow:
         sys.exit(_followed(address, given.job))
-    click.echo(f"neuron-census logs {given.run} --store {shlex.quote(url)} --ray {address} --follow")
+    click.echo(f"neuron-census logs {given.run} --store {shlex.quote(url)} --ray {shown(address)} --follow")
 
 
 def _followed(address: str, job: str) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.address import shown
 from pipeline.cluster.jobs import JobServer, Submission
 from pipeline.errors import JobError, StoreError
 from pipeline.hashing import sha256
@@ -115,20 +116,20 @@ def chosen(found: Sequence[Submission], run: str, *, address: str, store: str | 
     All are of runs whose ids begin with `run`, and only those into `store` count if it is given. StoreError if there is
     none, or if it could be one of several runs or several stores'.
     """
-    asked = [one for one in found if store in (None, one.store)]
+    asked, known = [one for one in found if store in (None, one.store)], shown(address)
     runs = sorted({one.run for one in asked})
     if len(runs) != 1:
         listed = f"several runs: {', '.join(runs)}" if runs else "no run that was submitted"
         into = f" into {store}" if store is not None else ""
         raise StoreError(
-            f"{address}: {run!r} begins the id of {listed}{into}; `neuron-census status --ray {address}` lists them"
+            f"{known}: {run!r} begins the id of {listed}{into}; `neuron-census status --ray {known}` lists them"
         )
     alive = [one for one in asked if one.is_alive]
     stores = sorted({one.store for one in alive or asked})
     if len(stores) > 1:
         where = "is at work for" if alive else "was submitted into"
         raise StoreError(
-            f"{address}: run {runs[0]} {where} several stores: {', '.join(stores)}; choose one of them with --store"
+            f"{known}: run {runs[0]} {where} several stores: {', '.join(stores)}; choose one of them with --store"
         )
     return (alive or asked)[-1]
 
@@ -142,7 +143,7 @@ def cancel(address: str, run: str, *, url: str | None = None) -> Submission:
         server.stop(job.id)
     while job.is_alive:
         if time.monotonic() > end:
-            raise StoreError(f"{address}: {job.id} has not stopped within {CANCEL_TIMEOUT_S:.0f} s; try again")
+            raise StoreError(f"{shown(address)}: {job.id} has not stopped within {CANCEL_TIMEOUT_S:.0f} s; try again")
         time.sleep(POLL_S)
         job = server.submission(job.id)
     return job

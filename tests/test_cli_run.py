@@ -57,6 +57,26 @@ def test_a_ray_address_that_does_not_answer_leaves_nothing_behind(tmp_path: Path
     assert not Path(url).exists()
 
 
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ("memory_gib = 1_000_000", "error: resources.memory_gib = 1000000: {host} has "),
+        (
+            "cpus_per_worker = 4096",
+            "error: resources.cpus_per_worker = 4096, or numerics.threads if that is more: {host} has ",
+        ),
+    ],
+)
+def test_a_worker_that_this_machine_could_not_hold_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resources: str, said: str
+) -> None:
+    monkeypatch.setattr("pipeline.cluster.executor.ray_executor", lambda *_: pytest.fail("Ray was started"))
+    job, url = write_job(tmp_path / "job.toml", more=f"[resources]\n{resources}\n"), str(tmp_path / "store")
+    for more in ([], ["--prefect"]):
+        refused(call("run", str(job), "--ray", "local", *more, store=url), said.format(host=socket.gethostname()))
+    assert not Path(url).exists()
+
+
 @pytest.fixture(scope="module")
 def census(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, str, Path]:
     """A real run by the command line."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +22,12 @@ import torch
 
 from pipeline import schedule
 from pipeline.cluster import pool
-from pipeline.cluster.connection import connect
-from pipeline.cluster.executor import RayExecutor, ray_executor
+from pipeline.cluster.connection import connect, own_signals
+from pipeline.cluster.executor import RayExecutor, executor_at, ray_executor
+from pipeline.cluster.pool import Pool
 from pipeline.cluster.reason import last_line
-from pipeline.cluster.workers import room_of
+from pipeline.cluster.workers import lacking, room_of, start_worker
+from pipeline.devices import machine_bytes
 from pipeline.errors import DataError, JobError, StoreError
 from pipeline.executor import Lost
 from pipeline.job_sections import Resources
@@ -31,7 +36,7 @@ from pipeline.store import open_store
 from pipeline.task import run_task
 from tests import ray_tasks
 from tests.census import published, run_inline, small_job
-from tests.servers import wait_until
+from tests.servers import children, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -218,6 +223,53 @@ def test_the_handler_of_sigterm_stays(ray_cluster: str) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize("started", [1, 3])
+def test_sigterm_while_ray_starts_ends_the_run_in_order(tmp_path: Path, started: int) -> None:
+    small_job(tmp_path)
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(tmp_path / "job.toml"), "--ray", "local"]
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as temporary:
+        process = subprocess.Popen(
+            [*command, "--store", str(tmp_path / "store")],
+            env={**os.environ, "RAY_TMPDIR": temporary},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            # the first process of Ray's; and more of them, while the driver still waits for the node
+            wait_until(lambda: len(children(process.pid)) >= started, timeout_s=120)
+            family = children(process.pid)
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=120)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        wait_until(lambda: not any(is_alive(pid) for pid in family), timeout_s=30)
+    assert (process.returncode, said) == (143, "interrupted; run the same command again to go on\n")
+    assert not (tmp_path / "store" / "runs").exists()
+
+
+def test_ray_s_handler_takes_the_place_of_no_other() -> None:
+    def handler(*_: object) -> None:
+        raise Cancelled
+
+    install, before = signal.signal, signal.signal(signal.SIGTERM, handler)
+    try:
+        with own_signals():
+            assert signal.signal(signal.SIGTERM, signal.SIG_IGN) is handler
+            assert signal.getsignal(signal.SIGTERM) is handler
+            with pytest.raises(Cancelled):
+                signal.raise_signal(signal.SIGTERM)
+            # of no other signal
+            other = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            assert signal.signal(signal.SIGUSR1, other) is signal.SIG_IGN
+        with pytest.raises(Cancelled), own_signals():
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.signal is install
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_more_than_the_cluster_has_is_refused(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "START_TIMEOUT_S", 2.0)
     with (
@@ -225,6 +277,61 @@ def test_more_than_the_cluster_has_is_refused(ray_cluster: str, monkeypatch: pyt
         ray_executor(ray_cluster, Resources(workers=1, gpus_per_worker=2)) as executor,
     ):
         list(executor.map(ray_tasks.square, [1]))
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked"),
+    [
+        (Resources(cpus_per_worker=64), "64 CPUs"),
+        (Resources(memory_gib=100_000), "1 CPU, 100000 GiB of memory"),
+        (Resources(workers=1, gpus_per_worker=2), "1 CPU, 2 GPUs"),
+    ],
+)
+def test_what_no_node_has_is_said_early_and_once(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch, resources: Resources, asked: str
+) -> None:
+    monkeypatch.setattr(pool, "START_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(pool, "NOTE_AFTER_S", 0.5)
+    notes: list[str] = []
+    with (
+        pytest.raises(StoreError) as raised,
+        ray_executor(ray_cluster, resources, notes.append) as executor,
+    ):
+        list(executor.map(ray_tasks.square, [1]))
+    nodes = r"2 CPUs, 1 GPUs, \d+\.\d GiB of memory"
+    lacking = rf"a worker takes {asked}, which no node of Ray's has \(nodes: {nodes}\)"
+    (note,) = notes
+    assert re.fullmatch(rf"{lacking}: waiting for one that has it, 3 s in all", note)
+    ended = rf"no worker started within 3 s: the cluster has {nodes}, of which {nodes} are free; {lacking}; ask .*"
+    assert re.fullmatch(ended, str(raised.value))
+
+
+def test_of_a_cluster_that_is_only_busy_nothing_is_said_to_lack(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "START_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(pool, "NOTE_AFTER_S", 0.5)
+    notes: list[str] = []
+    with ray_executor(ray_cluster, Resources(workers=1, cpus_per_worker=2), notes.append) as executor:
+        list(executor.map(ray_tasks.square, [1]))
+        more = Pool(
+            *[lambda: start_worker(Resources()), lambda: lacking(Resources())], size=1, retries=0, note=notes.append
+        )
+        with pytest.raises(StoreError, match=r"2 CPUs, .* of which 0 CPUs, .* are free; ask for less"):
+            list(RayExecutor(more, retries=0).map(ray_tasks.square, [1]))
+        more.close()
+    assert notes == []
+
+
+def test_what_this_machine_could_never_hold_is_refused_as_soon_as_ray_has_counted() -> None:
+    # less than the machine has, and more than Ray leaves to workers
+    memory_gib = int(0.99 * machine_bytes() / 2**30)
+    with (
+        pytest.raises(JobError, match=rf"a worker takes 1 CPU, {memory_gib} GiB of memory, which .* under \["),
+        executor_at("local", Resources(memory_gib=float(memory_gib))),
+    ):
+        raise AssertionError("unreachable")
+    assert not ray.is_initialized()
 
 
 def test_the_cluster_says_how_many_workers(ray_cluster: str) -> None:

@@ -96,18 +96,23 @@ def asked(prefect: Prefect, what: str, **body: Any) -> list[dict[str, Any]]:
 
 def test_without_its_server_a_run_goes_on_and_says_so_once(tmp_path: Path) -> None:
     tiny_job(tmp_path)
-    process = flow(tmp_path / "job.toml", tmp_path / "store", "none", api=f"http://127.0.0.1:{free_port()}/api")
+    port = free_port()
+    process = flow(tmp_path / "job.toml", tmp_path / "store", "none", api=f"http://bob:s3cret@127.0.0.1:{port}/api")
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
-    assert len([line for line in output.splitlines() if line.startswith("note Prefect at http://127.0.0.1")]) == 1
+    (note,) = [line for line in output.splitlines() if line.startswith("note ")]
+    assert note == f"note Prefect at http://127.0.0.1:{port}/api does not answer: the run goes on without it"
+    assert "s3cret" not in output
     assert len(committed_runs(open_store(str(tmp_path / "store")))) == 1
 
 
 class OnlyHealthy(BaseHTTPRequestHandler):
     """A server that is well, and gone at the next question."""
 
+    well, asked = 200, 503
+
     def do_GET(self) -> None:
-        self.send_response(200 if self.path.endswith("/health") else 503)
+        self.send_response(self.well if self.path.endswith("/health") else self.asked)
         self.end_headers()
 
     do_POST = do_GET
@@ -127,6 +132,39 @@ def test_a_server_that_goes_before_the_flow_begins_keeps_nothing_from_being_done
         server.shutdown()
     assert process.returncode == 0, output
     assert output.splitlines().count("note Prefect does not answer any more: the run goes on without it") == 1
+    assert len(committed_runs(open_store(str(tmp_path / "store")))) == 1
+
+
+class Closed(OnlyHealthy):
+    """A server that knows nobody who asks."""
+
+    asked = 401
+
+
+class BehindAClosedDoor(OnlyHealthy):
+    """A server behind another, which lets nobody in."""
+
+    well, asked = 401, 403
+
+
+@pytest.mark.parametrize("kind", [Closed, BehindAClosedDoor])
+def test_credentials_that_prefect_refuses_are_said_to_be_and_not_what_they_are(
+    tmp_path: Path, kind: type[OnlyHealthy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_job(tmp_path)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:wr0ng")
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        process = flow(
+            tmp_path / "job.toml", tmp_path / "store", "none", api=f"http://127.0.0.1:{server.server_port}/api"
+        )
+        output, _ = process.communicate(timeout=200)
+        server.shutdown()
+    assert process.returncode == 0, output
+    (note,) = [line for line in output.splitlines() if line.startswith("note ")]
+    assert note.startswith("note Prefect refuses the credentials, or that there are none (PREFECT_API_AUTH_STRING, or ")
+    assert note.endswith("PREFECT_API_KEY): the run goes on without it")
+    assert "wr0ng" not in output
     assert len(committed_runs(open_store(str(tmp_path / "store")))) == 1
 
 

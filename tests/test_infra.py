@@ -134,6 +134,10 @@ def test_the_s3_servers_options_exist() -> None:
     assert {option.split("=")[0] for option in given} <= options("weed", command, "-h")
 
 
+def test_the_s3_server_fills_its_disk() -> None:
+    assert "-volume.max=0" in services()["s3"]["command"].split()
+
+
 def test_the_cluster_starts_rays_nodes() -> None:
     cluster = read("kuberay.yaml")
     assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")

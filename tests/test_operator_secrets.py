@@ -5,18 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from pipeline.errors import StoreError
 from pipeline.manifest import committed_runs
 from pipeline.plan import make_plan
+from pipeline.report.status import print_submissions
 from pipeline.resolve import resolve
 from pipeline.store import open_store
+from pipeline.submission import chosen
 from pipeline.task import run_task
+from tests.census import write_job
 from tests.durability.schedules import tiny_job
 from tests.operating import call
 from tests.servers import Prefect
@@ -62,6 +68,41 @@ def test_no_credential_is_pickled_stored_or_logged(
     assert_holds_no_secret(done.output.encode() + caplog.text.encode(), "a message or log")
     assert_holds_no_secret(everything_in(secrets), "the store")
     assert len(committed_runs(store)) == 1
+
+
+@pytest.mark.parametrize("with_scheme", [True, False])
+@pytest.mark.parametrize(
+    "words", [("status",), ("logs", "3f"), ("cancel", "3f"), ("submit", "{job}"), ("run", "{job}")]
+)
+def test_no_message_names_the_password_of_an_address(
+    tmp_path: Path, words: tuple[str, ...], with_scheme: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # on data that comes with a library: a job on this machine's files is not submitted
+    write_job(tmp_path / "job.toml")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{closed.getsockname()[1]}"
+        address = f"{'http://' if with_scheme else ''}bob:s3cret-p@ss@{host}"
+        command = [word.format(job=tmp_path / "job.toml") for word in words]
+        command += ["--store", str(tmp_path / "store")]
+        done = [call(*command, "--ray", address)]
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+        if words[0] in ("logs", "cancel", "submit"):
+            done.append(call(*command))
+    for one in done:
+        assert one.exit_code == 2, one.output
+        assert not any(part in one.output for part in ("bob", "s3cret", "ss@")), one.output
+        assert host in one.output
+
+
+def test_what_a_cluster_is_asked_next_is_printed_without_a_password() -> None:
+    address = "http://bob:s3cret@head:8265"
+    with pytest.raises(
+        StoreError, match=r"^http://head:8265: '3f' .* `neuron-census status --ray http://head:8265` lis"
+    ):
+        chosen([], "3f", address=address, store=None)
+    with pytest.raises(StoreError, match=r"^http://head:8265: no run was submitted there"):
+        print_submissions([], address, Console())
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from pipeline.address import LOCAL, knock, unanswered
+from pipeline.address import LOCAL, knock, shown, unanswered
 from pipeline.cluster.reason import last_line
 from pipeline.errors import StoreError
 from pipeline.job_sections import Resources
@@ -26,13 +26,25 @@ from pipeline.job_sections import Resources
 
 @contextmanager
 def own_signals() -> Iterator[None]:
-    """Put back the SIGTERM handler that was there: Ray's would take the place of the one that cancels a flow."""
-    handler = signal.getsignal(signal.SIGTERM)
+    """Keep the handler of SIGTERM, and let Ray put none in its place: its own ends the process with 15 and no word.
+
+    So a signal does what it does at any other time, and at once: one that was kept until Ray has started would wait for
+    a minute where Ray's processes are ended with this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    install = signal.signal
+
+    def installed(signalnum: int, handler: Any) -> Any:
+        return signal.getsignal(signalnum) if signalnum == signal.SIGTERM else install(signalnum, handler)
+
+    # blocked instead, the signal would stay blocked in the processes that Ray starts, which are ended by it
+    signal.signal = installed  # type: ignore[assignment]
     try:
         yield
     finally:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+        signal.signal = install
 
 
 def connect(address: str, resources: Resources) -> None:
@@ -51,9 +63,10 @@ def connect(address: str, resources: Resources) -> None:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         if _is_elsewhere(error):
+            known = shown(address)
             raise StoreError(
-                f"this machine is no node of the Ray cluster at {address!r}: run this on one of its nodes (`ray start "
-                f"--address={address} --num-cpus=0` makes it one), or use `neuron-census submit`"
+                f"this machine is no node of the Ray cluster at {known!r}: run this on one of its nodes (`ray start "
+                f"--address={known} --num-cpus=0` makes it one), or use `neuron-census submit`"
             ) from error
         raise unanswered(address, last_line(error)) from error
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -17,8 +18,8 @@ from pipeline.address import LOCAL, NONE
 from pipeline.cluster.connection import connect, own_session, own_signals
 from pipeline.cluster.pool import Pool
 from pipeline.cluster.reason import last_line
-from pipeline.cluster.workers import start_worker, workers_asked_for
-from pipeline.errors import CensusError, breaks_the_process
+from pipeline.cluster.workers import lacking, start_worker, workers_asked_for
+from pipeline.errors import CensusError, JobError, breaks_the_process
 from pipeline.executor import Executor, InlineExecutor, Lost
 from pipeline.job_sections import Resources
 from pipeline.schedule import Schedule
@@ -105,33 +106,51 @@ class RayExecutor:
 
 
 @contextmanager
-def executor_at(address: str, resources: Resources) -> Iterator[Executor]:
+def executor_at(
+    address: str, resources: Resources, note: Callable[[str], None] = lambda text: None
+) -> Iterator[Executor]:
     """The executor that an address names: `none` runs in this process, `local` or a cluster's address on Ray.
 
-    JobError where workers on this machine ask for GPUs that it lacks. A cluster may start machines that have them.
+    JobError where workers on this machine ask for what it lacks. A cluster may start machines that have it: `note` is
+    told what is waited for.
     """
     if address in (NONE, LOCAL) and resources.gpus_per_worker:
         from pipeline.devices import expect_gpus  # torch, which a driver on the CPU does not need here
 
         expect_gpus(resources)
+    if address == LOCAL:
+        from pipeline.devices import expect_room  # as above
+
+        expect_room(resources)
     if address == NONE:
         yield InlineExecutor()
         return
-    with ray_executor(address, resources) as executor:
+    with ray_executor(address, resources, note) as executor:
         yield executor
 
 
 @contextmanager
-def ray_executor(address: str, resources: Resources) -> Iterator[RayExecutor]:
+def ray_executor(
+    address: str, resources: Resources, note: Callable[[str], None] = lambda text: None
+) -> Iterator[RayExecutor]:
     """An executor on Ray: `local` starts an embedded one, anything else is the address of a running cluster.
 
-    StoreError (the operator must act) if the address does not answer. Leaving it stops all work at once.
+    StoreError (the operator must act) if the address does not answer, JobError if an embedded one could never hold a
+    worker; of a cluster that cannot yet, `note` is told. Leaving it stops all work at once.
     """
-    with own_signals():
-        connect(address, resources)
     try:
+        with own_signals():
+            connect(address, resources)
         session = own_session(address)
-        pool = Pool(lambda: start_worker(resources), size=workers_asked_for(resources), retries=resources.retries)
+        if address == LOCAL and (said := lacking(resources)):
+            raise JobError(f"{said}; ask for less under [resources]")
+        pool = Pool(
+            partial(start_worker, resources),
+            partial(lacking, resources),
+            size=workers_asked_for(resources),
+            retries=resources.retries,
+            note=note,
+        )
         pool.fill()
         try:
             yield RayExecutor(pool, retries=resources.retries)

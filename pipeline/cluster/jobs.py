@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import ray
 
+from pipeline.address import shown
 from pipeline.cluster.reason import last_line
 from pipeline.errors import StoreError
 
@@ -40,8 +41,8 @@ class JobServer:
 
     def __init__(self, address: str) -> None:
         if not address.startswith(("http://", "https://")):
-            raise StoreError(f"{address}: jobs go to the address of the cluster's dashboard, http://HOST:8265")
-        self._address = address
+            raise StoreError(f"{shown(address)}: jobs go to the address of the cluster's dashboard, http://HOST:8265")
+        self._shown = shown(address)
         from ray.job_submission import JobSubmissionClient  # 0.5 s that only a submission needs
 
         # Ray would prefer these to the address that was asked for
@@ -58,7 +59,7 @@ class JobServer:
         """The job of that name."""
         found = next((one for one in self.submissions() if one.id == name), None)
         if found is None:
-            raise StoreError(f"{self._address}: no longer knows the job {name}; submit its run again")
+            raise StoreError(f"{self._shown}: no longer knows the job {name}; submit its run again")
         return found
 
     def submit(self, name: str, *, run: str, store: str, command: str, folder: str) -> bool:
@@ -97,11 +98,11 @@ class JobServer:
             yield
         except ray.exceptions.AuthenticationError as error:
             raise StoreError(
-                f"{self._address}: asks for another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+                f"{self._shown}: asks for another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
             ) from error
         except (ConnectionError, RuntimeError, OSError) as error:
             raise StoreError(
-                f"Ray's dashboard at {self._address} does not answer as one: {last_line(error)}. "
+                f"Ray's dashboard at {self._shown} does not answer as one: {shown(last_line(error))}. "
                 "It needs ray[default] on the head: pip install 'neuron-census[cluster]'"
             ) from error
 

@@ -13,19 +13,33 @@ from typing import Any
 import ray
 
 from pipeline.cluster.reason import last_line
+from pipeline.cluster.workers import described
 from pipeline.errors import StoreError
 
 # a cluster that scales up takes minutes to give the first worker
 START_TIMEOUT_S = 600.0
+# a node that is there has started one by then
+NOTE_AFTER_S = 30.0
 
 
 class Pool:
     """As many workers as were asked for: those that died are replaced, and a new one counts once it has answered."""
 
-    def __init__(self, start: Callable[[], Any], *, size: int, retries: int) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Any],
+        lacking: Callable[[], str | None],
+        *,
+        size: int,
+        retries: int,
+        note: Callable[[str], None],
+    ) -> None:
         self.size = size
         self.idle: list[Any] = []
         self._start = start
+        self._lacking = lacking
+        self._note = note
+        self._has_noted = False
         self._retries = retries
         self._failures = 0
         self._starting: dict[Future[Any], Any] = {}
@@ -57,11 +71,21 @@ class Pool:
                 raise StoreError(f"Ray cannot start a worker: {last_line(error)}") from error
         if self.idle or self._busy:
             self._alone_since = time.monotonic()
-        elif time.monotonic() - self._alone_since > START_TIMEOUT_S:
+        else:
+            self._wait(time.monotonic() - self._alone_since)
+
+    def _wait(self, alone_s: float) -> None:
+        """Say once, early, if no node that is there could hold a worker: another may come. StoreError in the end."""
+        if alone_s > START_TIMEOUT_S:
+            lacking = self._lacking()
             raise StoreError(
-                f"no worker started within {START_TIMEOUT_S:.0f} s: the cluster has {_shown(ray.cluster_resources())}, "
-                f"of which {_shown(ray.available_resources())} are free; ask for less under [resources], or wait"
+                f"no worker started within {START_TIMEOUT_S:.0f} s: the cluster has "
+                f"{described(ray.cluster_resources())}, of which {described(ray.available_resources())} are free"
+                f"{f'; {lacking}' if lacking else ''}; ask for less under [resources], or wait"
             )
+        if alone_s > NOTE_AFTER_S and not self._has_noted and (lacking := self._lacking()):
+            self._has_noted = True
+            self._note(f"{lacking}: waiting for one that has it, {START_TIMEOUT_S:.0f} s in all")
 
     def take(self) -> Any:
         """An idle worker, busy from now on."""
@@ -93,7 +117,3 @@ class Pool:
         self.idle.clear()
         self._busy.clear()
         self._starting.clear()
-
-
-def _shown(resources: dict[str, float]) -> str:
-    return ", ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import ray
 
 from pipeline.allocator import give_back_freed_memory
+from pipeline.counted import counted
 from pipeline.job_sections import Resources
 
 T = TypeVar("T")
@@ -47,10 +48,36 @@ def start_worker(resources: Resources) -> Any:
 
 
 def workers_asked_for(resources: Resources) -> int:
-    """Workers that were asked for, or as many as the cluster has room for now."""
+    """Workers that were asked for, or as many as the cluster has room for now; one where it has none yet."""
     if resources.workers:
         return resources.workers
     return max(1, sum(room_of(node["Resources"], resources) for node in ray.nodes() if node["Alive"]))
+
+
+def lacking(resources: Resources) -> str | None:
+    """What a worker takes and no node that is there could ever hold, beside what the nodes have; None if one could."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(room_of(there, resources) for there in nodes):
+        return None
+    have = "; ".join(dict.fromkeys(map(described, nodes))) or "none"
+    return f"a worker takes {_asked(resources)}, which no node of Ray's has (nodes: {have})"
+
+
+def described(there: Mapping[str, float]) -> str:
+    """What a node or a cluster has, in words.
+
+    >>> described({"CPU": 2.0, "memory": 3 * 2**30})
+    '2 CPUs, 0 GPUs, 3.0 GiB of memory'
+    """
+    units = [f"{there.get(name, 0):g} {name}s" for name in ("CPU", "GPU")]
+    return ", ".join([*units, f"{there.get('memory', 0) / 2**30:.1f} GiB of memory"])
+
+
+def _asked(resources: Resources) -> str:
+    share, memory_gib = resources.gpus_per_worker, resources.memory_gib
+    gpus = [f"{share:g} GPU{'s' if share > 1 else ''}"] if share else []
+    memory = [f"{memory_gib:.10g} GiB of memory"] if memory_gib else []
+    return ", ".join([counted(resources.cpus_per_worker, "CPU"), *gpus, *memory])
 
 
 def room_of(there: Mapping[str, float], resources: Resources) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from pipeline.address import shown
 from pipeline.counted import few
 from pipeline.errors import StoreError, nearest
 from pipeline.manifest import Manifest, commits, read_sound
@@ -62,7 +63,9 @@ def _begun(store: Store, beginning: str) -> set[str]:
 def print_submissions(submissions: Sequence[Submission], address: str, console: Console) -> None:
     """Print a line for every job. StoreError if there is none."""
     if not submissions:
-        raise StoreError(f"{address}: no run was submitted there; `neuron-census submit JOB.toml --ray …` does it")
+        raise StoreError(
+            f"{shown(address)}: no run was submitted there; `neuron-census submit JOB.toml --ray …` does it"
+        )
     columns = ("run", "store", "status", "started (UTC)", "ended (UTC)", "says")
     rows = [
         (one.run, one.store, one.status, _minute(one.started), _minute(one.ended), one.message) for one in submissions
