@@ -25,18 +25,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.cells import cell_key
 from pipeline.executor import Lost
 from pipeline.job import Job, load_job
 from pipeline.job_sections import Resources
 from pipeline.manifest import File
+from pipeline.models.base import checkpoint_key
 from pipeline.pack import PackTask
 from pipeline.progress import Progress
-from pipeline.reduce import DONE, ReduceTask, reduced_key
-from pipeline.run import run
-from pipeline.store import Store, open_store
+from pipeline.reduce import DONE, ReduceTask, reduced_key, rows_key
+from pipeline.resolve import Resolved, resolve
+from pipeline.run import carry_out
+from pipeline.store import ObjectStore, open_store
 from pipeline.task import Receipt, Task
+from pipeline.training import TrainTask
 
 GROUP_ROWS, FEATURES = 100, 4
+TABLES = ("models", "sites", "neurons", "receipts")
 JOB = """
 name = "tiny"
 [data.made]
@@ -75,10 +80,27 @@ def tiny_job(folder: Path, *, models: int, chunks: int) -> Job:
     return load_job(path)
 
 
+class Measured(ObjectStore):
+    """A store in memory that names the cells of a run once it has been measured, and has none of them."""
+
+    def __init__(self, url: str, resolved: Resolved) -> None:
+        super().__init__(url)
+        self.is_measured = False
+        names = [resolved.state_name(one) for split in resolved.splits for one in resolved.statistics_of(split)]
+        self._cells = [(name, chunk.id) for split in resolved.splits for chunk in split.chunks for name in names]
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """See `Store`."""
+        kind, _, model = prefix.rstrip("/").partition("/")
+        if self.is_measured and kind == "states":
+            return [cell_key(model, name, chunk) for name, chunk in self._cells]
+        return super().keys(prefix)
+
+
 class Nothing:
     """An executor that pickles each task as one on a cluster would, and says that it was done."""
 
-    def __init__(self, store: Store, *, workers: int) -> None:
+    def __init__(self, store: Measured, *, workers: int) -> None:
         self.store = store
         self.workers = workers
         self.tasks = 0
@@ -93,15 +115,23 @@ class Nothing:
 
     def _done(self, task: Task) -> Receipt:
         kind = type(task).__name__.removesuffix("Task").lower()
+        if isinstance(task, TrainTask):
+            for recipe in task.recipes:
+                for step in recipe.checkpoints:
+                    self.store.put_once(checkpoint_key(recipe.model_id(step)), b"")
         if isinstance(task, ReduceTask):
+            self.store.is_measured = True
             coverage = {f"{one.split.data}/{one.split.name}": one.split.rows for one in task.measured}
+            for table in TABLES:
+                self.store.put_once(rows_key(task.run, task.model.id, table), b"")
             record = {
-                "files": {table: {"rows": 6, "bytes": 100_000} for table in ("models", "sites", "neurons", "receipts")},
+                "files": {table: {"rows": 6, "bytes": 100_000} for table in TABLES},
                 "coverage": {name: {"total": rows, "read": rows} for name, rows in coverage.items()},
                 "failure": None,
             }
             self.store.put_once(reduced_key(task.run, task.model.id, DONE), json.dumps(record).encode())
         if isinstance(task, PackTask):
+            self.store.put_once(task.key, b"")
             file = File(task.table, task.key, "0" * 64, 1, 1, task.models[0], task.models[-1])
             return Receipt(kind, task.units, file=file)
         return Receipt(kind, task.units)
@@ -150,9 +180,12 @@ def driver(*, models: int, chunks: int, workers: int) -> Driver:
     """Run everything but the work."""
     with tempfile.TemporaryDirectory() as folder:
         job = tiny_job(Path(folder), models=models, chunks=chunks)
-        store = open_store(f"memory://orchestration-{models}-{chunks}-{time.time_ns()}")
-        executor, stages = Nothing(store, workers=workers), Stages()
-        run(job, store, executor, stages)
+        url = f"memory://orchestration-{models}-{chunks}-{time.time_ns()}"
+        stages = Stages()
+        resolved = resolve(job, open_store(url))
+        store = Measured(url, resolved)
+        executor = Nothing(store, workers=workers)
+        carry_out(resolved, store, executor, stages)
     ends = [*(start for _, start, _ in stages.begun[1:]), time.process_time()]
     seconds = {name: end - start for (name, start, _), end in zip(stages.begun, ends, strict=True)}
     grown = _peak_mib() - stages.begun[0][2]

@@ -112,25 +112,25 @@ def _there(resolved: Resolved, store: Store) -> tuple[set[str], set[str]]:
 
 def gone(resolved: Resolved, store: Store, models: Collection[str]) -> list[Model]:
     """Those of the `models`, which have all been measured, whose checkpoint or a cell is not there any more."""
-    checkpoints, stored = _there(resolved, store)
+    checkpoints = set(store.keys("models/"))
     names = {
         (split.data, split.name): [resolved.state_name(one) for one in resolved.statistics_of(split)]
         for split in resolved.splits
     }
-    return [
-        model
-        for model in resolved.models
-        if model.id in models
-        and not (
-            checkpoint_key(model.id) in checkpoints
-            and all(
-                cell_key(model.id, name, chunk.id) in stored
-                for split in resolved.splits_of(model)
-                for name in names[split.data, split.name]
-                for chunk in split.chunks
-            )
+
+    def is_there(model: Model) -> bool:
+        # a run may have more cells than memory holds names of
+        stored = set(store.keys(f"states/{model.id}/"))
+        return checkpoint_key(model.id) in checkpoints and all(
+            cell_key(model.id, name, chunk.id) in stored
+            for split in resolved.splits_of(model)
+            for name in names[split.data, split.name]
+            for chunk in split.chunks
         )
-    ]
+
+    measured = [model for model in resolved.models if model.id in models]
+    with ThreadPoolExecutor(LISTINGS) as pool:
+        return [model for model, there in zip(measured, pool.map(is_there, measured), strict=True) if not there]
 
 
 def trained(resolved: Resolved) -> Iterator[tuple[Model, Recipe]]:
